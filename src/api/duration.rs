@@ -1,0 +1,171 @@
+//! Durations as users write them (GEP-2257), parsed by the same rule that the schema states.
+
+use serde::{Deserialize, Serialize};
+
+/// A span of time between one second and ten years, written as in GEP-2257: one to four pairs of a number of at most five
+/// digits and a unit out of `h`, `m`, `s` and `ms`, for example `90s`, `30m`, `24h` or `1h30m`.
+///
+/// Source: <https://gateway-api.sigs.k8s.io/geps/gep-2257/>
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Duration {
+    milliseconds: u64,
+}
+
+/// Why a text is no [`Duration`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DurationError {
+    /// It is not spelled as GEP-2257 asks.
+    #[error("must be a duration such as 90s, 30m, 24h or 1h30m: units h, m, s and ms, no sign, no fraction")]
+    Spelling,
+    /// It is shorter than [`Duration::MIN`] or longer than [`Duration::MAX`].
+    #[error("must lie between 1s and 87600h (ten years)")]
+    Bounds,
+}
+
+/// The spelling that GEP-2257 allows, for the schema and for whoever else needs it as a regular expression (RE2).
+pub(super) const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+
+impl Duration {
+    /// The shortest duration: one second.
+    pub const MIN: Self = Self { milliseconds: 1_000 };
+    /// The longest duration: 87,600 hours, which is ten years of 365 days.
+    pub const MAX: Self = Self { milliseconds: 87_600 * 3_600_000 };
+
+    /// This duration in milliseconds, from 1,000 to 315,360,000,000.
+    #[must_use]
+    pub fn as_milliseconds(self) -> u64 {
+        self.milliseconds
+    }
+}
+
+impl std::str::FromStr for Duration {
+    type Err = DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut rest = text;
+        let mut milliseconds = 0;
+        for _ in 0..4 {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, after) = rest.split_at(digits);
+            let number: u64 = match digits {
+                1..=5 => number.parse().map_err(|_| DurationError::Spelling)?,
+                _ => return Err(DurationError::Spelling),
+            };
+            let units = after.bytes().take_while(u8::is_ascii_lowercase).count();
+            let (unit, after) = after.split_at(units);
+            milliseconds += number
+                * match unit {
+                    "h" => 3_600_000,
+                    "m" => 60_000,
+                    "s" => 1_000,
+                    "ms" => 1,
+                    _ => return Err(DurationError::Spelling),
+                };
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let duration = Self { milliseconds };
+        if !rest.is_empty() {
+            Err(DurationError::Spelling)
+        } else if (Self::MIN..=Self::MAX).contains(&duration) {
+            Ok(duration)
+        } else {
+            Err(DurationError::Bounds)
+        }
+    }
+}
+
+impl TryFrom<String> for Duration {
+    type Error = DurationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Duration> for String {
+    fn from(duration: Duration) -> Self {
+        duration.to_string()
+    }
+}
+
+impl std::fmt::Display for Duration {
+    /// The shortest spelling: `1h30m` for `90m`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut rest = self.milliseconds;
+        for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+            if rest >= length {
+                write!(f, "{}{unit}", rest / length)?;
+                rest %= length;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl schemars::JsonSchema for Duration {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "maxLength": 28,
+            "x-kubernetes-validations": super::rules::duration(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_gep_2257_are_read() {
+        for (text, milliseconds) in [
+            ("1s", 1_000),
+            ("1000ms", 1_000),
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("30m1h", 5_400_000),
+            ("1h1h", 7_200_000),
+            ("00001s", 1_000),
+            ("87600h", 315_360_000_000),
+            ("87599h59m59s1000ms", 315_360_000_000),
+        ] {
+            assert_eq!(text.parse::<Duration>().map(Duration::as_milliseconds), Ok(milliseconds), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_spellings_are_refused() {
+        for text in
+            ["", "1", "s", "1.5h", "-1s", "+1s", " 1s", "1s ", "1d", "1S", "100000s", "1h1m1s1ms1s", "1us", "1s\n", "٣s"]
+        {
+            assert_eq!(text.parse::<Duration>(), Err(DurationError::Spelling), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_kept() {
+        for text in ["0s", "999ms", "87600h1ms", "99999h99999h99999h99999h"] {
+            assert_eq!(text.parse::<Duration>(), Err(DurationError::Bounds), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in ["1s", "1h30m", "1ms1h", "87600h", "24h", "1s1ms"] {
+            let duration: Duration = text.parse().unwrap();
+            assert_eq!(duration.to_string().parse(), Ok(duration), "{text}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The rules of the schemas, in CEL: whatever can be refused without a look at other objects is refused by these.
+//!
+//! Each message says what is allowed, and starts with the error code that the field knows for the situation, where there is
+//! one. The addresses are parsed once more by `core::address`, for objects that no schema saw; the tests hold both against the
+//! same manifests. No message says "is immutable": Flux answers those words by deleting the object.
+
+use serde_json::{Value, json};
+
+/// An address of E.164: `+` and 2 to 15 digits, the first not 0.
+const E164: &str = r"^\\+[1-9][0-9]{1,14}$";
+/// A short code, which an SMS proxy may have.
+const SHORT_CODE: &str = r"^[0-9]{3,8}$";
+/// Printable ASCII without spaces: a platform's opaque id.
+const OPAQUE_ID: &str = r"^[!-~]{1,256}$";
+/// Printable ASCII, with spaces inside alone: an identity.
+const IDENTITY: &str = r"^[!-~]([ -~]{0,254}[!-~])?$";
+/// Lower-case `local@domain`: a dot-atom of RFC 5322 and a host name. The 254 characters of RFC 5321 are checked beside it.
+const EMAIL: &str = r"^[a-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$";
+
+const TELEPHONE_CHANNELS: &str = "['SMS', 'WhatsApp', 'RCS']";
+const PLATFORM_CHANNELS: &str = "['Messenger', 'Instagram', 'AppleMessages']";
+
+fn rule(rule: impl Into<String>, message: &str) -> Value {
+    json!({"rule": rule.into(), "message": message})
+}
+
+/// A rule whose message is computed by `message`, a CEL expression, or where that fails is `fallback`.
+fn rule_with_remedy(rule: impl Into<String>, fallback: &str, message: String) -> Value {
+    json!({"rule": rule.into(), "message": fallback, "messageExpression": message})
+}
+
+fn at(field_path: &str, mut rule: Value) -> Value {
+    rule["fieldPath"] = json!(field_path);
+    rule
+}
+
+fn forbidden(mut rule: Value) -> Value {
+    rule["reason"] = json!("FieldValueForbidden");
+    rule
+}
+
+/// The expression that is true where `address` is well formed on `self.channel`.
+fn well_formed(address: &str, short_codes: bool) -> String {
+    let short_code =
+        if short_codes { format!(" || (self.channel == 'SMS' && {address}.matches('{SHORT_CODE}'))") } else { String::new() };
+    format!(
+        "self.channel in {TELEPHONE_CHANNELS} ? ({address}.matches('{E164}'){short_code}) : \
+         self.channel in {PLATFORM_CHANNELS} ? {address}.matches('{OPAQUE_ID}') : \
+         self.channel == 'Email' ? ({address}.size() <= 254 && {address}.matches(\"{EMAIL}\")) : \
+         {address}.matches('{IDENTITY}')"
+    )
+}
+
+/// The message for an ill-formed address: what is allowed on the channel, and the canonical spelling where there is one.
+fn remedy(code: &str, role: &str, address: &str, short_codes: bool) -> String {
+    // What people put between digits, and the two spellings of the international prefix.
+    let digits = [" ", "-", ".", "(", ")", "/"]
+        .iter()
+        .fold(address.to_owned(), |digits, separator| format!("{digits}.replace('{separator}', '')"));
+    let telephone = format!("({digits}.startsWith('00') ? '+' + {digits}.substring(2) : {digits})");
+    let lower_case = format!("{address}.trim().lowerAscii()");
+    let short_code = if short_codes { " (or, on SMS, a short code of 3 to 8 digits)" } else { "" };
+    format!(
+        "'{code}: the {role} address must be ' + (\
+         self.channel in {TELEPHONE_CHANNELS} ? \"E.164 on this channel: '+' and 2 to 15 digits, the first not 0{short_code}\" \
+         + ({telephone}.matches('{E164}') ? '; write ' + {telephone} : '') : \
+         self.channel in {PLATFORM_CHANNELS} ? \"the platform's id on this channel: printable ASCII, no spaces, at most 256 characters\" : \
+         self.channel == 'Email' ? 'lower-case local@domain on this channel, at most 254 characters' \
+         + ({lower_case}.matches(\"{EMAIL}\") ? '; write ' + {lower_case} : '') : \
+         'an identity on this channel: printable ASCII, no space at either end, at most 256 characters')"
+    )
+}
+
+/// Rules that compare fields of one spec, or a spec with the one before.
+pub(super) fn spec() -> Value {
+    json!([
+        at(".channel", forbidden(rule(
+            "self.channel == oldSelf.channel",
+            "must not change: to move the contact to another channel, open another conversation",
+        ))),
+        at(".proxy.address", forbidden(rule(
+            "self.proxy.address == oldSelf.proxy.address",
+            "must not change: to use another proxy address, open another conversation",
+        ))),
+        at(".contact", forbidden(rule(
+            "has(oldSelf.contact) || !has(self.contact)",
+            "must not be added to a conversation that has none: open another conversation",
+        ))),
+        at(".contact.address", forbidden(rule(
+            "!has(oldSelf.contact) || !has(self.contact) || self.contact.address == oldSelf.contact.address",
+            "must not change: to move to another contact, open another conversation; removing spec.contact is allowed and releases the binding",
+        ))),
+        at(".contact.address", rule_with_remedy(
+            format!("!has(self.contact) || ({})", well_formed("self.contact.address", false)),
+            "48025: the contact address is not valid on this channel",
+            remedy("48025", "contact", "self.contact.address", false),
+        )),
+        at(".proxy.address", rule_with_remedy(
+            well_formed("self.proxy.address", true),
+            "48026: the proxy address is not valid on this channel",
+            remedy("48026", "proxy", "self.proxy.address", true),
+        )),
+        at(".contact.address", rule(
+            "!has(self.contact) || self.contact.address != self.proxy.address",
+            "48027: the contact address and the proxy address must differ",
+        )),
+        at(".participants", rule(
+            "!has(self.participants) || self.participants.all(p, self.participants.exists_one(q, q.identity == p.identity))",
+            "50433: an identity must stand only once among the participants",
+        )),
+    ])
+}
+
+pub(super) fn display_name() -> Value {
+    json!([rule(r"self.matches('^[^\\x00-\\x1f\\x7f]*$')", "must not contain control characters")])
+}
+
+pub(super) fn identity() -> Value {
+    json!([rule(format!("self.matches('{IDENTITY}')"), "must be printable ASCII with no space at either end, at most 256 characters")])
+}
+
+pub(super) fn duration() -> Value {
+    let pattern = super::duration::PATTERN;
+    json!([
+        rule(
+            format!("self.matches('{pattern}')"),
+            "must be a duration such as 90s, 30m, 24h or 1h30m: units h, m, s and ms, no sign, no fraction",
+        ),
+        rule(
+            format!("!self.matches('{pattern}') || (duration(self) >= duration('1s') && duration(self) <= duration('87600h'))"),
+            "must lie between 1s and 87600h (ten years)",
+        ),
+    ])
+}
+
+pub(super) fn timers() -> Value {
+    let pattern = super::duration::PATTERN;
+    json!([at(".closeAfter", rule(
+        format!(
+            "!has(self.inactiveAfter) || !has(self.closeAfter) || !self.inactiveAfter.matches('{pattern}') \
+             || !self.closeAfter.matches('{pattern}') || duration(self.closeAfter) > duration(self.inactiveAfter)"
+        ),
+        "must be longer than inactiveAfter: both count from the last activity",
+    ))])
+}
+
+pub(super) fn status() -> Value {
+    json!([at(".lastActivityTime", forbidden(rule(
+        "!has(oldSelf.lastActivityTime) || (has(self.lastActivityTime) && self.lastActivityTime >= oldSelf.lastActivityTime)",
+        "must neither move back nor be removed",
+    )))])
+}
+
+/// Rules that need the spec and the status at once, for the root of the object.
+pub(super) fn conversation() -> Value {
+    let closed = "(has(oldSelf.spec.state) && oldSelf.spec.state == 'Closed') || (has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed')";
+    let remedy = "to go on with the contact, open another conversation";
+    json!([
+        at(".spec.state", forbidden(rule(
+            format!("!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"),
+            &format!("50377: a closed conversation stays closed, the state may only become Closed: {remedy}"),
+        ))),
+        at(".spec.contact", forbidden(rule(
+            format!("!({closed}) || (has(self.spec.contact) == has(oldSelf.spec.contact) && (!has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address))"),
+            &format!("50377: the contact of a closed conversation must not change (its displayName may): {remedy}"),
+        ))),
+        at(".spec.participants", forbidden(rule(
+            format!("!({closed}) || (has(self.spec.participants) ? self.spec.participants : []) == (has(oldSelf.spec.participants) ? oldSelf.spec.participants : [])"),
+            &format!("50377: the participants of a closed conversation must not change: {remedy}"),
+        ))),
+        at(".status.state", forbidden(rule(
+            "!(has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed') || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')",
+            &format!("50377: Closed is final: {remedy}"),
+        ))),
+    ])
+}

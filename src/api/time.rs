@@ -1,0 +1,71 @@
+//! An instant as the API shows it. It must not read the clock.
+
+use k8s_openapi::jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use serde::{Deserialize, Serialize};
+
+/// An instant, RFC 3339 in UTC, to the millisecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct Time(Timestamp);
+
+impl Time {
+    /// The beginning of 1970, for what has no time of its own.
+    pub const EPOCH: Self = Self(Timestamp::UNIX_EPOCH);
+
+    /// `timestamp`, with what is finer than a millisecond cut off.
+    #[must_use]
+    pub fn new(timestamp: Timestamp) -> Self {
+        let to_the_millisecond = TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Floor);
+        Self(timestamp.round(to_the_millisecond).unwrap_or(timestamp))
+    }
+
+    /// The instant `milliseconds` after this one, or the last instant that can be written where that lies beyond it.
+    #[must_use]
+    pub fn after(self, milliseconds: u64) -> Self {
+        let later = i64::try_from(milliseconds)
+            .ok()
+            .and_then(|milliseconds| self.0.as_millisecond().checked_add(milliseconds))
+            .and_then(|milliseconds| Timestamp::from_millisecond(milliseconds).ok());
+        Self::new(later.unwrap_or(Timestamp::MAX))
+    }
+
+    /// How many milliseconds lie between `earlier` and this instant; 0 where `earlier` is the later one.
+    #[must_use]
+    pub fn milliseconds_since(self, earlier: Self) -> u64 {
+        u64::try_from(self.0.as_millisecond().saturating_sub(earlier.0.as_millisecond())).unwrap_or(0)
+    }
+}
+
+impl From<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time> for Time {
+    fn from(time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> Self {
+        Self::new(time.0)
+    }
+}
+
+impl std::str::FromStr for Time {
+    type Err = k8s_openapi::jiff::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::new)
+    }
+}
+
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl schemars::JsonSchema for Time {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "format": "date-time", "maxLength": 64})
+    }
+}

@@ -1,0 +1,186 @@
+//! The only writer of AddressBindings: carries the steps of `core::claim` out against the API server. It decides nothing.
+
+use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference};
+use crate::clock::Clock;
+use crate::core::binding::{Binding, BindingName};
+use crate::core::claim::{AdmitStep, Answer, Claim, Request, Seen, Stored, Undecidable, Write, admit};
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Client, Resource, ResourceExt};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// The field manager of every write of switchboard.
+pub const FIELD_MANAGER: &str = "switchboard";
+
+/// How long a create waits for another one, or for a release, before it is told to come again. Longer waits would hold seats of
+/// the API server.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// The first pause between two looks at a claim, doubled each time up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(80);
+
+const NOT_FOUND: u16 = 404;
+const CONFLICT: u16 = 409;
+/// The API server tells AlreadyExists and Conflict apart by the reason; a create can meet the former alone.
+const ALREADY_EXISTS: u16 = 409;
+
+/// The claims of the cluster.
+#[derive(Clone)]
+pub struct Claims {
+    client: Client,
+    clock: Clock,
+    grace_period: Duration,
+}
+
+/// Why the claims could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do what was asked.
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    /// An AddressBinding does not bear the name of its binding. Only somebody who went around the admission policy of the
+    /// chart can have made it, and only they can delete it.
+    #[error("AddressBinding {0} does not belong to the binding that it is named after: delete it")]
+    Foreign(BindingName),
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect.
+    Done,
+    /// A precondition did not hold: what it rested on has changed.
+    Lost,
+}
+
+impl Claims {
+    /// The claims that `client` reaches. `grace_period` is how long a create that was admitted may take to be stored.
+    #[must_use]
+    pub fn new(client: Client, clock: Clock, grace_period: Duration) -> Self {
+        Self { client, clock, grace_period }
+    }
+
+    /// How long a create that was admitted may take to be stored.
+    #[must_use]
+    pub fn grace_period(&self) -> Duration {
+        self.grace_period
+    }
+
+    /// Claims the binding for a create, or says why not. Nothing is written after `deadline`.
+    pub async fn admit(&self, request: &Request, deadline: Instant) -> Answer {
+        let give_up_waiting = deadline.min(self.clock.monotonic() + LONGEST_WAIT);
+        let grace_period = u64::try_from(self.grace_period.as_millis()).unwrap_or(u64::MAX);
+        let mut pause = FIRST_PAUSE;
+        let mut seen = Seen::Nothing;
+        loop {
+            if seen == Seen::Changed && self.clock.monotonic() >= give_up_waiting {
+                return Answer::Undecidable(Undecidable::InFlight);
+            }
+            let step = admit(request, seen, self.clock.now(), grace_period);
+            let observed = match step {
+                AdmitStep::Answer(answer) => return answer,
+                AdmitStep::Wait => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    seen = Seen::Changed;
+                    continue;
+                }
+                step => timeout_at(deadline, self.observe(request, step)).await,
+            };
+            seen = match observed {
+                Ok(Ok(seen)) => seen,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, binding = %request.binding.name(), "cannot reach the claims");
+                    return Answer::Undecidable(Undecidable::ApiServer);
+                }
+                Err(_) => return Answer::Undecidable(Undecidable::ApiServer),
+            };
+        }
+    }
+
+    async fn observe(&self, request: &Request, step: AdmitStep) -> Result<Seen, Error> {
+        match step {
+            AdmitStep::ReadClaim => Ok(Seen::Claim(self.read(&request.binding.name()).await?)),
+            AdmitStep::ReadHolder(claim) => {
+                let stored = self.stored(&claim.holder).await?;
+                Ok(Seen::Holder(claim, stored))
+            }
+            AdmitStep::Write(write) => Ok(match self.write(&request.binding, write).await? {
+                Outcome::Done => Seen::Written,
+                Outcome::Lost => Seen::Changed,
+            }),
+            AdmitStep::Wait | AdmitStep::Answer(_) => Ok(Seen::Changed),
+        }
+    }
+
+    /// Reads a claim from etcd.
+    pub async fn read(&self, name: &BindingName) -> Result<Option<Claim>, Error> {
+        match Api::<AddressBinding>::all(self.client.clone()).get_opt(name.as_str()).await? {
+            None => Ok(None),
+            Some(object) => claim_of(&object).map(Some).ok_or_else(|| Error::Foreign(name.clone())),
+        }
+    }
+
+    /// Reads a conversation from etcd, as far as the protocol cares.
+    pub async fn stored(&self, place: &ConversationReference) -> Result<Option<Stored>, Error> {
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        Ok(conversations.get_opt(&place.name).await?.as_ref().map(Stored::of))
+    }
+
+    /// Carries one write out, under its preconditions.
+    pub async fn write(&self, binding: &Binding, write: Write) -> Result<Outcome, Error> {
+        let claims = Api::<AddressBinding>::all(self.client.clone());
+        let name = binding.name();
+        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let object = |holder, admissions| {
+            let spec = AddressBindingSpec {
+                channel: binding.channel(),
+                contact_address: binding.contact().to_string(),
+                proxy_address: binding.proxy().to_string(),
+                conversation_ref: holder,
+                admissions,
+            };
+            AddressBinding::new(name.as_str(), spec)
+        };
+        let (result, lost): (_, &[u16]) = match write {
+            Write::Create { holder, admissions } => {
+                (claims.create(&parameters, &object(holder, admissions)).await.map(drop), &[ALREADY_EXISTS])
+            }
+            Write::Replace { uid, resource_version, holder, admissions } => {
+                let mut object = object(holder, admissions);
+                object.meta_mut().uid = Some(uid);
+                object.meta_mut().resource_version = Some(resource_version);
+                (claims.replace(name.as_str(), &parameters, &object).await.map(drop), &[CONFLICT, NOT_FOUND])
+            }
+            Write::Delete { uid, resource_version } => {
+                let preconditions = Preconditions { uid: Some(uid), resource_version: Some(resource_version) };
+                let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                (claims.delete(name.as_str(), &parameters).await.map(drop), &[CONFLICT, NOT_FOUND])
+            }
+        };
+        match result {
+            Ok(()) => Ok(Outcome::Done),
+            Err(kube::Error::Api(status)) if lost.contains(&status.code) => Ok(Outcome::Lost),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The claim that an `AddressBinding` is; none where its name does not belong to its binding, which only a hand can have made.
+#[must_use]
+pub fn claim_of(object: &AddressBinding) -> Option<Claim> {
+    let binding = Binding::claimed(&object.spec).ok()?;
+    let name = binding.name();
+    if object.name_any() != name.as_str() {
+        return None;
+    }
+    Some(Claim {
+        binding,
+        name,
+        uid: object.uid()?,
+        resource_version: object.resource_version()?,
+        is_being_deleted: object.metadata.deletion_timestamp.is_some(),
+        holder: object.spec.conversation_ref.clone(),
+        admissions: object.spec.admissions.clone(),
+    })
+}

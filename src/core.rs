@@ -1,0 +1,9 @@
+//! What is decided, as functions of plain values: no client, no async, no clock, no logging.
+//!
+//! The webhook, the controller and the tests all call these; there is no second copy of a rule.
+
+pub mod address;
+pub mod binding;
+pub mod claim;
+pub mod lifecycle;
+pub mod refusal;

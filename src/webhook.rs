@@ -1,0 +1,13 @@
+//! Serving admission: the API server asks here before it stores a conversation.
+//!
+//! It keeps no cache: each answer rests on what `claims` reads from etcd. It must not know the controller.
+
+mod review;
+mod server;
+mod service;
+mod tls;
+
+pub use review::respond;
+pub use server::{Limits, serve};
+pub use service::Admitter;
+pub use tls::{TlsError, load as load_tls};

@@ -1,0 +1,98 @@
+//! A directory for one control plane: removed at the end, but for its logs where something failed.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{Error, reaper::Reaper};
+
+/// Removed when it is dropped, or by the reaper.
+pub(crate) struct DataDirectory {
+    path: PathBuf,
+    keep_logs: AtomicBool,
+    reaper: Arc<Reaper>,
+}
+
+impl DataDirectory {
+    /// A fresh one, with a directory `logs` in it.
+    pub(crate) fn create() -> Result<Self, Error> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        // The time, since a process id comes back, and kept logs may stand under it.
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let path = env::temp_dir().join(format!("switchboard-{}-{count}-{time}", process::id()));
+        let doing = || format!("create the data directory {} (TMPDIR says where)", path.display());
+        // Not `create_dir_all`: a directory that is there already is somebody else's.
+        fs::create_dir(&path).map_err(Error::io(doing()))?;
+        let reaper = Reaper::get()?;
+        reaper.watch_directory(&path);
+        fs::create_dir(path.join("logs")).map_err(Error::io(doing()))?;
+        Ok(Self { path, keep_logs: AtomicBool::new(false), reaper })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the log of a server of this name goes.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.path.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Writes a file that only this user can read: most of them hold keys or tokens.
+    pub(crate) fn write(&self, name: &str, content: &str) -> Result<PathBuf, Error> {
+        let path = self.path.join(name);
+        write_private(&path, content)?;
+        Ok(path)
+    }
+
+    /// Something failed: the logs outlive this value.
+    pub(crate) fn keep_logs(&self) {
+        self.keep_logs.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        if self.keep_logs.load(Ordering::Relaxed) || thread::panicking() {
+            for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+                if entry.file_name() != "logs" {
+                    remove(&entry.path());
+                }
+            }
+        } else {
+            remove(&self.path);
+        }
+        self.reaper.forget_directory(&self.path);
+    }
+}
+
+/// As far as it can be removed: what is left is rubbish in the system's directory for it.
+fn remove(path: &Path) {
+    if path.is_dir() {
+        let _ = fs::remove_dir_all(path);
+    } else {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Writes a file with mode 0600.
+pub(crate) fn write_private(path: &Path, content: &str) -> Result<(), Error> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .map_err(Error::io(format!("write {}", path.display())))
+}

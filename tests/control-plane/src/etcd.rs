@@ -1,0 +1,31 @@
+//! How etcd is started.
+
+use std::{path::Path, process::Command};
+
+use crate::{
+    Error,
+    data_directory::DataDirectory,
+    http,
+    ports::Port,
+    server::Server,
+};
+
+/// etcd on loopback with its data in `etcd` of that directory; started and ready.
+pub(crate) fn start(binary: &Path, directory: &DataDirectory, port: &Port, fsync: bool) -> Result<Server, Error> {
+    let address = port.address();
+    let url = format!("http://{address}");
+    let mut command = Command::new(binary);
+    command
+        .arg("--data-dir")
+        .arg(directory.path().join("etcd"))
+        .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
+        // It has no peers, but insists on listening for them.
+        .args(["--listen-peer-urls", "http://127.0.0.1:0"]);
+    if !fsync {
+        command.arg("--unsafe-no-fsync");
+    }
+    let ready = Box::new(move || http::is_ok(address, "/readyz"));
+    let server = Server::new("etcd", directory.log("etcd"), command, address, ready)?;
+    server.start()?;
+    Ok(server)
+}
