@@ -1,9 +1,24 @@
 //! switchboard: a Kubernetes operator that gives every open conversation its binding alone.
 //!
-#![doc = "See ARCHITECTURE.md."]
+//! Data flows one way. A request or a watch event comes in at the rim, is made into plain values, a pure function decides, and
+//! the rim writes:
+//!
+//! - [`api`] is what users write and read: the two kinds and the rules of their schemas;
+//! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, refusals;
+//! - [`claims`] is the only writer of AddressBindings, and carries the protocol out against the API server;
+//! - [`webhook`] serves admission, and [`controller`] keeps what is stored; they do not know each other;
+//! - [`leader`] keeps the Lease, [`clock`] reads the time, [`telemetry`] tells what happens;
+//! - [`run`] wires these into one supervised process, and [`cli`] makes settings of a command line.
+//!
+//! ARCHITECTURE.md tells why, and why no binding can have two holders.
 
 pub mod api;
-pub mod core;
 pub mod claims;
+pub mod cli;
 pub mod clock;
+pub mod controller;
+pub mod core;
+pub mod leader;
+pub mod run;
+pub mod telemetry;
 pub mod webhook;

@@ -1,6 +1,7 @@
-//! x
-fn main() {
-    for crd in [switchboard::api::conversation_crd().unwrap(), switchboard::api::address_binding_crd().unwrap()] {
-        println!("---\n{}", serde_saphyr::to_string(&crd).unwrap());
-    }
+//! Parses the command line and runs it: nothing else.
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    switchboard::cli::Cli::parse().run()
 }

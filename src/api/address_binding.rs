@@ -21,12 +21,42 @@ use serde::{Deserialize, Serialize};
     selectable = ".spec.proxyAddress",
     selectable = ".spec.conversationRef.namespace",
     selectable = ".spec.conversationRef.name",
-    printcolumn(name = "Channel", type_ = "string", json_path = ".spec.channel", description = "The channel of both addresses."),
-    printcolumn(name = "Contact", type_ = "string", json_path = ".spec.contactAddress", description = "The address of the person outside."),
-    printcolumn(name = "Proxy", type_ = "string", json_path = ".spec.proxyAddress", description = "The business's own address."),
-    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.conversationRef.namespace", description = "The namespace of the conversation that holds the binding."),
-    printcolumn(name = "Conversation", type_ = "string", json_path = ".spec.conversationRef.name", description = "The conversation that holds the binding."),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Since when the binding has been held.")
+    printcolumn(
+        name = "Channel",
+        type_ = "string",
+        json_path = ".spec.channel",
+        description = "The channel of both addresses."
+    ),
+    printcolumn(
+        name = "Contact",
+        type_ = "string",
+        json_path = ".spec.contactAddress",
+        description = "The address of the person outside."
+    ),
+    printcolumn(
+        name = "Proxy",
+        type_ = "string",
+        json_path = ".spec.proxyAddress",
+        description = "The business's own address."
+    ),
+    printcolumn(
+        name = "Namespace",
+        type_ = "string",
+        json_path = ".spec.conversationRef.namespace",
+        description = "The namespace of the conversation that holds the binding."
+    ),
+    printcolumn(
+        name = "Conversation",
+        type_ = "string",
+        json_path = ".spec.conversationRef.name",
+        description = "The conversation that holds the binding."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Since when the binding has been held."
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AddressBindingSpec {

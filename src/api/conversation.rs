@@ -22,19 +22,84 @@ use serde::{Deserialize, Serialize};
     selectable = ".spec.contact.address",
     selectable = ".spec.proxy.address",
     selectable = ".status.state",
-    printcolumn(name = "Channel", type_ = "string", json_path = ".spec.channel", description = "The channel of both addresses."),
-    printcolumn(name = "Contact", type_ = "string", json_path = ".spec.contact.address", description = "The address of the person outside."),
-    printcolumn(name = "Proxy", type_ = "string", json_path = ".spec.proxy.address", description = "The business's own address."),
+    printcolumn(
+        name = "Channel",
+        type_ = "string",
+        json_path = ".spec.channel",
+        description = "The channel of both addresses."
+    ),
+    printcolumn(
+        name = "Contact",
+        type_ = "string",
+        json_path = ".spec.contact.address",
+        description = "The address of the person outside."
+    ),
+    printcolumn(
+        name = "Proxy",
+        type_ = "string",
+        json_path = ".spec.proxy.address",
+        description = "The business's own address."
+    ),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "The state in effect."),
-    printcolumn(name = "Assigned-To", type_ = "string", json_path = ".spec.participants[*].identity", description = "The first participant."),
-    printcolumn(name = "Bound", type_ = "string", json_path = ".status.conditions[?(@.type==\"Bound\")].status", description = "Whether it holds its binding."),
-    printcolumn(name = "Closes", type_ = "string", json_path = ".status.deadlines.closeTime", description = "When a timer will close it."),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Since when it has existed."),
-    printcolumn(name = "Unassigned", type_ = "string", json_path = ".status.conditions[?(@.type==\"Unassigned\")].status", priority = 1, description = "Whether it is open without a participant."),
-    printcolumn(name = "State-Reason", type_ = "string", json_path = ".status.stateReason", priority = 1, description = "What brought the state about."),
-    printcolumn(name = "Last-Activity", type_ = "string", json_path = ".status.lastActivityTime", priority = 1, description = "The activity that the timers count from; empty: the creation."),
-    printcolumn(name = "Inactive-At", type_ = "string", json_path = ".status.deadlines.inactiveTime", priority = 1, description = "When a timer will make it Inactive."),
-    printcolumn(name = "Binding", type_ = "string", json_path = ".status.addressBindingName", priority = 1, description = "The AddressBinding that it holds.")
+    printcolumn(
+        name = "Assigned-To",
+        type_ = "string",
+        json_path = ".spec.participants[*].identity",
+        description = "The first participant."
+    ),
+    printcolumn(
+        name = "Bound",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Bound\")].status",
+        description = "Whether it holds its binding."
+    ),
+    printcolumn(
+        name = "Closes",
+        type_ = "string",
+        json_path = ".status.deadlines.closeTime",
+        description = "When a timer will close it."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Since when it has existed."
+    ),
+    printcolumn(
+        name = "Unassigned",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Unassigned\")].status",
+        priority = 1,
+        description = "Whether it is open without a participant."
+    ),
+    printcolumn(
+        name = "State-Reason",
+        type_ = "string",
+        json_path = ".status.stateReason",
+        priority = 1,
+        description = "What brought the state about."
+    ),
+    printcolumn(
+        name = "Last-Activity",
+        type_ = "string",
+        json_path = ".status.lastActivityTime",
+        priority = 1,
+        description = "The activity that the timers count from; empty: the creation."
+    ),
+    printcolumn(
+        name = "Inactive-At",
+        type_ = "string",
+        json_path = ".status.deadlines.inactiveTime",
+        priority = 1,
+        description = "When a timer will make it Inactive."
+    ),
+    printcolumn(
+        name = "Binding",
+        type_ = "string",
+        json_path = ".status.addressBindingName",
+        priority = 1,
+        description = "The AddressBinding that it holds."
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::spec()))]
@@ -111,9 +176,8 @@ impl std::fmt::Display for Channel {
 }
 
 /// The state of a conversation, in the order in which a timer or a person may move it on.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = super::schema::described_by_the_field)]
 pub enum State {
     /// Open.
     #[default]
@@ -220,6 +284,7 @@ pub struct ConversationStatus {
 
 /// What brought the state in effect about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = super::schema::described_by_the_field)]
 pub enum StateReason {
     /// The spec.
     Spec,

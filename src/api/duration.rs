@@ -147,9 +147,23 @@ mod tests {
 
     #[test]
     fn other_spellings_are_refused() {
-        for text in
-            ["", "1", "s", "1.5h", "-1s", "+1s", " 1s", "1s ", "1d", "1S", "100000s", "1h1m1s1ms1s", "1us", "1s\n", "٣s"]
-        {
+        for text in [
+            "",
+            "1",
+            "s",
+            "1.5h",
+            "-1s",
+            "+1s",
+            " 1s",
+            "1s ",
+            "1d",
+            "1S",
+            "100000s",
+            "1h1m1s1ms1s",
+            "1us",
+            "1s\n",
+            "٣s",
+        ] {
             assert_eq!(text.parse::<Duration>(), Err(DurationError::Spelling), "{text:?}");
         }
     }

@@ -17,6 +17,10 @@ const IDENTITY: &str = r"^[!-~]([ -~]{0,254}[!-~])?$";
 /// Lower-case `local@domain`: a dot-atom of RFC 5322 and a host name. The 254 characters of RFC 5321 are checked beside it.
 const EMAIL: &str = r"^[a-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$";
 
+/// RFC 3339 in the years 1970 to 2999. The format `date-time` of the API server alone would let `2026-01-01T00:00:00x5Z` and an
+/// offset of 99 hours pass, and fail on them for ever when CEL compares them; and not every reader knows the year 9999.
+pub(super) const INSTANT: &str = r"^(19[7-9][0-9]|2[0-9]{3})-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
+
 const TELEPHONE_CHANNELS: &str = "['SMS', 'WhatsApp', 'RCS']";
 const PLATFORM_CHANNELS: &str = "['Messenger', 'Instagram', 'AppleMessages']";
 
@@ -41,8 +45,11 @@ fn forbidden(mut rule: Value) -> Value {
 
 /// The expression that is true where `address` is well formed on `self.channel`.
 fn well_formed(address: &str, short_codes: bool) -> String {
-    let short_code =
-        if short_codes { format!(" || (self.channel == 'SMS' && {address}.matches('{SHORT_CODE}'))") } else { String::new() };
+    let short_code = if short_codes {
+        format!(" || (self.channel == 'SMS' && {address}.matches('{SHORT_CODE}'))")
+    } else {
+        String::new()
+    };
     format!(
         "self.channel in {TELEPHONE_CHANNELS} ? ({address}.matches('{E164}'){short_code}) : \
          self.channel in {PLATFORM_CHANNELS} ? {address}.matches('{OPAQUE_ID}') : \
@@ -66,7 +73,7 @@ fn remedy(code: &str, role: &str, address: &str, short_codes: bool) -> String {
          + ({telephone}.matches('{E164}') ? '; write ' + {telephone} : '') : \
          self.channel in {PLATFORM_CHANNELS} ? \"the platform's id on this channel: printable ASCII, no spaces, at most 256 characters\" : \
          self.channel == 'Email' ? 'lower-case local@domain on this channel, at most 254 characters' \
-         + ({lower_case}.matches(\"{EMAIL}\") ? '; write ' + {lower_case} : '') : \
+         + ({lower_case}.size() <= 254 && {lower_case}.matches(\"{EMAIL}\") ? '; write ' + {lower_case} : '') : \
          'an identity on this channel: printable ASCII, no space at either end, at most 256 characters')"
     )
 }
@@ -74,49 +81,76 @@ fn remedy(code: &str, role: &str, address: &str, short_codes: bool) -> String {
 /// Rules that compare fields of one spec, or a spec with the one before.
 pub(super) fn spec() -> Value {
     json!([
-        at(".channel", forbidden(rule(
-            "self.channel == oldSelf.channel",
-            "must not change: to move the contact to another channel, open another conversation",
-        ))),
-        at(".proxy.address", forbidden(rule(
-            "self.proxy.address == oldSelf.proxy.address",
-            "must not change: to use another proxy address, open another conversation",
-        ))),
-        at(".contact", forbidden(rule(
-            "has(oldSelf.contact) || !has(self.contact)",
-            "must not be added to a conversation that has none: open another conversation",
-        ))),
-        at(".contact.address", forbidden(rule(
-            "!has(oldSelf.contact) || !has(self.contact) || self.contact.address == oldSelf.contact.address",
-            "must not change: to move to another contact, open another conversation; removing spec.contact is allowed and releases the binding",
-        ))),
-        at(".contact.address", rule_with_remedy(
-            format!("!has(self.contact) || ({})", well_formed("self.contact.address", false)),
-            "48025: the contact address is not valid on this channel",
-            remedy("48025", "contact", "self.contact.address", false),
-        )),
-        at(".proxy.address", rule_with_remedy(
-            well_formed("self.proxy.address", true),
-            "48026: the proxy address is not valid on this channel",
-            remedy("48026", "proxy", "self.proxy.address", true),
-        )),
-        at(".contact.address", rule(
-            "!has(self.contact) || self.contact.address != self.proxy.address",
-            "48027: the contact address and the proxy address must differ",
-        )),
-        at(".participants", rule(
-            "!has(self.participants) || self.participants.all(p, self.participants.exists_one(q, q.identity == p.identity))",
-            "50433: an identity must stand only once among the participants",
-        )),
+        at(
+            ".channel",
+            forbidden(rule(
+                "self.channel == oldSelf.channel",
+                "must not change: to move the contact to another channel, open another conversation",
+            ))
+        ),
+        at(
+            ".proxy.address",
+            forbidden(rule(
+                "self.proxy.address == oldSelf.proxy.address",
+                "must not change: to use another proxy address, open another conversation",
+            ))
+        ),
+        at(
+            ".contact",
+            forbidden(rule(
+                "has(oldSelf.contact) || !has(self.contact)",
+                "must not be added to a conversation that has none: open another conversation",
+            ))
+        ),
+        at(
+            ".contact.address",
+            forbidden(rule(
+                "!has(oldSelf.contact) || !has(self.contact) || self.contact.address == oldSelf.contact.address",
+                "must not change: to move to another contact, open another conversation; removing spec.contact is allowed and releases the binding",
+            ))
+        ),
+        at(
+            ".contact.address",
+            rule_with_remedy(
+                format!("!has(self.contact) || ({})", well_formed("self.contact.address", false)),
+                "48025: the contact address must be valid on this channel",
+                remedy("48025", "contact", "self.contact.address", false),
+            )
+        ),
+        at(
+            ".proxy.address",
+            rule_with_remedy(
+                well_formed("self.proxy.address", true),
+                "48026: the proxy address must be valid on this channel",
+                remedy("48026", "proxy", "self.proxy.address", true),
+            )
+        ),
+        at(
+            ".contact.address",
+            rule(
+                "!has(self.contact) || self.contact.address != self.proxy.address",
+                "48027: the contact address and the proxy address must differ",
+            )
+        ),
+        at(
+            ".participants",
+            rule(
+                "!has(self.participants) || self.participants.all(p, self.participants.exists_one(q, q.identity == p.identity))",
+                "50433: an identity must stand only once among the participants",
+            )
+        ),
     ])
 }
 
 pub(super) fn display_name() -> Value {
-    json!([rule(r"self.matches('^[^\\x00-\\x1f\\x7f]*$')", "must not contain control characters")])
+    json!([rule(r"self.matches('^\\P{Cc}*$')", "must not contain control characters")])
 }
 
 pub(super) fn identity() -> Value {
-    json!([rule(format!("self.matches('{IDENTITY}')"), "must be printable ASCII with no space at either end, at most 256 characters")])
+    json!([rule(
+        format!("self.matches('{IDENTITY}')"),
+        "must be printable ASCII with no space at either end, at most 256 characters"
+    )])
 }
 
 pub(super) fn duration() -> Value {
@@ -127,7 +161,9 @@ pub(super) fn duration() -> Value {
             "must be a duration such as 90s, 30m, 24h or 1h30m: units h, m, s and ms, no sign, no fraction",
         ),
         rule(
-            format!("!self.matches('{pattern}') || (duration(self) >= duration('1s') && duration(self) <= duration('87600h'))"),
+            format!(
+                "!self.matches('{pattern}') || (duration(self) >= duration('1s') && duration(self) <= duration('87600h'))"
+            ),
             "must lie between 1s and 87600h (ten years)",
         ),
     ])
@@ -135,20 +171,26 @@ pub(super) fn duration() -> Value {
 
 pub(super) fn timers() -> Value {
     let pattern = super::duration::PATTERN;
-    json!([at(".closeAfter", rule(
-        format!(
-            "!has(self.inactiveAfter) || !has(self.closeAfter) || !self.inactiveAfter.matches('{pattern}') \
+    json!([at(
+        ".closeAfter",
+        rule(
+            format!(
+                "!has(self.inactiveAfter) || !has(self.closeAfter) || !self.inactiveAfter.matches('{pattern}') \
              || !self.closeAfter.matches('{pattern}') || duration(self.closeAfter) > duration(self.inactiveAfter)"
-        ),
-        "must be longer than inactiveAfter: both count from the last activity",
-    ))])
+            ),
+            "must be longer than inactiveAfter: both count from the last activity",
+        )
+    )])
 }
 
 pub(super) fn status() -> Value {
-    json!([at(".lastActivityTime", forbidden(rule(
-        "!has(oldSelf.lastActivityTime) || (has(self.lastActivityTime) && self.lastActivityTime >= oldSelf.lastActivityTime)",
-        "must neither move back nor be removed",
-    )))])
+    json!([at(
+        ".lastActivityTime",
+        forbidden(rule(
+            "!has(oldSelf.lastActivityTime) || (has(self.lastActivityTime) && self.lastActivityTime >= oldSelf.lastActivityTime)",
+            "must neither move back nor be removed",
+        ))
+    )])
 }
 
 /// Rules that need the spec and the status at once, for the root of the object.
@@ -156,21 +198,39 @@ pub(super) fn conversation() -> Value {
     let closed = "(has(oldSelf.spec.state) && oldSelf.spec.state == 'Closed') || (has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed')";
     let remedy = "to go on with the contact, open another conversation";
     json!([
-        at(".spec.state", forbidden(rule(
-            format!("!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"),
-            &format!("50377: a closed conversation stays closed, the state may only become Closed: {remedy}"),
-        ))),
-        at(".spec.contact", forbidden(rule(
-            format!("!({closed}) || (has(self.spec.contact) == has(oldSelf.spec.contact) && (!has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address))"),
-            &format!("50377: the contact of a closed conversation must not change (its displayName may): {remedy}"),
-        ))),
-        at(".spec.participants", forbidden(rule(
-            format!("!({closed}) || (has(self.spec.participants) ? self.spec.participants : []) == (has(oldSelf.spec.participants) ? oldSelf.spec.participants : [])"),
-            &format!("50377: the participants of a closed conversation must not change: {remedy}"),
-        ))),
-        at(".status.state", forbidden(rule(
-            "!(has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed') || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')",
-            &format!("50377: Closed is final: {remedy}"),
-        ))),
+        at(
+            ".spec.state",
+            forbidden(rule(
+                format!(
+                    "!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"
+                ),
+                &format!("50377: a closed conversation must stay closed, the state may only become Closed: {remedy}"),
+            ))
+        ),
+        at(
+            ".spec.contact",
+            forbidden(rule(
+                format!(
+                    "!({closed}) || (has(self.spec.contact) == has(oldSelf.spec.contact) && (!has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address))"
+                ),
+                &format!("50377: the contact of a closed conversation must not change (its displayName may): {remedy}"),
+            ))
+        ),
+        at(
+            ".spec.participants",
+            forbidden(rule(
+                format!(
+                    "!({closed}) || (has(self.spec.participants) ? self.spec.participants : []) == (has(oldSelf.spec.participants) ? oldSelf.spec.participants : [])"
+                ),
+                &format!("50377: the participants of a closed conversation must not change: {remedy}"),
+            ))
+        ),
+        at(
+            ".status.state",
+            forbidden(rule(
+                "!(has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed') || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')",
+                &format!("50377: what is Closed must stay Closed: {remedy}"),
+            ))
+        ),
     ])
 }

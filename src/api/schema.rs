@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 /// # Errors
 /// Where what is derived from the types is no CRD, which the tests exclude.
 pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error> {
-    let mut crd = serde_json::to_value(Conversation::crd())?;
+    let mut crd = settled(serde_json::to_value(Conversation::crd())?);
     for version in versions(&mut crd) {
         let schema = &mut version["schema"]["openAPIV3Schema"];
         schema["x-kubernetes-validations"] = rules::conversation();
         schema["properties"]["status"]["default"] = undecided_status();
     }
-    finish(crd)
+    serde_json::from_value(crd)
 }
 
 /// The CRD of [`AddressBinding`].
@@ -24,7 +24,7 @@ pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error>
 /// # Errors
 /// Where what is derived from the types is no CRD, which the tests exclude.
 pub fn address_binding_crd() -> Result<CustomResourceDefinition, serde_json::Error> {
-    finish(serde_json::to_value(AddressBinding::crd())?)
+    serde_json::from_value(settled(serde_json::to_value(AddressBinding::crd())?))
 }
 
 /// The status of a conversation that has not been looked at, so that it counts as in progress from its creation on without a
@@ -49,21 +49,32 @@ fn versions(crd: &mut Value) -> &mut [Value] {
     crd["spec"]["versions"].as_array_mut().map_or(&mut [], Vec::as_mut_slice)
 }
 
-fn finish(mut crd: Value) -> Result<CustomResourceDefinition, serde_json::Error> {
+fn settled(mut crd: Value) -> Value {
     for version in versions(&mut crd) {
-        refuse_null(&mut version["schema"]["openAPIV3Schema"]);
+        settle(&mut version["schema"]["openAPIV3Schema"]);
     }
-    serde_json::from_value(crd)
+    crd
 }
 
-/// Takes `nullable` away, which is derived for every optional field: the API server then takes a null for an absent field.
-fn refuse_null(schema: &mut Value) {
+/// Takes away what is derived and not meant, and adds what holds for every field of a kind.
+fn settle(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
+            // Derived for every optional field: the API server then takes a null for an absent field.
             fields.remove("nullable");
-            fields.values_mut().for_each(refuse_null);
+            // Derived where serde has a default: what is absent must stay absent in what is stored.
+            fields.remove("default");
+            if fields.get("format").is_some_and(|format| format == "date-time") {
+                fields.insert("pattern".to_owned(), json!(rules::INSTANT));
+            }
+            fields.values_mut().for_each(settle);
         }
-        Value::Array(items) => items.iter_mut().for_each(refuse_null),
+        Value::Array(items) => items.iter_mut().for_each(settle),
         _ => {}
     }
+}
+
+/// Takes the description of a type away where it would cover the better one of the field.
+pub(super) fn described_by_the_field(schema: &mut schemars::Schema) {
+    schema.remove("description");
 }

@@ -19,6 +19,12 @@ impl Time {
         Self(timestamp.round(to_the_millisecond).unwrap_or(timestamp))
     }
 
+    /// The same instant as the rest of Kubernetes' types have it.
+    #[must_use]
+    pub fn timestamp(self) -> Timestamp {
+        self.0
+    }
+
     /// The instant `milliseconds` after this one, or the last instant that can be written where that lies beyond it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {

@@ -183,7 +183,9 @@ pub enum Undecidable {
 pub fn admit(request: &Request, seen: Seen, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
     let admission = || Admission { uid: request.uid.clone(), time: now };
     // I5: where a write would claim the binding, a dry run is told that it would.
-    let write = |write| if request.is_dry_run { AdmitStep::Answer(Answer::Allow) } else { AdmitStep::Write(write) };
+    let write = |write| {
+        if request.is_dry_run { AdmitStep::Answer(Answer::Allow) } else { AdmitStep::Write(write) }
+    };
     let create = || write(Write::Create { holder: request.conversation.clone(), admissions: vec![admission()] });
     match seen {
         // Most bindings are free: try the one write that claims it, and read only if that fails.
@@ -202,7 +204,8 @@ pub fn admit(request: &Request, seen: Seen, now: Time, grace_period_milliseconds
             }
             let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
             let is_overdue = |admission: &Admission| now.milliseconds_since(admission.time) > grace_period_milliseconds;
-            let is_stuck = claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
+            let is_stuck =
+                claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
             if is_stuck || claim.admissions.len() >= MAX_ADMISSIONS {
                 return AdmitStep::Answer(Answer::Undecidable(Undecidable::AwaitingRelease));
             }
@@ -465,15 +468,17 @@ mod tests {
     fn a_claim_is_deleted_when_every_uid_is_decided_or_expired_and_none_holds() {
         for standing in [Standing::Decided, Standing::Expired] {
             assert_eq!(release(&claim("alice", &["a1"]), None, |_| standing), delete());
-            assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), |_| standing), delete());
+            assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), |_| { standing }), delete());
         }
         // The conversation that was just read is decided, whatever the watch has shown.
-        assert_eq!(release(&claim("alice", &["a1"]), Some(&closed("a1")), |_| Standing::InFlight), delete());
+        assert_eq!(release(&claim("alice", &["a1"]), Some(&closed("a1")), |_| { Standing::InFlight }), delete());
     }
 
     #[test]
     fn a_claim_is_kept_while_a_create_may_still_be_stored() {
-        let standing = |uid: &str| if uid == "a1" { Standing::InFlight } else { Standing::Decided };
+        let standing = |uid: &str| {
+            if uid == "a1" { Standing::InFlight } else { Standing::Decided }
+        };
         assert_eq!(release(&claim("alice", &["a1"]), None, standing), ReleaseStep::AwaitGrace);
         assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), standing), ReleaseStep::AwaitGrace);
     }
@@ -495,6 +500,6 @@ mod tests {
     fn a_conversation_that_holds_another_binding_does_not_keep_this_one() {
         let mut elsewhere = open("a1");
         elsewhere.holds = Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122662").unwrap().name());
-        assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| Standing::Decided), delete());
+        assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| { Standing::Decided }), delete());
     }
 }

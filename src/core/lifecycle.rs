@@ -94,9 +94,10 @@ impl Facts {
     /// Whether the stored status says `Bound=True`.
     #[must_use]
     pub fn is_bound(&self) -> bool {
-        self.status.conditions.iter().any(|(type_, status, _)| {
-            (*type_, *status) == (ConditionType::Bound, ConditionStatus::True)
-        })
+        self.status
+            .conditions
+            .iter()
+            .any(|(type_, status, _)| (*type_, *status) == (ConditionType::Bound, ConditionStatus::True))
     }
 }
 
@@ -125,7 +126,9 @@ impl StatusFacts {
 /// The last activity in effect, and the report that had to be cut for it because it lay in the future when it was seen.
 fn activity(facts: &Facts, now: Time) -> (Option<Time>, Option<Time>) {
     let StatusFacts { last_activity_time, counted_activity_time, reported_activity, .. } = facts.status;
-    let Some(reported) = reported_activity else { return (last_activity_time, None) };
+    let Some(reported) = reported_activity else {
+        return (last_activity_time, None);
+    };
     if counted_activity_time == Some(reported) {
         return (last_activity_time, counted_activity_time);
     }
@@ -165,7 +168,8 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
     } else if facts.state == State::Inactive {
         (State::Inactive, StateReason::Spec)
     } else {
-        let was_inactive = (before.state, before.state_reason) == (Some(State::Inactive), Some(StateReason::InactiveTimer));
+        let was_inactive =
+            (before.state, before.state_reason) == (Some(State::Inactive), Some(StateReason::InactiveTimer));
         if is_due(inactive_due) || (was_inactive && !is_woken) {
             (State::Inactive, StateReason::InactiveTimer)
         } else if was_inactive {

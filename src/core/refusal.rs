@@ -80,12 +80,8 @@ pub fn already_bound_message(
     stored: &Stored,
     disclosure: Disclosure,
 ) -> String {
-    let addresses = format!(
-        "contact address {} and proxy address {} on {}",
-        binding.contact(),
-        binding.proxy(),
-        binding.channel()
-    );
+    let addresses =
+        format!("contact address {} and proxy address {} on {}", binding.contact(), binding.proxy(), binding.channel());
     let another_proxy = "for a separate, simultaneous conversation use another proxy address";
     if disclosure == Disclosure::OtherNamespace {
         return format!(
@@ -102,7 +98,8 @@ pub fn already_bound_message(
              free at once",
         )
     } else {
-        let named = stored.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let named =
+            stored.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = match stored.participants.len().saturating_sub(NAMED_PARTICIPANTS) {
             0 => String::new(),
             more => format!(" and {more} more"),

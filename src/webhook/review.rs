@@ -82,7 +82,9 @@ impl Review {
             Err(error) => return Ok(Asked::Invalid(error)),
         };
         let metadata = &object.metadata;
-        let present = |part: Option<&String>, name| part.filter(|part| !part.is_empty()).cloned().ok_or(Unreadable::Missing(name));
+        let present = |part: Option<&String>, name| {
+            part.filter(|part| !part.is_empty()).cloned().ok_or(Unreadable::Missing(name))
+        };
         Ok(Asked::Claim(Request {
             binding,
             conversation: ConversationReference {

@@ -89,7 +89,9 @@ pub async fn serve(
         let (acceptor, server, watcher) = (acceptor.clone(), server.clone(), connections.watcher());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let Ok(Ok(stream)) = timeout(limits.read, acceptor.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = timeout(limits.read, acceptor.accept(stream)).await else {
+                return;
+            };
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.read);
             builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
@@ -129,7 +131,9 @@ impl Server {
                 return text(StatusCode::PAYLOAD_TOO_LARGE, "the review is larger than any object can be");
             }
             Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body could not be read"),
-            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"),
+            Err(_) => {
+                return text(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+            }
         };
         match self.admitter.answer(&body, deadline).await {
             Ok(review) => {

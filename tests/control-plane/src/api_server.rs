@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
@@ -13,51 +13,54 @@ use crate::{
     server::{Ready, Server},
 };
 
-/// The files that all API servers of a control plane share.
-pub(crate) struct Files {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    pub(crate) token_key_private: PathBuf,
-    pub(crate) token_key_public: PathBuf,
-    pub(crate) tokens: PathBuf,
+/// What all API servers of a control plane share.
+pub(crate) struct Plan<'a> {
+    pub(crate) binary: &'a Path,
+    pub(crate) directory: &'a DataDirectory,
+    pub(crate) etcd: SocketAddr,
+    pub(crate) certificate: &'a Path,
+    pub(crate) key: &'a Path,
+    pub(crate) token_key_private: &'a Path,
+    pub(crate) token_key_public: &'a Path,
+    pub(crate) tokens: &'a Path,
+    pub(crate) flags: &'a [String],
 }
 
-/// An API server on loopback, not started yet. `kubectl` makes a kubectl command that talks to it as its administrator.
-pub(crate) fn new(
-    binary: &Path,
-    directory: &DataDirectory,
-    number: usize,
-    address: SocketAddr,
-    etcd: SocketAddr,
-    files: &Files,
-    flags: &[String],
-    kubectl: impl Fn() -> Command + Send + Sync + 'static,
-) -> Result<Server, Error> {
-    let name = format!("api-server-{number}");
-    let mut command = Command::new(binary);
-    command
-        .args(["--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1"])
-        .args(["--secure-port", &address.port().to_string()])
-        .args(["--etcd-servers", &format!("http://{etcd}")])
-        .arg("--tls-cert-file")
-        .arg(&files.certificate)
-        .arg("--tls-private-key-file")
-        .arg(&files.key)
-        .args(["--service-account-issuer", "https://kubernetes.default.svc"])
-        .arg("--service-account-signing-key-file")
-        .arg(&files.token_key_private)
-        .arg("--service-account-key-file")
-        .arg(&files.token_key_public)
-        .arg("--token-auth-file")
-        .arg(&files.tokens)
-        .args(["--authorization-mode", "RBAC"])
-        // Without a controller manager no namespace gets the service account that this plugin asks for.
-        .args(["--disable-admission-plugins", "ServiceAccount"])
-        // An endpoint on loopback is refused, and nobody needs the `kubernetes` service.
-        .args(["--endpoint-reconciler-type", "none"])
-        .args(["--service-cluster-ip-range", "10.0.0.0/24"])
-        .args(flags);
-    Server::new(&name, directory.log(&name), command, address, ready(address, kubectl))
+impl Plan<'_> {
+    /// An API server on loopback, not started yet. `kubectl` makes a command that talks to it as an administrator.
+    pub(crate) fn server(
+        &self,
+        number: usize,
+        address: SocketAddr,
+        kubectl: impl Fn() -> Command + Send + Sync + 'static,
+    ) -> Result<Server, Error> {
+        let name = format!("api-server-{number}");
+        let mut command = Command::new(self.binary);
+        command
+            .args(["--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1"])
+            .args(["--secure-port", &address.port().to_string()])
+            .args(["--etcd-servers", &format!("http://{}", self.etcd)])
+            .arg("--tls-cert-file")
+            .arg(self.certificate)
+            .arg("--tls-private-key-file")
+            .arg(self.key)
+            .args(["--service-account-issuer", "https://kubernetes.default.svc"])
+            .arg("--service-account-signing-key-file")
+            .arg(self.token_key_private)
+            .arg("--service-account-key-file")
+            .arg(self.token_key_public)
+            .arg("--token-auth-file")
+            .arg(self.tokens)
+            .args(["--authorization-mode", "RBAC"])
+            // Without a controller manager no namespace gets the service account that this plugin asks for.
+            .args(["--disable-admission-plugins", "ServiceAccount"])
+            // An endpoint on loopback is refused, and nobody needs the service `kubernetes`.
+            .args(["--endpoint-reconciler-type", "none"])
+            .args(["--service-cluster-ip-range", "10.0.0.0/24"])
+            .args(self.flags);
+        let log = self.directory.log(&name);
+        Server::new(name, log, command, address, ready(address, kubectl))
+    }
 }
 
 /// Ready is: `/readyz`, which covers the roles of RBAC, and the namespace `default`, which comes a moment later.

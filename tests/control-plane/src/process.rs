@@ -76,7 +76,7 @@ impl Process {
         let open = |result: io::Result<File>| result.map_err(Error::io(format!("write {}", self.log.display())));
         let mut command = lock(&self.command);
         command.stdin(Stdio::null()).stdout(open(log())?).stderr(open(log())?).process_group(0);
-        let child = command.spawn().map_err(Error::io(format!("start {:?}", command.get_program())))?;
+        let child = command.spawn().map_err(Error::io(format!("start {}", command.get_program().display())))?;
         self.reaper.watch_group(Pid::from_child(&child));
         *lock(&self.child) = Some(child);
         Ok(())
@@ -151,7 +151,7 @@ impl Drop for Process {
 
 /// Runs a command to its end like [`Command::output`], but so that it ends with this process, however that ends.
 pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
-    let failed = format!("run {:?}", command.get_program());
+    let failed = format!("run {}", command.get_program().display());
     let reaper = Reaper::get()?;
     let child = command
         .stdin(Stdio::null())

@@ -1,0 +1,183 @@
+//! Pieces of work that talk to the API server. Each ends in a write with a precondition, or in none. The only writer of status.
+
+use super::index::{Question, Release, StatusWrite, fingerprint};
+use super::queue::Task;
+use crate::api::{Conversation, Time};
+use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
+use crate::clock::Clock;
+use crate::core::claim::{ReleaseStep, Standing, adopt, release};
+use crate::core::lifecycle::{Holding, decide};
+use crate::core::refusal::{Disclosure, already_bound_message};
+use crate::leader::Leadership;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long one piece of work may take.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What carries work out.
+#[derive(Clone)]
+pub struct Worker {
+    client: Client,
+    claims: Claims,
+    clock: Clock,
+    leadership: Leadership,
+}
+
+/// A piece of work has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Which.
+    pub task: Task,
+    /// What follows.
+    pub next: Next,
+}
+
+/// What follows a piece of work.
+#[derive(Debug)]
+pub enum Next {
+    /// Nothing: it came out well, or what it rested on has changed, which an event will tell.
+    Nothing,
+    /// The conversation is as it should be until then.
+    Wake(Option<Time>),
+    /// Something else is to be looked at.
+    LookAt(Task),
+    /// The claim is to be looked at again when the grace period of its creates in flight is over.
+    AwaitGrace,
+    /// The same again, after a while.
+    Retry,
+}
+
+/// Why a piece of work failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Claims(#[from] claims::Error),
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    #[error("the API server did not answer in time")]
+    TimedOut,
+}
+
+impl Worker {
+    /// One that writes while `leadership` says so.
+    #[must_use]
+    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership) -> Self {
+        Self { client, claims, clock, leadership }
+    }
+
+    /// Writes a status.
+    pub async fn write_status(self, task: Task, write: StatusWrite) -> Finished {
+        self.finish(task, self.apply(write)).await
+    }
+
+    /// Finds out who holds the binding of a conversation, and writes its status accordingly.
+    pub async fn resolve(self, task: Task, question: Box<Question>) -> Finished {
+        self.finish(task, self.find_holder(*question)).await
+    }
+
+    /// Releases or prunes a claim, if it is time.
+    pub async fn release(self, task: Task, to_release: Box<Release>) -> Finished {
+        self.finish(task, self.try_release(*to_release)).await
+    }
+
+    async fn finish(&self, task: Task, work: impl Future<Output = Result<Next, Error>>) -> Finished {
+        let next = match timeout(PATIENCE, work).await.unwrap_or(Err(Error::TimedOut)) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, ?task, "a piece of work failed, and is tried again");
+                Next::Retry
+            }
+        };
+        Finished { task, next }
+    }
+
+    async fn apply(&self, write: StatusWrite) -> Result<Next, Error> {
+        let StatusWrite { place, resource_version, status, wake } = write;
+        if !self.leadership.leads() {
+            return Ok(Next::Nothing);
+        }
+        let state = status.state;
+        let patch = serde_json::json!({
+            "apiVersion": Conversation::api_version(&()),
+            "kind": Conversation::kind(&()),
+            "metadata": {"name": place.name, "namespace": place.namespace, "resourceVersion": resource_version},
+            "status": status,
+        });
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        match conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await {
+            Ok(_) => {
+                tracing::info!(conversation = %place, ?state, "wrote the status");
+                Ok(Next::Wake(wake))
+            }
+            // It has changed, or is gone: the event that tells so makes for a new decision.
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn find_holder(&self, question: Question) -> Result<Next, Error> {
+        let Question { place, uid, resource_version, facts, fingerprint: stored, is_first } = question;
+        let Some(binding) = facts.binding.clone() else {
+            return Ok(Next::Nothing);
+        };
+        let name = binding.name();
+        let holding = match self.claims.read(&name).await? {
+            None if !is_first => return Ok(Next::Nothing),
+            None => {
+                if !self.leadership.leads() {
+                    return Ok(Next::Nothing);
+                }
+                let write = adopt((*place).clone(), uid, self.clock.now());
+                match self.claims.write(&binding, write).await? {
+                    Outcome::Done => {
+                        tracing::info!(conversation = %place, binding = %name, "claimed the binding of a conversation that had no claim");
+                    }
+                    Outcome::Lost => {}
+                }
+                // The claim, whosever it is, comes back as an event, and with it this conversation.
+                return Ok(Next::Nothing);
+            }
+            // The watch of the claims has shown it meanwhile, or is about to.
+            Some(claim) if claim.holder == *place => return Ok(Next::Nothing),
+            Some(claim) => match self.claims.stored(&claim.holder).await? {
+                Some(holder) if holder.holds.as_ref() == Some(&name) => {
+                    let disclosure = if claim.holder.namespace == place.namespace {
+                        Disclosure::Full
+                    } else {
+                        Disclosure::OtherNamespace
+                    };
+                    Holding::HeldByAnother(already_bound_message(&binding, &claim.holder, &holder, disclosure))
+                }
+                _ => return Ok(Next::LookAt(Task::Claim(name))),
+            },
+        };
+        let decision = decide(&facts, Some(&holding), self.clock.now());
+        if fingerprint(&decision.status) == stored {
+            return Ok(Next::Wake(decision.next));
+        }
+        self.apply(StatusWrite { place, resource_version, status: decision.status, wake: decision.next }).await
+    }
+
+    async fn try_release(&self, to_release: Release) -> Result<Next, Error> {
+        let Release { claim, standings } = to_release;
+        // In this order: the claim came from the watch, and the conversation is read after it.
+        let live = self.claims.stored(&claim.holder).await?;
+        let standing = |uid: &str| standings.get(uid).copied().unwrap_or(Standing::InFlight);
+        match release(&claim, live.as_ref(), standing) {
+            ReleaseStep::Keep => Ok(Next::Nothing),
+            ReleaseStep::AwaitGrace => Ok(Next::AwaitGrace),
+            ReleaseStep::Write(write) => {
+                if !self.leadership.leads() {
+                    return Ok(Next::Nothing);
+                }
+                tracing::info!(conversation = %claim.holder, binding = %claim.name, ?write, "releasing or pruning a claim");
+                self.claims.write(&claim.binding, write).await?;
+                Ok(Next::Nothing)
+            }
+        }
+    }
+}

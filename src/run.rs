@@ -1,0 +1,174 @@
+//! Wires everything into one supervised process: whatever part ends, ends the process.
+
+use crate::claims::Claims;
+use crate::clock::Clock;
+use crate::controller::Controller;
+use crate::leader::{self, Elector};
+use crate::telemetry::health::{self, Readiness};
+use crate::webhook::{Admitter, Limits, TlsError, load_tls, serve};
+use kube::{Client, Config};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long the API server may take to answer for the first time.
+const FIRST_CONTACT: Duration = Duration::from_secs(10);
+
+/// How the process is to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where reviews are answered.
+    pub webhook_address: SocketAddr,
+    /// The serving certificate and what it rests on, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// Where probes are answered.
+    pub health_address: SocketAddr,
+    /// The Lease.
+    pub lease: leader::Settings,
+    /// How long a create that was admitted may take to be stored.
+    pub grace_period: Duration,
+    /// How long after a SIGTERM new connections are still taken, so that those who route to this replica learn of it.
+    pub drain_delay: Duration,
+}
+
+/// Why the process cannot run, in one line with the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no configuration for reaching an API server.
+    #[error("no API server is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
+    NoConfig(#[from] kube::config::InferConfigError),
+    /// The configuration cannot be used.
+    #[error("the configuration for the API server cannot be used: {0}")]
+    BadConfig(kube::Error),
+    /// The API server did not answer.
+    #[error("the API server at {url} cannot be reached: {why}; check that it runs and that the address is right")]
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// What happened.
+        why: String,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} for {what}: {source}; choose another address by {flag}")]
+    Listen {
+        /// What is served there.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// The flag that sets the address.
+        flag: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The serving certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+    /// A part that runs for as long as the process does has ended.
+    #[error("{0} ended unexpectedly; the process ends with it, to be started anew")]
+    Ended(String),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot start, or a part of it ends.
+pub async fn run(settings: Settings) -> Result<(), Error> {
+    let clock = Clock;
+    let tls = load_tls(&settings.certificate, &settings.key)?;
+    let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
+    let health = listen(settings.health_address, "probes", "--health-address").await?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let client = connect().await?;
+
+    let readiness = Readiness::default();
+    let claims = Claims::new(client.clone(), clock, settings.grace_period);
+    let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
+    let controller = Controller::new(client.clone(), claims.clone(), clock, leadership, readiness.clone());
+    let admitter = Admitter::new(client, claims);
+    let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+
+    let mut parts: JoinSet<&'static str> = JoinSet::new();
+    parts.spawn({
+        let readiness = readiness.clone();
+        async move {
+            let _ = health::serve(health, readiness).await;
+            "the probes' listener"
+        }
+    });
+    parts.spawn({
+        let closing = closing.clone();
+        async move {
+            let _ = serve(webhook, tls, admitter, clock, Limits::default(), closing).await;
+            "the webhook"
+        }
+    });
+    parts.spawn({
+        let (shutdown, stopped) = (shutdown.clone(), stopped.clone());
+        async move {
+            controller.run(shutdown).await;
+            stopped.cancel();
+            "the controller"
+        }
+    });
+    parts.spawn({
+        let shutdown = shutdown.clone();
+        async move {
+            elector.run(shutdown, stopped).await;
+            "the elector"
+        }
+    });
+    tracing::info!(webhook = %settings.webhook_address, health = %settings.health_address, "started");
+
+    tokio::select! {
+        ended = parts.join_next() => {
+            return Err(Error::Ended(match ended {
+                Some(Ok(part)) => part.to_owned(),
+                Some(Err(error)) => error.to_string(),
+                None => "everything".to_owned(),
+            }));
+        }
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+    }
+    readiness.draining();
+    // The Lease is given back at once, while reviews are still answered until nobody routes any here.
+    shutdown.cancel();
+    sleep(settings.drain_delay).await;
+    closing.cancel();
+    // All but the probes' listener end.
+    while parts.len() > 1 {
+        parts.join_next().await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
+}
+
+async fn connect() -> Result<Client, Error> {
+    let config = Config::infer().await?;
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(Error::BadConfig)?;
+    let why = match timeout(FIRST_CONTACT, client.apiserver_version()).await {
+        Ok(Ok(version)) => {
+            tracing::info!(%url, version = version.git_version, "reached the API server");
+            return Ok(client);
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", FIRST_CONTACT.as_secs()),
+    };
+    Err(Error::Unreachable { url, why })
+}

@@ -1,0 +1,4 @@
+//! What the process tells of itself. It must not decide anything.
+
+pub mod health;
+pub mod logs;

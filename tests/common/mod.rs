@@ -1,0 +1,66 @@
+//! What those tests share that need a real API server.
+
+use control_plane::ControlPlane;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// One control plane for all tests of a process, on which both kinds of `crds/` are served.
+pub fn shared_control_plane() -> &'static ControlPlane {
+    static CONTROL_PLANE: OnceLock<ControlPlane> = OnceLock::new();
+    CONTROL_PLANE.get_or_init(|| {
+        let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+        install_crds(&control_plane);
+        control_plane
+    })
+}
+
+fn install_crds(control_plane: &ControlPlane) {
+    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/crds");
+    succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
+    succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
+    // Being established comes before being served, and that before being documented.
+    for kind in ["conversations", "addressbindings"] {
+        eventually(control_plane.kubectl().args(["get", kind, "--all-namespaces"]));
+        eventually(control_plane.kubectl().args(["explain", kind]));
+    }
+}
+
+/// Runs `command`, which must succeed, and returns what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs `command`, which must fail, and returns what it complained of.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(!output.status.success(), "{command:?} succeeded: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+/// Runs `command` until it succeeds, for half a minute.
+fn eventually(command: &mut Command) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let Output { status, stderr, .. } = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        if status.success() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command:?}: {}", text(&stderr));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A client of the shared control plane, as its administrator. Each test has its own, since a connection belongs to a runtime.
+pub async fn client() -> kube::Client {
+    let kubeconfig = kube::config::Kubeconfig::read_from(shared_control_plane().kubeconfig()).unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    kube::Client::try_from(config).unwrap()
+}

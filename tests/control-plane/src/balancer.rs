@@ -1,0 +1,158 @@
+//! A TCP load balancer on loopback: what a Service is in a cluster. A webhook configuration names one address, and the replicas
+//! of the operator stand behind it. It looks at no byte that it carries.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::{Error, reaper::lock};
+
+/// Gives each new connection to the next backend that accepts one. A connection that was given stays where it is, as with a Service.
+pub struct Balancer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backends: Mutex<Vec<SocketAddr>>,
+    next: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl Balancer {
+    /// Listens on a free port, with no backend yet: till then a connection is closed as soon as it is made.
+    pub fn start() -> Result<Self, Error> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let (listener, address) = listener
+            .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
+            .map_err(Error::io("listen on a free port of 127.0.0.1"))?;
+        let shared = Arc::new(Shared {
+            backends: Mutex::new(Vec::new()),
+            next: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        let for_thread = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if for_thread.stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let shared = Arc::clone(&for_thread);
+                thread::spawn(move || shared.carry(&client));
+            }
+        });
+        Ok(Self { address, shared })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on this backend gets connections too.
+    pub fn add(&self, backend: SocketAddr) {
+        lock(&self.shared.backends).push(backend);
+    }
+
+    /// From now on this backend gets no new connection.
+    pub fn remove(&self, backend: SocketAddr) {
+        lock(&self.shared.backends).retain(|other| *other != backend);
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Shared {
+    fn carry(&self, client: &TcpStream) {
+        let Some(backend) = self.connect() else { return };
+        // Without it each answer would wait for an acknowledgement.
+        let _ = client.set_nodelay(true);
+        let _ = backend.set_nodelay(true);
+        thread::scope(|scope| {
+            scope.spawn(|| copy(client, &backend));
+            copy(&backend, client);
+        });
+    }
+
+    fn connect(&self) -> Option<TcpStream> {
+        let backends = lock(&self.backends).clone();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..backends.len())
+            .map(|offset| backends[(first + offset) % backends.len()])
+            .find_map(|backend| TcpStream::connect_timeout(&backend, Duration::from_secs(1)).ok())
+    }
+}
+
+/// One direction, to its end. An end is passed on as such; a broken connection breaks the other one.
+fn copy(mut from: &TcpStream, mut to: &TcpStream) {
+    let how = if io::copy(&mut from, &mut to).is_ok() { Shutdown::Write } else { Shutdown::Both };
+    let _ = to.shutdown(how);
+    if how == Shutdown::Both {
+        let _ = from.shutdown(how);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{SocketAddr, TcpListener, TcpStream},
+        thread,
+    };
+
+    use super::Balancer;
+
+    /// Answers each connection with its own name, until the test process ends.
+    fn backend(name: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let mut question = String::new();
+                client.read_to_string(&mut question).unwrap();
+                write!(client, "{question} {name}").unwrap();
+            }
+        });
+        address
+    }
+
+    fn ask(balancer: &Balancer) -> String {
+        let mut client = TcpStream::connect(balancer.address()).unwrap();
+        let mut answer = String::new();
+        // With no backend the connection may be closed before or after each of these.
+        let _ = client.write_all(b"who?").and_then(|()| client.shutdown(std::net::Shutdown::Write));
+        let _ = client.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn connections_go_round_and_pass_by_who_does_not_listen() {
+        let balancer = Balancer::start().unwrap();
+        assert_eq!(ask(&balancer), "", "no backend yet");
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let second = backend("second");
+        balancer.add(backend("first"));
+        balancer.add(nobody);
+        balancer.add(second);
+        let mut answers: Vec<_> = (0..6).map(|_| ask(&balancer)).collect();
+        answers.sort();
+        answers.dedup();
+        assert_eq!(answers, ["who? first", "who? second"]);
+        balancer.remove(second);
+        assert!((0..4).all(|_| ask(&balancer) == "who? first"));
+    }
+}

@@ -1,0 +1,329 @@
+//! Installs the operator as a user does, from its chart with helm, and runs replicas of it under its service account: outside the
+//! cluster, since here is no kubelet. The API servers call them through a [`Balancer`].
+
+use std::{
+    ffi::{OsStr, OsString},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use data_encoding::BASE64;
+
+use crate::{
+    Authority, Balancer, ControlPlane, Error, Server,
+    data_directory::DataDirectory,
+    http,
+    ports::Port,
+    process::{self, POLL},
+};
+
+/// The namespace of the release, and of the operator's service account and Lease.
+pub const NAMESPACE: &str = "switchboard-system";
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/switchboard");
+
+/// How long the API servers have to take up the chart's objects. It takes about a second.
+const IN_FORCE_WITHIN: Duration = Duration::from_secs(60);
+
+/// What to install; see [`Installation::builder`].
+pub struct Builder {
+    operator: PathBuf,
+    replicas: usize,
+    values: Vec<String>,
+    flags: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Builder {
+    /// How many replicas of the operator run: 1 unless set. Replica `i` talks to API server `i` modulo their number.
+    #[must_use]
+    pub fn replicas(mut self, count: usize) -> Self {
+        self.replicas = count;
+        self
+    }
+
+    /// One more value for the chart, as `helm --set`.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.values.push(format!("{key}={value}"));
+        self
+    }
+
+    /// One more flag for each replica, as `--name=value`.
+    #[must_use]
+    pub fn flag(mut self, flag: impl Into<OsString>) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// One more environment variable for each replica.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Installs the chart and starts the replicas. Returns when every API server has the policies and the webhook in force and
+    /// every replica is ready. The logs stay when it fails.
+    pub fn install(&self, control_plane: &ControlPlane) -> Result<Installation, Error> {
+        self.install_in(control_plane).inspect_err(|_| drop(control_plane.keep_logs()))
+    }
+
+    fn install_in(&self, control_plane: &ControlPlane) -> Result<Installation, Error> {
+        let authority = Authority::new("webhook")?;
+        let balancer = Balancer::start()?;
+        self.install_chart(control_plane, &authority, &balancer)?;
+        let probes = Probes::write(&control_plane.directory)?;
+        probes.wait_for_the_chart(control_plane)?;
+
+        let serving = authority.issue("switchboard")?;
+        let files = Files {
+            certificate: control_plane.directory.write("webhook.crt", &serving.certificate)?,
+            key: control_plane.directory.write("webhook.key", &serving.key)?,
+        };
+        let token = run(control_plane.kubectl().args(["create", "token", "switchboard", "--duration=24h", "-n", NAMESPACE]))?;
+        let replicas = (0..self.replicas)
+            .map(|index| self.replica(control_plane, index, token.trim(), &files))
+            .collect::<Result<Vec<_>, _>>()?;
+        // All of them at once, and then each is waited for.
+        replicas.iter().try_for_each(|replica| replica.server.start_without_waiting())?;
+        for replica in &replicas {
+            replica.server.wait_until_ready()?;
+            balancer.add(replica.webhook_address());
+        }
+        if !replicas.is_empty() {
+            probes.wait_for_the_webhook(control_plane)?;
+        }
+        Ok(Installation { replicas, balancer, authority })
+    }
+
+    fn install_chart(
+        &self,
+        control_plane: &ControlPlane,
+        authority: &Authority,
+        balancer: &Balancer,
+    ) -> Result<(), Error> {
+        let mut helm = control_plane.helm()?;
+        helm.args(["upgrade", "--install", "switchboard", CHART])
+            .args(["--namespace", NAMESPACE, "--create-namespace"])
+            .args(["--set-string", &format!("webhook.url=https://{}/admit", balancer.address())])
+            .args(["--set-string", &format!("webhook.caBundle={}", BASE64.encode(authority.certificate().as_bytes()))]);
+        for value in &self.values {
+            helm.args(["--set", value]);
+        }
+        run(&mut helm).map(drop)
+    }
+
+    fn replica(
+        &self,
+        control_plane: &ControlPlane,
+        index: usize,
+        token: &str,
+        files: &Files,
+    ) -> Result<Replica, Error> {
+        let name = format!("replica-{}", index + 1);
+        let [webhook, health] = [Port::reserve()?, Port::reserve()?];
+        let api_server = index % control_plane.api_servers().len();
+        let kubeconfig = control_plane.kubeconfig_for_token(token, api_server);
+        let mut command = Command::new(&self.operator);
+        command
+            .arg("run")
+            .args(["--webhook-address", &webhook.address().to_string()])
+            .args([OsStr::new("--tls-cert-file"), files.certificate.as_os_str()])
+            .args([OsStr::new("--tls-key-file"), files.key.as_os_str()])
+            .args(["--health-address", &health.address().to_string()])
+            .args(["--lease-namespace", NAMESPACE, "--identity", &name])
+            .args(&self.flags)
+            .env("KUBECONFIG", control_plane.directory.write(&format!("{name}.kubeconfig"), &kubeconfig)?)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let address = health.address();
+        let ready = Box::new(move || http::is_ok(address, "/readyz"));
+        let server = Server::new(&name, control_plane.directory.log(&name), command, address, ready)?;
+        Ok(Replica { server, webhook, _health: health })
+    }
+}
+
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// The operator, installed and running. Its replicas are killed when this is dropped; what was installed stays.
+pub struct Installation {
+    replicas: Vec<Replica>,
+    balancer: Balancer,
+    authority: Authority,
+}
+
+impl Installation {
+    /// One replica of the operator whose binary is `operator`, and the chart's own values, unless asked otherwise. Tests name the
+    /// binary as `env!("CARGO_BIN_EXE_switchboard")`.
+    #[must_use]
+    pub fn builder(operator: impl AsRef<Path>) -> Builder {
+        Builder {
+            operator: operator.as_ref().to_owned(),
+            replicas: 1,
+            values: Vec::new(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// All replicas.
+    #[must_use]
+    pub fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    /// The replica with this index, whose identity is `replica-{index + 1}`.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    #[must_use]
+    pub fn replica(&self, index: usize) -> &Replica {
+        &self.replicas[index]
+    }
+
+    /// What the API servers call. Take a replica out of it as a Service would before it is stopped.
+    #[must_use]
+    pub fn balancer(&self) -> &Balancer {
+        &self.balancer
+    }
+
+    /// Who signed the certificate of the webhook.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+}
+
+/// A running operator. Its ports and its identity stay the same over restarts.
+pub struct Replica {
+    server: Server,
+    webhook: Port,
+    _health: Port,
+}
+
+impl Replica {
+    /// Where it serves admission, behind the balancer.
+    #[must_use]
+    pub fn webhook_address(&self) -> SocketAddr {
+        self.webhook.address()
+    }
+}
+
+/// A replica is a server: it is started, killed and paused like any other. Its address is that of its health endpoints.
+impl std::ops::Deref for Replica {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+/// Requests that tell whether an API server has taken up what helm has stored: it does so a moment later, and until then would let
+/// pass what a test expects to be refused. None of them changes what is stored but the conversation that the last one needs.
+struct Probes {
+    claim: PathBuf,
+    with_contact: PathBuf,
+    without_contact: PathBuf,
+}
+
+impl Probes {
+    fn write(directory: &DataDirectory) -> Result<Self, Error> {
+        const CONVERSATION: &str = "apiVersion: switchboard.dev/v1alpha1\nkind: Conversation\n\
+            metadata: {name: installation-probe, namespace: switchboard-system}\n";
+        let addresses = "channel: Chat, proxy: {address: installation-probe-proxy}";
+        Ok(Self {
+            claim: directory.write(
+                "probe-claim.yaml",
+                "apiVersion: switchboard.dev/v1alpha1\nkind: AddressBinding\nmetadata: {name: installation-probe}\n\
+                 spec: {channel: Chat, contactAddress: a, proxyAddress: b, conversationRef: {namespace: a, name: a}}\n",
+            )?,
+            with_contact: directory.write(
+                "probe-with-contact.yaml",
+                &format!("{CONVERSATION}spec: {{{addresses}, contact: {{address: installation-probe}}}}\n"),
+            )?,
+            without_contact: directory
+                .write("probe-without-contact.yaml", &format!("{CONVERSATION}spec: {{{addresses}}}\n"))?,
+        })
+    }
+
+    /// While no replica runs, the webhook is in force exactly when it cannot be called.
+    fn wait_for_the_chart(&self, control_plane: &ControlPlane) -> Result<(), Error> {
+        for api_server in 1..=control_plane.api_servers().len() {
+            await_answer(control_plane, api_server, &dry_run(&self.with_contact), "failed calling webhook")?;
+            await_answer(control_plane, api_server, &dry_run(&self.claim), "switchboard-claims")?;
+        }
+        let conversation = ["conversations.switchboard.dev", "installation-probe", "--namespace", NAMESPACE];
+        run(control_plane.kubectl().args(["create", "--validate=false", "--filename"]).arg(&self.without_contact))?;
+        for api_server in 1..=control_plane.api_servers().len() {
+            let forgery = ["--subresource=status", "--dry-run=server", "--type=merge", "--patch", FORGED_STATUS];
+            let patch: Vec<_> = ["patch"].iter().chain(&conversation).chain(&forgery).map(OsString::from).collect();
+            await_answer(control_plane, api_server, &patch, "switchboard-status")?;
+        }
+        run(control_plane.kubectl().arg("delete").args(conversation)).map(drop)
+    }
+
+    /// The webhook answers every API server.
+    fn wait_for_the_webhook(&self, control_plane: &ControlPlane) -> Result<(), Error> {
+        (1..=control_plane.api_servers().len()).try_for_each(|api_server| {
+            await_answer(control_plane, api_server, &dry_run(&self.with_contact), "created (server dry run)")
+        })
+    }
+}
+
+const FORGED_STATUS: &str = r#"{"status": {"state": "Closed"}}"#;
+
+fn dry_run(manifest: &Path) -> Vec<OsString> {
+    let mut command: Vec<_> = ["create", "--validate=false", "--dry-run=server", "--filename"].map(OsString::from).into();
+    command.push(manifest.into());
+    command
+}
+
+/// Repeats a kubectl command at one API server until its answer contains `expected`.
+fn await_answer(
+    control_plane: &ControlPlane,
+    api_server: usize,
+    arguments: &[OsString],
+    expected: &str,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + IN_FORCE_WITHIN;
+    loop {
+        let mut kubectl = control_plane.kubectl();
+        kubectl.args(["--context", &format!("api-{api_server}")]).args(arguments);
+        let output = process::output(&mut kubectl)?;
+        let answer = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        if answer.contains(expected) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Timeout {
+                what: format!("{expected:?} in the answer to `{}`", typed(&kubectl)),
+                within: IN_FORCE_WITHIN,
+                last: answer.trim().to_owned(),
+            });
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Runs a command that is to succeed, and returns what it printed.
+fn run(command: &mut Command) -> Result<String, Error> {
+    let output = process::output(command)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    Err(Error::Command { command: typed(command), output: text.trim().to_owned() })
+}
+
+/// The command as one would type it.
+fn typed(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

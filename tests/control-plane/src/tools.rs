@@ -1,0 +1,311 @@
+//! Builds kube-apiserver, etcd, kubectl and helm with Go, once for a machine, and keeps them in the user's cache directory. What
+//! is pinned is said by `go.mod` and `go.sum` beside this crate; nothing prebuilt is fetched.
+
+use std::{
+    env, fmt,
+    fs::{self, File, TryLockError},
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use data_encoding::HEXLOWER;
+use ring::digest;
+
+use crate::{
+    Error,
+    process::{self, Process},
+};
+
+const MODULE: &str = env!("CARGO_MANIFEST_DIR");
+const GO_MOD: &str = include_str!("../go.mod");
+const GO_SUM: &str = include_str!("../go.sum");
+
+/// A part of the control plane, or what talks to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// The API server.
+    KubeApiserver,
+    /// Its store.
+    Etcd,
+    /// The command line client.
+    Kubectl,
+    /// Installs charts.
+    Helm,
+}
+
+impl Tool {
+    /// All that there are.
+    pub const ALL: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
+
+    /// The name of its binary.
+    #[must_use]
+    pub fn binary(self) -> &'static str {
+        match self {
+            Self::KubeApiserver => "kube-apiserver",
+            Self::Etcd => "etcd",
+            Self::Kubectl => "kubectl",
+            Self::Helm => "helm",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::KubeApiserver => "k8s.io/kubernetes/cmd/kube-apiserver",
+            Self::Etcd => "go.etcd.io/etcd/server/v3",
+            Self::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+            Self::Helm => "helm.sh/helm/v4/cmd/helm",
+        }
+    }
+
+    /// How long its first build takes on two cores, modules fetched included, after those before it in [`ALL`](Self::ALL).
+    fn usual(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::KubeApiserver => 390,
+            Self::Etcd => 15,
+            Self::Kubectl | Self::Helm => 30,
+        })
+    }
+}
+
+impl fmt::Display for Tool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.binary())
+    }
+}
+
+/// Returns where these tools are, after building those that this machine does not have yet; progress goes to stderr.
+///
+/// A binary in the directory that `KUBEBUILDER_ASSETS` names, the ecosystem's way to say that it is there already, is taken as it
+/// is. The others need Go, of the version that `go.mod` asks for: else this is an error, at once.
+pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
+    if tools.iter().all(|tool| asset(*tool).is_some()) {
+        return Ok(tools.map(|tool| asset(tool).unwrap_or_default()));
+    }
+    let cache = Cache::open()?;
+    let missing = || tools.into_iter().filter(|tool| asset(*tool).is_none() && !cache.path(*tool).is_file());
+    if missing().next().is_some() {
+        let _lock = cache.lock()?;
+        // Looked at again: another process may have built them while this one waited.
+        cache.build_all(&missing().collect::<Vec<_>>())?;
+    }
+    Ok(tools.map(|tool| asset(tool).unwrap_or_else(|| cache.path(tool))))
+}
+
+/// Where this repository keeps what it builds for itself, and the locks on ports: `$SWITCHBOARD_CACHE`, else `switchboard` in the
+/// user's cache directory.
+pub(crate) fn cache_directory() -> Result<PathBuf, Error> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("SWITCHBOARD_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("switchboard")))
+        .or_else(|| Some(set("HOME")?.join(".cache").join("switchboard")))
+        .ok_or_else(|| {
+            let remedy = "neither SWITCHBOARD_CACHE nor XDG_CACHE_HOME nor HOME is set: set one of them";
+            Error::Io { doing: "find the cache directory".to_owned(), source: io::Error::other(remedy) }
+        })
+}
+
+/// The directory for one state of `go.mod`, `go.sum`, flags and Go: a change of any of them is another directory, and leaves those
+/// who still work with the old one alone.
+struct Cache {
+    directory: PathBuf,
+}
+
+impl Cache {
+    fn open() -> Result<Self, Error> {
+        let check = process::output(Command::new("sh").arg(Path::new(MODULE).join("require-go.sh")))?;
+        if !check.status.success() {
+            return Err(Error::Toolchain(String::from_utf8_lossy(&check.stderr).trim().to_owned()));
+        }
+        let version = process::output(Command::new("go").arg("version").current_dir(MODULE))?.stdout;
+        let directory = cache_directory()?.join(format!("tools-{}", key(GO_MOD, GO_SUM, &flags(), &version)));
+        fs::create_dir_all(&directory).map_err(Error::io(format!(
+            "create {} (SWITCHBOARD_CACHE names another place)",
+            directory.display()
+        )))?;
+        Ok(Self { directory })
+    }
+
+    fn path(&self, tool: Tool) -> PathBuf {
+        self.directory.join(tool.binary())
+    }
+
+    /// Held while something is built, and released by the system if that process dies.
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.directory.join("lock");
+        let doing = format!("lock {}", path.display());
+        let lock = File::create(&path).map_err(Error::io(doing.clone()))?;
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => say("Another process is building the control plane: waiting for it."),
+            Err(TryLockError::Error(error)) => return Err(Error::io(doing)(error)),
+        }
+        lock.lock().map_err(Error::io(doing))?;
+        Ok(lock)
+    }
+
+    fn build_all(&self, tools: &[Tool]) -> Result<(), Error> {
+        let usual: Duration = tools.iter().map(|tool| tool.usual()).sum();
+        let names: Vec<_> = tools.iter().map(|tool| tool.binary()).collect();
+        if !tools.is_empty() {
+            say(&format!(
+                "Building {} from source, once for this machine: {} on two cores. They stay in {}",
+                names.join(", "),
+                about(usual),
+                self.directory.display()
+            ));
+        }
+        tools.iter().try_for_each(|tool| self.build(*tool))
+    }
+
+    /// Builds beside the place and renames, so that whoever sees the file sees a whole one.
+    fn build(&self, tool: Tool) -> Result<(), Error> {
+        let unfinished = self.directory.join(format!("{tool}.unfinished"));
+        let log = self.directory.join(format!("{tool}.log"));
+        // Else a log of an earlier failure would be shown as this one's.
+        let _ = fs::remove_file(&log);
+        let mut command = Command::new("go");
+        command
+            .arg("build")
+            .args(flags())
+            .arg("-o")
+            .args([unfinished.as_os_str(), tool.package().as_ref()])
+            .current_dir(MODULE)
+            .env("CGO_ENABLED", "0")
+            // What a user has set for other work must not change what is built under this key.
+            .env("GOFLAGS", "")
+            .env("GOWORK", "off");
+        // As a watched process, so that a build does not go on for minutes after whoever wanted it is gone.
+        let build = Process::new(format!("go build {tool}"), log.clone(), command)?;
+        let mut progress = Progress::new(tool);
+        build.start()?;
+        let status = loop {
+            match build.wait(Duration::from_millis(200)) {
+                Some(status) => break status,
+                None => progress.show(),
+            }
+        };
+        if !status.success() {
+            progress.end("failed");
+            let output = fs::read_to_string(&log).unwrap_or_default();
+            return Err(Error::Build { tool: tool.binary(), output });
+        }
+        let path = self.path(tool);
+        fs::rename(&unfinished, &path).map_err(Error::io(format!("write {}", path.display())))?;
+        let _ = fs::remove_file(&log);
+        progress.end("built");
+        Ok(())
+    }
+}
+
+/// `-X …`: without a version the API server calls itself v0.0.0, and clients complain.
+fn flags() -> Vec<String> {
+    let version = GO_MOD
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v")?.split(' ').next())
+        .unwrap_or("0.0.0");
+    let mut numbers = version.split('.');
+    let package = "k8s.io/component-base/version";
+    let linker = format!(
+        "-s -w -X {package}.gitVersion=v{version} -X {package}.gitMajor={} -X {package}.gitMinor={}",
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    ["-trimpath", "-buildvcs=false", "-ldflags", &linker].map(str::to_owned).to_vec()
+}
+
+/// Each part is preceded by its length, so that no two different inputs are the same text.
+fn key(go_mod: &str, go_sum: &str, flags: &[String], go_version: &[u8]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let flags = flags.join("\n");
+    for part in [go_mod.as_bytes(), go_sum.as_bytes(), flags.as_bytes(), go_version] {
+        context.update(&part.len().to_be_bytes());
+        context.update(part);
+    }
+    HEXLOWER.encode(&context.finish().as_ref()[..8])
+}
+
+/// One line a second that is written over on a terminal; a line every half a minute where that would fill a log.
+struct Progress {
+    tool: Tool,
+    started: Instant,
+    shown: Instant,
+    terminal: bool,
+}
+
+impl Progress {
+    fn new(tool: Tool) -> Self {
+        let now = Instant::now();
+        let progress = Self { tool, started: now, shown: now, terminal: io::stderr().is_terminal() };
+        progress.write("building");
+        progress
+    }
+
+    fn show(&mut self) {
+        let interval = Duration::from_secs(if self.terminal { 1 } else { 30 });
+        if self.shown.elapsed() >= interval {
+            self.shown = Instant::now();
+            self.write("building");
+        }
+    }
+
+    fn end(&self, outcome: &str) {
+        self.write(outcome);
+        if self.terminal {
+            say("");
+        }
+    }
+
+    fn write(&self, state: &str) {
+        let line = format!(
+            "  {:14} {state:8} {:4} s  (usually {})",
+            self.tool.binary(),
+            self.started.elapsed().as_secs(),
+            about(self.tool.usual())
+        );
+        if self.terminal {
+            let _ = write!(io::stderr(), "\r{line}");
+        } else {
+            say(&line);
+        }
+    }
+}
+
+fn about(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ ..90 => format!("about {seconds} s"),
+        seconds => format!("about {} min", seconds.div_ceil(60)),
+    }
+}
+
+/// To stderr itself: what `eprintln!` prints in a test is shown only after the test, and this is for who waits.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{flags, key};
+
+    #[test]
+    fn another_module_sum_flag_or_go_is_another_directory() {
+        let flags = |text: &str| vec![text.to_owned()];
+        let base = key("module", "sum", &flags("-trimpath"), b"go1.26.0");
+        assert_eq!(base, key("module", "sum", &flags("-trimpath"), b"go1.26.0"));
+        assert_ne!(base, key("module2", "sum", &flags("-trimpath"), b"go1.26.0"));
+        assert_ne!(base, key("module", "sum2", &flags("-trimpath"), b"go1.26.0"));
+        assert_ne!(base, key("module", "sum", &flags("-s"), b"go1.26.0"));
+        assert_ne!(base, key("module", "sum", &flags("-trimpath"), b"go1.27.0"));
+        assert_ne!(base, key("modules", "um", &flags("-trimpath"), b"go1.26.0"), "the border between parts counts");
+    }
+
+    #[test]
+    fn the_api_server_is_told_the_version_that_go_mod_pins() {
+        let linker = flags().pop().unwrap();
+        assert!(linker.contains(".gitVersion=v1.37.2 "), "{linker}");
+        assert!(linker.ends_with(".gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"), "{linker}");
+    }
+}

@@ -1,0 +1,148 @@
+//! Tier: processes. A control plane does what is asked of it, and nothing of it is left, however its owner ends.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use control_plane::{ControlPlane, Error};
+
+/// What `kubectl` prints, or its error.
+fn kubectl(control_plane: &ControlPlane, arguments: &[&str]) -> Result<String, String> {
+    let output = control_plane.kubectl().args(arguments).output().map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Whether the condition comes true within ten seconds.
+fn becomes(condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// Whether the process runs; one that is dead but not waited for by its parent does not.
+fn runs(id: u32) -> bool {
+    fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn ids(control_plane: &ControlPlane) -> Vec<u32> {
+    let servers = control_plane.api_servers().iter().chain([control_plane.etcd()]);
+    servers.filter_map(control_plane::Server::id).collect()
+}
+
+#[test]
+fn each_server_can_be_killed_paused_and_restarted_and_the_data_stay() {
+    let control_plane = ControlPlane::builder().api_servers(2).user("alice", &["sales"]).start().unwrap();
+    let on = |context, arguments: &[&str]| {
+        kubectl(&control_plane, &[&["--context", context, "--request-timeout", "2s"], arguments].concat())
+    };
+    let address = control_plane.api_server(0).address();
+
+    on("api-1", &["create", "namespace", "sales"]).unwrap();
+    on("api-2", &["get", "namespace", "sales"]).expect("both API servers have one store");
+    let who = on("api-1", &["--token=alice", "auth", "whoami", "-o", "jsonpath={.status.userInfo}"]).unwrap();
+    assert!(who.contains(r#""username":"alice""#) && who.contains("sales"), "{who}");
+
+    control_plane.api_server(0).kill();
+    assert!(on("api-1", &["get", "namespace", "sales"]).is_err(), "killed");
+    on("api-2", &["get", "namespace", "sales"]).expect("the other one still serves");
+    control_plane.api_server(0).start().unwrap();
+    assert_eq!(control_plane.api_server(0).address(), address, "a restart keeps the port");
+    on("api-1", &["get", "namespace", "sales"]).unwrap();
+
+    control_plane.api_server(1).pause();
+    assert!(on("api-2", &["get", "namespace", "sales"]).is_err(), "paused");
+    control_plane.api_server(1).resume();
+    on("api-2", &["get", "namespace", "sales"]).unwrap();
+
+    control_plane.etcd().kill();
+    control_plane.etcd().start().unwrap();
+    assert!(becomes(|| on("api-1", &["get", "namespace", "sales"]).is_ok()), "etcd lost what it had acknowledged");
+    control_plane.api_server(1).restart().unwrap();
+    on("api-2", &["get", "namespace", "sales"]).unwrap();
+
+    let (ids, data) = (ids(&control_plane), control_plane.data_dir().to_owned());
+    assert_eq!(ids.len(), 3);
+    drop(control_plane);
+    assert!(!ids.iter().any(|id| runs(*id)), "a server outlived its control plane");
+    assert!(!data.exists(), "{} outlived its control plane", data.display());
+}
+
+#[test]
+fn a_flag_that_the_api_server_does_not_know_is_told_with_the_log_that_says_so() {
+    let error = ControlPlane::builder().api_server_flag("--no-such-flag").start().err().expect("started all the same");
+    let Error::Ended { name, log, .. } = &error else { panic!("{error}") };
+    assert_eq!(name, "api-server-1");
+    assert!(error.to_string().contains("unknown flag: --no-such-flag"), "{error}");
+    assert!(log.exists(), "the log is kept");
+    fs::remove_dir_all(log.parent().and_then(Path::parent).unwrap()).unwrap();
+}
+
+/// Starts this very test program again, as one that has a control plane, and returns it with what it said: the processes and the
+/// directory that are not to outlive it.
+fn owner(ending: &str) -> (std::process::Child, Vec<u32>, PathBuf) {
+    let mut owner = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "owner_of_a_control_plane", "--ignored", "--nocapture"])
+        .env(ENDING, ending)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+    let said = lines.find_map(|line| Some(line.unwrap().split_once("owns: ")?.1.to_owned())).unwrap();
+    let (data, ids) = said.split_once(' ').unwrap();
+    let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
+    assert!(ids.iter().all(|id| runs(*id)) && Path::new(data).exists());
+    (owner, ids, PathBuf::from(data))
+}
+
+const ENDING: &str = "OWNER_OF_A_CONTROL_PLANE";
+
+/// No test of its own: the program that [`owner`] starts. It waits for its standard input to close, and ends as it was told.
+#[test]
+#[ignore = "started by the tests below"]
+fn owner_of_a_control_plane() {
+    static CONTROL_PLANE: std::sync::OnceLock<ControlPlane> = std::sync::OnceLock::new();
+    let Ok(ending) = env::var(ENDING) else { return };
+    let control_plane = CONTROL_PLANE.get_or_init(|| ControlPlane::builder().start().unwrap());
+    let ids: Vec<_> = ids(control_plane).iter().map(u32::to_string).collect();
+    println!("owns: {} {}", control_plane.data_dir().display(), ids.join(" "));
+    std::io::stdin().lines().for_each(drop);
+    assert_ne!(ending, "panic");
+}
+
+#[test]
+fn nothing_outlives_a_process_that_ends_or_is_killed() {
+    for ending in ["return", "kill"] {
+        let (mut owner, ids, data) = owner(ending);
+        if ending == "kill" {
+            owner.kill().unwrap();
+        }
+        drop(owner.stdin.take());
+        owner.wait().unwrap();
+        assert!(becomes(|| !ids.iter().any(|id| runs(*id))), "{ending}: a server outlived its owner");
+        assert!(becomes(|| !data.exists()), "{ending}: {} outlived its owner", data.display());
+    }
+}
+
+#[test]
+fn of_a_process_in_which_a_test_failed_the_logs_stay() {
+    let (mut owner, ids, data) = owner("panic");
+    drop(owner.stdin.take());
+    assert!(!owner.wait().unwrap().success());
+    assert!(becomes(|| !ids.iter().any(|id| runs(*id))), "a server outlived its owner");
+    assert!(becomes(|| fs::read_dir(&data).unwrap().count() == 1), "the data stay");
+    assert!(fs::metadata(data.join("logs/api-server-1.log")).unwrap().len() > 0);
+    fs::remove_dir_all(data).unwrap();
+}
