@@ -92,7 +92,9 @@ impl Controller {
             self.readiness.synced();
             let led = std::mem::replace(&mut self.leads, self.leadership.leads());
             if self.leads && !led {
-                self.index.everything().into_iter().for_each(|task| self.queue.add(task));
+                for task in self.index.everything() {
+                    self.queue.add(task);
+                }
             } else if led && !self.leads {
                 self.queue.clear();
             }
@@ -153,21 +155,19 @@ impl Controller {
                 self.index.claims_begin();
                 Vec::new()
             }
-            Ok(Event::InitApply(object) | Event::Apply(object)) => match claim_of(&object) {
-                Some(claim) => {
-                    let name = claim.name.clone();
-                    let affected = self.index.claim_seen(claim, now);
-                    // Creates in flight are looked at again when their grace period is over, if need be.
-                    if self.leads && self.index.grace_ends(&name, self.grace_period).is_some() {
-                        self.queue.add_at(Task::Claim(name), now + self.grace_period);
-                    }
-                    affected
-                }
-                None => {
+            Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                let Some(claim) = claim_of(&object) else {
                     tracing::error!(claim = ?object.metadata.name, "an AddressBinding does not bear the name of its binding: delete it");
-                    Vec::new()
+                    return;
+                };
+                let name = claim.name.clone();
+                let affected = self.index.claim_seen(claim, now);
+                // Creates in flight are looked at again when their grace period is over, if need be.
+                if self.leads && self.index.grace_ends(&name, self.grace_period).is_some() {
+                    self.queue.add_at(Task::Claim(name), now + self.grace_period);
                 }
-            },
+                affected
+            }
             Ok(Event::Delete(object)) => self.index.claim_gone(&object),
             Ok(Event::InitDone) => self.index.claims_listed(),
             Err(error) => {
@@ -180,7 +180,9 @@ impl Controller {
 
     fn ask_for(&mut self, tasks: Vec<Task>) {
         if self.leads {
-            tasks.into_iter().for_each(|task| self.queue.add(task));
+            for task in tasks {
+                self.queue.add(task);
+            }
         }
     }
 

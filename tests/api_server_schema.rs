@@ -60,12 +60,15 @@ impl Refusal {
 
     /// Why no refusal at all may be like this one.
     fn is_unfit(&self) -> Option<&'static str> {
-        if !(400..500).contains(&self.code) {
+        // Of a merge that it cannot make, the API server says that it is its own error.
+        if !(400..500).contains(&self.code) && !self.message.starts_with("failed to create typed patch object") {
             Some("is no refusal")
         } else if self.code == 409 {
             Some("would be tried again")
-        } else if self.message.contains("is invalid: <nil>") {
+        } else if self.message.contains("is invalid: <nil>") || self.message.contains("is invalid: [<nil>") {
             Some("does not say where")
+        } else if self.message.contains("evaluating rule") {
+            Some("has a rule that does not work")
         } else if self.message.contains("is immutable") {
             Some("makes Flux delete the object")
         } else {
@@ -151,7 +154,7 @@ impl Place {
         for (index, document) in manifest.documents[..manifest.documents.len() - omitted].iter().enumerate() {
             let written = self.write(document.by, &document.object).await;
             let written = written.map_err(|refusal| format!("document {index} is refused: {}", refusal.message))?;
-            if document.by.is_whole() && written["spec"] != document.object["spec"] {
+            if document.by.is_whole() && written["spec"] != testdata::without_nulls(&document.object["spec"]) {
                 return Err(format!("document {index} is stored as {}", written["spec"]));
             }
         }
@@ -290,11 +293,6 @@ async fn an_instant_is_admitted_where_every_reader_takes_it_for_the_same() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
     ask_all(testdata::instants(), async |(instant, refused)| {
-        let refused = refused.map(|words| {
-            // What is no date-time at all does not match the pattern either, and both are said.
-            let pattern = (words == "date-time").then(|| "should match".to_owned());
-            [words].into_iter().chain(pattern).collect::<Vec<_>>()
-        });
         let mut failures = Vec::new();
         for field in ["reportedActivityTime", "lastActivityTime"] {
             let patch = with(conversation("alice"), &format!("/status/{field}"), json!(instant));
@@ -308,94 +306,73 @@ async fn an_instant_is_admitted_where_every_reader_takes_it_for_the_same() {
     .await;
 }
 
+/// What has a length, the longest one, and the words in which one more is refused.
+struct Bound {
+    object: Value,
+    path: &'static str,
+    make: Box<dyn Fn(usize) -> Value>,
+    longest: usize,
+    beyond: String,
+}
+
+impl Bound {
+    fn string(object: Value, path: &'static str, longest: usize) -> Self {
+        Self::string_in(object, path, longest, Value::String)
+    }
+
+    /// A string that stands in what `wrap` makes of it.
+    fn string_in(object: Value, path: &'static str, longest: usize, wrap: impl Fn(String) -> Value + 'static) -> Self {
+        let make = Box::new(move |length| wrap("x".repeat(length)));
+        Self { object, path, make, longest, beyond: format!("Too long: may not be more than {longest} ") }
+    }
+
+    fn list(object: Value, path: &'static str, longest: usize, item: impl Fn(usize) -> Value + 'static) -> Self {
+        let make = Box::new(move |length| (0..length).map(&item).collect());
+        let beyond = format!("Too many: {}: must have at most {longest} items", longest + 1);
+        Self { object, path, make, longest, beyond }
+    }
+}
+
 #[tokio::test]
 async fn every_length_has_its_bound() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
-    let string = |of: &'static str| move |length: usize| json!(of.repeat(length));
-    let participants = |length| (0..length).map(|number| json!({"identity": format!("agent-{number}")})).collect();
-    let admissions = |length| {
-        (0..length).map(|number| json!({"uid": format!("uid-{number}"), "time": "2026-01-01T00:00:00Z"})).collect()
-    };
-    let admission = |length| json!([{"uid": "x".repeat(length), "time": "2026-01-01T00:00:00Z"}]);
-    let identity = |length| json!([{"identity": "x".repeat(length)}]);
-    let condition = |length| {
-        let condition =
-            json!({"type": "Ready", "status": "True", "reason": "Bound", "lastTransitionTime": "2026-01-01T00:00:00Z"});
-        json!([with(condition, "/message", json!("x".repeat(length)))])
-    };
-    // A display name is counted in characters, not in bytes.
-    let display_name = string("ü");
-    type Make<'a> = Box<dyn Fn(usize) -> Value + 'a>;
-    let cases: Vec<(Value, &str, Make, usize, &str)> = vec![
-        (conversation("a"), "/spec/contact/address", Box::new(string("x")), 256, "Too long: may not be more than 256 "),
-        (
-            conversation("a"),
-            "/spec/contact/displayName",
-            Box::new(display_name),
-            256,
-            "Too long: may not be more than 256 ",
-        ),
-        (conversation("a"), "/spec/proxy/address", Box::new(string("x")), 256, "Too long: may not be more than 256 "),
-        (
-            conversation("a"),
-            "/spec/participants",
-            Box::new(participants),
-            100,
-            "Too many: 101: must have at most 100 items",
-        ),
-        (conversation("a"), "/spec/participants", Box::new(identity), 256, "Too long: may not be more than 256 "),
-        (
-            conversation("alice"),
-            "/status/addressBindingName",
-            Box::new(string("x")),
-            63,
-            "Too long: may not be more than 63 ",
-        ),
-        (
-            conversation("alice"),
-            "/status/conditions",
-            Box::new(condition),
-            4096,
-            "Too long: may not be more than 4096 ",
-        ),
-        (
-            address_binding("a"),
-            "/spec/contactAddress",
-            Box::new(string("x")),
-            256,
-            "Too long: may not be more than 256 ",
-        ),
-        (address_binding("a"), "/spec/proxyAddress", Box::new(string("x")), 256, "Too long: may not be more than 256 "),
-        (
-            address_binding("a"),
-            "/spec/conversationRef/namespace",
-            Box::new(string("x")),
-            63,
-            "Too long: may not be more than 63 ",
-        ),
-        (
-            address_binding("a"),
-            "/spec/conversationRef/name",
-            Box::new(string("x")),
-            253,
-            "Too long: may not be more than 253 ",
-        ),
-        (
-            address_binding("a"),
+    let (alice, new, binding) = (|| conversation("alice"), || conversation("new"), || address_binding("new"));
+    let condition = |message| json!([{"type": "Ready", "status": "True", "reason": "Bound", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let cases = vec![
+        Bound::string(new(), "/spec/contact/address", 256),
+        Bound::string(new(), "/spec/contact/displayName", 256),
+        // It is characters that are counted, not bytes.
+        Bound::string_in(new(), "/spec/contact/displayName", 256, |name| json!(name.replace('x', "ü"))),
+        Bound::string(new(), "/spec/proxy/address", 256),
+        Bound::list(new(), "/spec/participants", 100, |number| json!({"identity": format!("agent-{number}")})),
+        Bound::string_in(new(), "/spec/participants", 256, |identity| json!([{"identity": identity}])),
+        Bound::string_in(new(), "/spec/ttlAfterClosed", 28, |text| json!("99999ms".repeat(4) + &text[28..])),
+        Bound::string(alice(), "/status/addressBindingName", 63),
+        Bound::string_in(alice(), "/status/conditions", 4096, condition),
+        Bound::string(binding(), "/spec/contactAddress", 256),
+        Bound::string(binding(), "/spec/proxyAddress", 256),
+        Bound::string(binding(), "/spec/conversationRef/namespace", 63),
+        Bound::string(binding(), "/spec/conversationRef/name", 253),
+        Bound::list(
+            binding(),
             "/spec/admissions",
-            Box::new(admissions),
             64,
-            "Too many: 65: must have at most 64 items",
+            |number| json!({"uid": format!("{number}"), "time": "2026-01-01T00:00:00Z"}),
         ),
-        (address_binding("a"), "/spec/admissions", Box::new(admission), 128, "Too long: may not be more than 128 "),
+        Bound::string_in(
+            binding(),
+            "/spec/admissions",
+            128,
+            |uid| json!([{"uid": uid, "time": "2026-01-01T00:00:00Z"}]),
+        ),
     ];
-    ask_all(cases, async |(object, path, make, bound, words)| {
+    ask_all(cases, async |Bound { object, path, make, longest, beyond }| {
         let by = if path.starts_with("/status") { Verb::MergePatchStatus } else { Verb::Create };
-        let at_the_bound = place.would_write(by, &with(object.clone(), path, make(bound))).await;
-        let beyond = place.would_write(by, &with(object, path, make(bound + 1))).await;
-        let difference = differs(at_the_bound, None).or_else(|| differs(beyond, Some(&[words.to_owned()])));
-        difference.map(|difference| format!("{path}, {bound} and one more: {difference}"))
+        let answer = place.would_write(by, &with(object.clone(), path, make(longest))).await;
+        let one_more = place.would_write(by, &with(object, path, make(longest + 1))).await;
+        let difference = differs(answer, None).or_else(|| differs(one_more, Some(&[beyond])));
+        difference.map(|difference| format!("{path}, {longest} and one more: {difference}"))
     })
     .await;
 }

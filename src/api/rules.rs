@@ -29,7 +29,7 @@ fn rule(rule: impl Into<String>, message: &str) -> Value {
 }
 
 /// A rule whose message is computed by `message`, a CEL expression, or where that fails is `fallback`.
-fn rule_with_remedy(rule: impl Into<String>, fallback: &str, message: String) -> Value {
+fn rule_with_remedy(rule: impl Into<String>, fallback: &str, message: &str) -> Value {
     json!({"rule": rule.into(), "message": fallback, "messageExpression": message})
 }
 
@@ -114,7 +114,7 @@ pub(super) fn spec() -> Value {
             rule_with_remedy(
                 format!("!has(self.contact) || ({})", well_formed("self.contact.address", false)),
                 "48025: the contact address must be valid on this channel",
-                remedy("48025", "contact", "self.contact.address", false),
+                &remedy("48025", "contact", "self.contact.address", false),
             )
         ),
         at(
@@ -122,7 +122,7 @@ pub(super) fn spec() -> Value {
             rule_with_remedy(
                 well_formed("self.proxy.address", true),
                 "48026: the proxy address must be valid on this channel",
-                remedy("48026", "proxy", "self.proxy.address", true),
+                &remedy("48026", "proxy", "self.proxy.address", true),
             )
         ),
         at(

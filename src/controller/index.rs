@@ -107,7 +107,7 @@ pub enum ConversationPlan {
         look_at_first: Vec<Task>,
     },
     /// Write its status.
-    Write(StatusWrite),
+    Write(Box<StatusWrite>),
     /// Find out who holds its binding, and write its status accordingly.
     Resolve(Box<Question>),
 }
@@ -334,9 +334,9 @@ impl Index {
         };
         let unheld = decide(&entry.facts, None, now);
         let Some(name) = entry.binding.as_ref().filter(|_| unheld.status.state != Some(State::Closed)) else {
-            return self.plan_status(place, entry, unheld);
+            return Self::plan_status(place, entry, unheld);
         };
-        if !self.claims.get(name).is_some_and(|entry| entry.claim.holder == **place) {
+        if self.claims.get(name).is_none_or(|entry| entry.claim.holder != **place) {
             return ConversationPlan::Resolve(Box::new(Question {
                 place: place.clone(),
                 uid: entry.uid.clone(),
@@ -361,19 +361,19 @@ impl Index {
         if !bound_by_another.is_empty() {
             return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
         }
-        self.plan_status(place, entry, decide(&entry.facts, Some(&Holding::Held(name.clone())), now))
+        Self::plan_status(place, entry, decide(&entry.facts, Some(&Holding::Held(name.clone())), now))
     }
 
-    fn plan_status(&self, place: &Place, entry: &Entry, decision: Decision) -> ConversationPlan {
+    fn plan_status(place: &Place, entry: &Entry, decision: Decision) -> ConversationPlan {
         if fingerprint(&decision.status) == entry.fingerprint {
             return ConversationPlan::Nothing { wake: decision.next, look_at_first: Vec::new() };
         }
-        ConversationPlan::Write(StatusWrite {
+        ConversationPlan::Write(Box::new(StatusWrite {
             place: place.clone(),
             resource_version: entry.resource_version.clone(),
             status: decision.status,
             wake: decision.next,
-        })
+        }))
     }
 
     /// Of the conversations that want a binding the one that had it, else the oldest, and of those the one with the lowest UID.

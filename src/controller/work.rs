@@ -69,8 +69,8 @@ impl Worker {
     }
 
     /// Writes a status.
-    pub async fn write_status(self, task: Task, write: StatusWrite) -> Finished {
-        self.finish(task, self.apply(write)).await
+    pub async fn write_status(self, task: Task, write: Box<StatusWrite>) -> Finished {
+        self.finish(task, self.apply(*write)).await
     }
 
     /// Finds out who holds the binding of a conversation, and writes its status accordingly.

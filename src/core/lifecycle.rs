@@ -274,3 +274,303 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Channel;
+    use proptest::prelude::*;
+
+    /// `second` seconds after the creation.
+    fn at(second: u64) -> Time {
+        Time::EPOCH.after(1_000_000_000_000 + second * 1_000)
+    }
+
+    fn facts() -> Facts {
+        Facts {
+            generation: 1,
+            creation_time: at(0),
+            state: State::Active,
+            binding: Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap()),
+            is_unassigned: false,
+            inactive_after: None,
+            close_after: None,
+            close_unassigned_after: None,
+            status: StatusFacts::default(),
+        }
+    }
+
+    fn seconds(seconds: u64) -> Option<u64> {
+        Some(seconds * 1_000)
+    }
+
+    fn held(facts: &Facts) -> Option<Holding> {
+        facts.binding.as_ref().map(|binding| Holding::Held(binding.name()))
+    }
+
+    fn decide_at(facts: &Facts, second: u64) -> Decision {
+        decide(facts, held(facts).as_ref(), at(second))
+    }
+
+    /// Decides, and stores the status, as the API server would: what others write is kept.
+    fn live(facts: &mut Facts, second: u64) -> ConversationStatus {
+        let status = decide_at(facts, second).status;
+        let reported_activity = facts.status.reported_activity;
+        facts.status = StatusFacts { reported_activity, ..StatusFacts::of(&status) };
+        status
+    }
+
+    fn condition(status: &ConversationStatus, type_: ConditionType) -> (ConditionStatus, ConditionReason) {
+        let condition = status.conditions.iter().find(|condition| condition.type_ == type_).unwrap();
+        (condition.status, condition.reason)
+    }
+
+    #[test]
+    fn rule_6_both_timers_count_from_the_last_activity_and_not_from_each_other() {
+        let mut facts = Facts { inactive_after: seconds(600), close_after: seconds(1_800), ..facts() };
+        let status = live(&mut facts, 1);
+        assert_eq!(status.deadlines, Some(Deadlines { inactive_time: Some(at(600)), close_time: Some(at(1_800)) }));
+        assert_eq!(decide_at(&facts, 599).status.state, Some(State::Active));
+        let status = live(&mut facts, 600);
+        assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
+        assert_eq!(decide_at(&facts, 600).next, Some(at(1_800)));
+        let status = live(&mut facts, 1_800);
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
+        assert_eq!((status.closed_time, status.deadlines), (Some(at(1_800)), None));
+    }
+
+    #[test]
+    fn rule_7_activity_wakes_what_a_timer_made_inactive() {
+        let mut facts = Facts { inactive_after: seconds(10), ..facts() };
+        live(&mut facts, 10);
+        facts.status.reported_activity = Some(at(15));
+        let status = live(&mut facts, 16);
+        assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Activity)));
+        assert_eq!((status.last_activity_time, status.deadlines.unwrap().inactive_time), (Some(at(15)), Some(at(25))));
+        assert_eq!(live(&mut facts, 25).state, Some(State::Inactive), "and the timer runs again");
+    }
+
+    #[test]
+    fn a_conversation_that_a_timer_made_inactive_is_not_woken_by_a_longer_timer() {
+        for longer in [seconds(1_000), None] {
+            let mut facts = Facts { inactive_after: seconds(10), ..facts() };
+            live(&mut facts, 10);
+            facts.inactive_after = longer;
+            let status = live(&mut facts, 11);
+            assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
+        }
+    }
+
+    #[test]
+    fn a_parked_conversation_is_woken_by_the_spec_alone() {
+        let mut facts = Facts { state: State::Inactive, ..facts() };
+        let status = live(&mut facts, 1);
+        assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::Spec)));
+        facts.status.reported_activity = Some(at(2));
+        assert_eq!(live(&mut facts, 3).state, Some(State::Inactive));
+        facts.state = State::Active;
+        let status = live(&mut facts, 4);
+        assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Spec)));
+    }
+
+    #[test]
+    fn rule_5_closed_is_final() {
+        let mut facts = Facts { state: State::Closed, ..facts() };
+        let closed = live(&mut facts, 5);
+        assert_eq!((closed.state, closed.state_reason), (Some(State::Closed), Some(StateReason::Spec)));
+        facts.state = State::Active;
+        facts.status.reported_activity = Some(at(6));
+        facts.is_unassigned = true;
+        assert_eq!(live(&mut facts, 7), closed);
+    }
+
+    #[test]
+    fn rule_8_timers_that_became_due_unseen_are_honoured_by_the_state_that_results() {
+        let both = Facts { inactive_after: seconds(10), close_after: seconds(20), ..facts() };
+        let status = decide_at(&both, 1_000).status;
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
+        assert_eq!(status.closed_time, Some(at(1_000)), "when it was decided, not when it was due");
+    }
+
+    #[test]
+    fn rule_9_a_conversation_without_participants_is_unassigned_and_has_a_timer_of_its_own() {
+        let mut facts = Facts { is_unassigned: true, close_unassigned_after: seconds(60), ..facts() };
+        let status = live(&mut facts, 1);
+        use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
+        assert_eq!(condition(&status, Type::Unassigned), (Status::True, Reason::NoParticipants));
+        assert_eq!(status.unassigned_time, Some(at(0)), "at first sight, since its creation");
+        assert_eq!(status.deadlines.unwrap().close_time, Some(at(60)));
+        facts.is_unassigned = false;
+        let status = live(&mut facts, 2);
+        assert_eq!(condition(&status, Type::Unassigned), (Status::False, Reason::Assigned));
+        assert_eq!((status.unassigned_time, status.deadlines), (None, None));
+        facts.is_unassigned = true;
+        let status = live(&mut facts, 30);
+        assert_eq!(status.unassigned_time, Some(at(30)), "later, since it was seen");
+        let status = live(&mut facts, 90);
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::UnassignedTimer)));
+    }
+
+    #[test]
+    fn the_earlier_of_the_two_close_timers_closes() {
+        let facts =
+            Facts { close_after: seconds(50), close_unassigned_after: seconds(60), is_unassigned: true, ..facts() };
+        assert_eq!(decide_at(&facts, 1_000).status.state_reason, Some(StateReason::CloseTimer));
+        let facts = Facts { close_after: seconds(70), ..facts };
+        assert_eq!(decide_at(&facts, 1_000).status.state_reason, Some(StateReason::UnassignedTimer));
+        assert_eq!(decide_at(&facts, 1).next, Some(at(60)));
+    }
+
+    #[test]
+    fn activity_never_moves_back_and_what_lies_before_the_creation_is_none() {
+        let mut facts = facts();
+        facts.status.reported_activity = Some(Time::EPOCH);
+        assert_eq!(live(&mut facts, 1).last_activity_time, None);
+        facts.status.reported_activity = Some(at(5));
+        assert_eq!(live(&mut facts, 6).last_activity_time, Some(at(5)));
+        facts.status.reported_activity = Some(at(3));
+        assert_eq!(live(&mut facts, 7).last_activity_time, Some(at(5)));
+        facts.status.reported_activity = None;
+        assert_eq!(live(&mut facts, 8).last_activity_time, Some(at(5)));
+    }
+
+    #[test]
+    fn activity_in_the_future_counts_once_as_the_moment_at_which_it_was_seen() {
+        let mut facts = Facts { close_after: seconds(10), ..facts() };
+        facts.status.reported_activity = Some(at(1_000_000));
+        let status = live(&mut facts, 5);
+        assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(5)), Some(at(1_000_000))));
+        assert_eq!(live(&mut facts, 14).last_activity_time, Some(at(5)), "it is not counted again");
+        assert_eq!(live(&mut facts, 15).state, Some(State::Closed));
+    }
+
+    #[test]
+    fn a_correction_of_a_report_in_the_future_leaves_nothing_behind() {
+        let mut facts = facts();
+        facts.status.reported_activity = Some(at(1_000));
+        live(&mut facts, 5);
+        facts.status.reported_activity = Some(at(6));
+        let status = live(&mut facts, 7);
+        assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(6)), None));
+    }
+
+    #[test]
+    fn conditions_tell_what_is_in_effect() {
+        use {ConditionReason as R, ConditionStatus as S, ConditionType as T};
+        let status = decide_at(&facts(), 1).status;
+        assert_eq!(condition(&status, T::Ready), (S::True, R::Bound));
+        assert_eq!(condition(&status, T::Bound), (S::True, R::BindingHeld));
+        assert!(status.address_binding_name.unwrap().starts_with("sms-"));
+
+        let status = decide_at(&Facts { binding: None, ..facts() }, 1).status;
+        assert_eq!(condition(&status, T::Ready), (S::True, R::Unbound));
+        assert_eq!(condition(&status, T::Bound), (S::False, R::NoContact));
+        assert_eq!(status.address_binding_name, None);
+
+        let status = decide_at(&Facts { state: State::Closed, ..facts() }, 1).status;
+        for (type_, expected) in [(T::Ready, S::True), (T::Bound, S::False), (T::Unassigned, S::False)] {
+            assert_eq!(condition(&status, type_), (expected, R::Closed));
+        }
+        assert_eq!(status.address_binding_name, None);
+
+        let another = Holding::HeldByAnother("48031: …".into());
+        let status = decide(&facts(), Some(&another), at(1)).status;
+        for (type_, expected) in [(T::Ready, S::False), (T::Bound, S::False), (T::Stalled, S::True)] {
+            assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
+        }
+        assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(1)));
+    }
+
+    #[test]
+    fn stalled_is_present_only_while_true() {
+        let mut facts = facts();
+        let another = Holding::HeldByAnother("48031: …".into());
+        facts.status = StatusFacts::of(&decide(&facts, Some(&another), at(1)).status);
+        let status = decide_at(&facts, 2).status;
+        assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled));
+        let bound = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap();
+        assert_eq!(bound.last_transition_time, at(2), "it moves with the status");
+    }
+
+    #[test]
+    fn a_transition_time_moves_with_the_status_alone() {
+        let mut facts = facts();
+        let first = live(&mut facts, 1);
+        facts.generation = 2;
+        let second = live(&mut facts, 9);
+        assert_eq!(first.state_transition_time, second.state_transition_time);
+        for (first, second) in first.conditions.iter().zip(&second.conditions) {
+            assert_eq!(first.last_transition_time, second.last_transition_time);
+            assert_eq!(second.observed_generation, Some(2));
+        }
+    }
+
+    prop_compose! {
+        fn any_facts()(
+            state in prop_oneof![Just(State::Active), Just(State::Inactive), Just(State::Closed)],
+            has_contact in any::<bool>(),
+            is_unassigned in any::<bool>(),
+            inactive_after in prop::option::of(1_u64..100),
+            close_after in prop::option::of(1_u64..100),
+            close_unassigned_after in prop::option::of(1_u64..100),
+            reported in prop::option::of(0_u64..200),
+        ) -> Facts {
+            let base = facts();
+            Facts {
+                state,
+                binding: base.binding.clone().filter(|_| has_contact),
+                is_unassigned,
+                inactive_after: inactive_after.map(|seconds| seconds * 1_000),
+                close_after: close_after.map(|seconds| seconds * 1_000),
+                close_unassigned_after: close_unassigned_after.map(|seconds| seconds * 1_000),
+                status: StatusFacts { reported_activity: reported.map(at), ..StatusFacts::default() },
+                ..base
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_facts_at_the_same_time_change_nothing(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
+            let mut facts = facts;
+            live(&mut facts, first);
+            let once = live(&mut facts, first + later);
+            prop_assert_eq!(live(&mut facts, first + later), once);
+        }
+
+        #[test]
+        fn nothing_changes_before_the_next_deadline_and_something_does_at_it(facts in any_facts(), first in 0_u64..200) {
+            let mut facts = facts;
+            // A report that was in the future is counted by the first look.
+            let status = live(&mut facts, first);
+            match decide_at(&facts, first).next {
+                None => prop_assert_eq!(live(&mut facts, 100_000), status),
+                Some(next) => {
+                    let holding = held(&facts);
+                    let before = decide(&facts, holding.as_ref(), Time::EPOCH.after(next.milliseconds_since(Time::EPOCH) - 1));
+                    prop_assert_eq!(before.status.state, status.state);
+                    prop_assert_ne!(decide(&facts, holding.as_ref(), next).status.state, status.state);
+                }
+            }
+        }
+
+        #[test]
+        fn closing_holds_for_ever(facts in any_facts(), first in 0_u64..200, then in any_facts(), later in 0_u64..200) {
+            let mut facts = facts;
+            let status = live(&mut facts, first);
+            let mut then = Facts { status: facts.status, ..then };
+            let after = live(&mut then, first + later);
+            prop_assert!(status.state != Some(State::Closed) || after.state == Some(State::Closed));
+            prop_assert!(after.last_activity_time >= status.last_activity_time);
+        }
+
+        #[test]
+        fn two_looks_end_where_one_does(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
+            // What was reported by then is counted alike, unless it lay in the future at the first look.
+            prop_assume!(facts.status.reported_activity.is_none_or(|reported| reported <= at(first)));
+            let (mut twice, mut once) = (facts.clone(), facts);
+            live(&mut twice, first);
+            prop_assert_eq!(live(&mut twice, first + later).state, live(&mut once, first + later).state);
+        }
+    }
+}

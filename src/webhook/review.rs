@@ -8,9 +8,11 @@ use crate::core::claim::{Request, state_in_effect};
 use crate::core::refusal::Refusal;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Resource;
-use kube::core::Status;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::admission::{
+    AdmissionRequest, AdmissionResponse, AdmissionReview, META_API_VERSION_V1, META_KIND, Operation,
+};
 use kube::core::response::{StatusCause, StatusDetails, StatusSummary};
+use kube::core::{Status, TypeMeta};
 
 /// A review that was read.
 #[derive(Debug)]
@@ -38,6 +40,9 @@ pub enum Unreadable {
     /// A part that every API server sends is missing.
     #[error("the AdmissionReview has no {0}")]
     Missing(&'static str),
+    /// They are something else than an `AdmissionReview`, or one of another version.
+    #[error("the body is {0}: switchboard reads admission.k8s.io/v1 AdmissionReview alone")]
+    OtherVersion(String),
     /// It is about something else than conversations.
     #[error("the AdmissionReview is about {0}: switchboard reviews conversations.switchboard.dev alone")]
     OtherResource(String),
@@ -50,7 +55,11 @@ impl Review {
     /// Where the bytes are none, or one that is about something else.
     pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
         let review: AdmissionReview<Conversation> = serde_json::from_slice(body)?;
-        let request = review.request.ok_or(Unreadable::Missing("request"))?;
+        let TypeMeta { api_version, kind } = &review.types;
+        if (api_version.as_str(), kind.as_str()) != (META_API_VERSION_V1, META_KIND) {
+            return Err(Unreadable::OtherVersion(format!("{api_version} {kind}")));
+        }
+        let request: AdmissionRequest<Conversation> = review.try_into().map_err(|_| Unreadable::Missing("request"))?;
         let resource = &request.resource;
         if resource.group != crate::api::GROUP || resource.resource != Conversation::plural(&()) {
             return Err(Unreadable::OtherResource(format!("{}.{}", resource.resource, resource.group)));
@@ -107,8 +116,6 @@ impl Review {
 /// Never in fact: what is written can be written as JSON.
 pub fn respond(review: &Review, refusal: Option<Refusal>) -> Result<Vec<u8>, serde_json::Error> {
     let mut response = AdmissionResponse::from(&review.request);
-    response.types.api_version = kube::core::admission::META_API_VERSION_V1.to_owned();
-    response.types.kind = kube::core::admission::META_KIND.to_owned();
     if let Some(refusal) = refusal {
         response.allowed = false;
         response.result = status(refusal);

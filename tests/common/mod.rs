@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 
 /// One control plane for all tests of a process, on which both kinds of `crds/` are served.
 pub fn shared_control_plane() -> &'static ControlPlane {
-    static CONTROL_PLANE: OnceLock<ControlPlane> = OnceLock::new();
-    CONTROL_PLANE.get_or_init(|| {
-        let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
-        install_crds(&control_plane);
-        control_plane
-    })
+    // What fails for the first test is not tried once more by each of the others.
+    static CONTROL_PLANE: OnceLock<Option<ControlPlane>> = OnceLock::new();
+    let control_plane = CONTROL_PLANE.get_or_init(|| std::panic::catch_unwind(start).ok());
+    control_plane.as_ref().expect("a control plane: see the first test that failed")
+}
+
+fn start() -> ControlPlane {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    install_crds(&control_plane);
+    control_plane
 }
 
 fn install_crds(control_plane: &ControlPlane) {
-    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/crds");
+    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/");
     succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
     succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
     // Being established comes before being served, and that before being documented.

@@ -181,9 +181,21 @@ pub fn durations() -> Vec<DurationCase> {
 }
 
 /// The rows of `instants.yaml`: the instant, and what the refusal quotes where it is refused.
-pub fn instants() -> Vec<(String, Option<String>)> {
-    let text = |row: &Value, key: &str| row[key].as_str().map(str::to_owned);
-    rows("instants.yaml").iter().map(|row| (text(row, "instant").unwrap(), text(row, "refused"))).collect()
+pub fn instants() -> Vec<(String, Option<Vec<String>>)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let refused = |row: &Value| row.get("refused").map(|words| words.as_array().unwrap().iter().map(text).collect());
+    rows("instants.yaml").iter().map(|row| (text(&row["instant"]), refused(row))).collect()
+}
+
+/// `value` without its null fields, which are absent ones.
+pub fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(key, value)| (key.clone(), without_nulls(value))).collect::<serde_json::Map<_, _>>().into()
+        }
+        _ => value.clone(),
+    }
 }
 
 fn rows(file: &str) -> Vec<Value> {

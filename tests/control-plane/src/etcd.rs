@@ -2,13 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use crate::{
-    Error,
-    data_directory::DataDirectory,
-    http,
-    ports::Port,
-    server::Server,
-};
+use crate::{Error, data_directory::DataDirectory, http, ports::Port, server::Server};
 
 /// etcd on loopback with its data in `etcd` of that directory; started and ready.
 pub(crate) fn start(binary: &Path, directory: &DataDirectory, port: &Port, fsync: bool) -> Result<Server, Error> {

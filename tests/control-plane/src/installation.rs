@@ -84,7 +84,8 @@ impl Builder {
             certificate: control_plane.directory.write("webhook.crt", &serving.certificate)?,
             key: control_plane.directory.write("webhook.key", &serving.key)?,
         };
-        let token = run(control_plane.kubectl().args(["create", "token", "switchboard", "--duration=24h", "-n", NAMESPACE]))?;
+        let token =
+            run(control_plane.kubectl().args(["create", "token", "switchboard", "--duration=24h", "-n", NAMESPACE]))?;
         let replicas = (0..self.replicas)
             .map(|index| self.replica(control_plane, index, token.trim(), &files))
             .collect::<Result<Vec<_>, _>>()?;
@@ -279,7 +280,8 @@ impl Probes {
 const FORGED_STATUS: &str = r#"{"status": {"state": "Closed"}}"#;
 
 fn dry_run(manifest: &Path) -> Vec<OsString> {
-    let mut command: Vec<_> = ["create", "--validate=false", "--dry-run=server", "--filename"].map(OsString::from).into();
+    let mut command: Vec<_> =
+        ["create", "--validate=false", "--dry-run=server", "--filename"].map(OsString::from).into();
     command.push(manifest.into());
     command
 }

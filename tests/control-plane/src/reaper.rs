@@ -58,6 +58,10 @@ impl Reaper {
     /// From now on the group of processes that `leader` leads ends with this process.
     pub(crate) fn watch_group(&self, leader: Pid) {
         let mut entries = lock(&self.entries);
+        if entries.input.is_none() {
+            // Started while everything was being ended.
+            kill(leader);
+        }
         entries.groups.push(leader);
         entries.tell(&group(leader));
     }
@@ -105,18 +109,22 @@ impl Drop for Reaper {
 }
 
 /// Kills every process that this crate has started, waits until they are gone, and removes their data: for the handler of a
-/// signal, which ends the process right after.
+/// signal, which ends the process right after. What another thread still starts is killed at once.
 pub fn end_everything() {
     let Some(reaper) = lock(&REAPER).upgrade() else { return };
-    let groups = lock(&reaper.entries).groups.clone();
-    for leader in &groups {
-        let _ = rustix::process::kill_process_group(*leader, Signal::KILL);
-    }
+    let mut entries = lock(&reaper.entries);
+    let groups = std::mem::take(&mut entries.groups);
+    groups.iter().copied().for_each(kill);
     for leader in groups {
         let _ = rustix::process::waitpid(Some(leader), WaitOptions::empty());
     }
-    lock(&reaper.entries).input = None;
+    entries.input = None;
+    drop(entries);
     let _ = lock(&reaper.shell).wait();
+}
+
+fn kill(leader: Pid) {
+    let _ = rustix::process::kill_process_group(leader, Signal::KILL);
 }
 
 /// What stands in a `static` is never dropped, and its logs are wanted if any test of the process failed.

@@ -122,10 +122,8 @@ impl Cache {
         }
         let version = process::output(Command::new("go").arg("version").current_dir(MODULE))?.stdout;
         let directory = cache_directory()?.join(format!("tools-{}", key(GO_MOD, GO_SUM, &flags(), &version)));
-        fs::create_dir_all(&directory).map_err(Error::io(format!(
-            "create {} (SWITCHBOARD_CACHE names another place)",
-            directory.display()
-        )))?;
+        fs::create_dir_all(&directory)
+            .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
         Ok(Self { directory })
     }
 

@@ -1,5 +1,7 @@
 //! Tier: processes. A control plane does what is asked of it, and nothing of it is left, however its owner ends.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in what tests share")]
+
 use std::{
     env, fs,
     io::{BufRead, BufReader},

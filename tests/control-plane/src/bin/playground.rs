@@ -1,0 +1,155 @@
+//! `make run`: a control plane with the operator installed, the tour, and then a cluster to play with until Ctrl-C.
+//!
+//! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), and `ONCE=1`, which ends it after the tour.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
+
+use control_plane::{
+    ControlPlane, Error, Installation, end_everything,
+    tools::{self, Tool},
+    tour::{self, Guide, print},
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+static TOUR_IS_OVER: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    let result = Options::from_environment().and_then(|options| {
+        end_on_a_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
+        play(&options).map_err(|error| error.to_string())
+    });
+    while SIGNALLED.load(Ordering::SeqCst) {
+        // What failed, failed because everything is being ended; the thread that does so ends the process too.
+        thread::park();
+    }
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    api_servers: usize,
+    replicas: usize,
+    once: bool,
+}
+
+impl Options {
+    fn from_environment() -> Result<Self, String> {
+        Ok(Self { api_servers: count("API_SERVERS")?, replicas: count("REPLICAS")?, once: switch("ONCE")? })
+    }
+}
+
+fn count(name: &str) -> Result<usize, String> {
+    match text(name)?.as_str() {
+        "" => Ok(1),
+        text => match text.parse() {
+            Ok(count @ 1..=9) => Ok(count),
+            _ => Err(format!("{name} is {text:?}, but must be a number from 1 to 9, as in `make run {name}=2`")),
+        },
+    }
+}
+
+fn switch(name: &str) -> Result<bool, String> {
+    match text(name)?.as_str() {
+        "" | "0" => Ok(false),
+        "1" => Ok(true),
+        text => Err(format!("{name} is {text:?}, but must be 1 or 0, as in `make run {name}=1`")),
+    }
+}
+
+fn text(name: &str) -> Result<String, String> {
+    let value = env::var_os(name).unwrap_or_default();
+    value.into_string().map_err(|value| format!("{name} is {}, which is no text", value.display()))
+}
+
+fn play(options: &Options) -> Result<(), Error> {
+    let operator = operator()?;
+    tools::ensure(Tool::ALL)?;
+
+    let started = Instant::now();
+    print("Starting etcd and the API server … ")?;
+    let control_plane = ControlPlane::builder().api_servers(options.api_servers).start()?;
+    let kubeconfig = publish_kubeconfig(&control_plane)?;
+    print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
+
+    let result = tour(options, &control_plane, &operator, &kubeconfig);
+    if result.is_err() && !SIGNALLED.load(Ordering::SeqCst) {
+        eprintln!("\nThe logs of the API server and of the operator stay in {}", control_plane.keep_logs().display());
+    }
+    result
+}
+
+fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path, kubeconfig: &Path) -> Result<(), Error> {
+    let started = Instant::now();
+    print("Installing the chart and starting the operator … ")?;
+    let installation = Installation::builder(operator).replicas(options.replicas).install(control_plane)?;
+    print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
+
+    let started = Instant::now();
+    Guide::new(control_plane, kubeconfig).lead()?;
+    print(&format!("\nThe tour took {:.0} s, and every step came out as told.\n", started.elapsed().as_secs_f32()))?;
+    TOUR_IS_OVER.store(true, Ordering::SeqCst);
+    if options.once {
+        return Ok(());
+    }
+
+    let tools = Path::new(control_plane.kubectl().get_program()).parent().map(Path::to_owned).unwrap_or_default();
+    print(&format!(
+        "\nIt stays up until you press Ctrl-C. To go on by yourself, in another terminal:\n\n  \
+         export KUBECONFIG={}\n  export PATH={}:$PATH\n  kubectl get conv,ab\n  \
+         kubectl explain conversation.spec --recursive\n\nLogs: {}\n",
+        kubeconfig.display(),
+        tools.display(),
+        installation.replica(0).log().parent().unwrap_or(Path::new("")).display(),
+    ))?;
+    loop {
+        thread::park();
+    }
+}
+
+/// Cargo puts the operator beside this program.
+fn operator() -> Result<PathBuf, Error> {
+    let own = env::current_exe().map_err(|source| Error::Io { doing: "find this program".to_owned(), source })?;
+    Ok(own.with_file_name("switchboard"))
+}
+
+/// Where other tools can find it: a place that stays the same.
+fn publish_kubeconfig(control_plane: &ControlPlane) -> Result<PathBuf, Error> {
+    let root = fs::canonicalize(tour::ROOT).unwrap_or_else(|_| PathBuf::from(tour::ROOT));
+    let directory = root.join("target").join("playground");
+    let path = directory.join("kubeconfig");
+    fs::create_dir_all(&directory)
+        // Copied with its mode: it holds a token.
+        .and_then(|()| fs::copy(control_plane.kubeconfig(), &path))
+        .map_err(|source| Error::Io { doing: format!("write {}", path.display()), source })?;
+    Ok(path)
+}
+
+/// Ctrl-C is how the playground is meant to end, so after the tour it is a success. A build or a kubectl that is under way need not
+/// come to its end: all is killed.
+fn end_on_a_signal() -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            SIGNALLED.store(true, Ordering::SeqCst);
+            end_everything();
+            std::process::exit(if TOUR_IS_OVER.load(Ordering::SeqCst) { 0 } else { 128 + signal });
+        }
+    });
+    Ok(())
+}
