@@ -3,9 +3,10 @@
 use k8s_openapi::jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
-/// An instant, RFC 3339 in UTC, to the millisecond.
+/// An instant, RFC 3339 in UTC, to the millisecond. The last hours of the year 9999, which cannot be computed with, are read as
+/// the last instant that can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-#[serde(transparent)]
+#[serde(try_from = "std::borrow::Cow<'_, str>", into = "Timestamp")]
 pub struct Time(Timestamp);
 
 impl Time {
@@ -52,7 +53,23 @@ impl std::str::FromStr for Time {
     type Err = k8s_openapi::jiff::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self::new)
+        text.parse()
+            .or_else(|error| if text.starts_with("9999-12-3") { Ok(Timestamp::MAX) } else { Err(error) })
+            .map(Self::new)
+    }
+}
+
+impl TryFrom<std::borrow::Cow<'_, str>> for Time {
+    type Error = k8s_openapi::jiff::Error;
+
+    fn try_from(text: std::borrow::Cow<'_, str>) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Time> for Timestamp {
+    fn from(time: Time) -> Self {
+        time.0
     }
 }
 
@@ -73,5 +90,32 @@ impl schemars::JsonSchema for Time {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({"type": "string", "format": "date-time", "maxLength": 64})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instant_of_rfc_3339_is_read() {
+        for (text, read) in [
+            ("2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"),
+            ("2026-11-24T10:00:00.123987654+01:00", "2026-11-24T09:00:00.123Z"),
+            ("0000-01-01T00:00:00Z", "0000-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59Z", "9999-12-30T22:00:00.999Z"),
+            ("9999-12-31T23:59:59-23:59", "9999-12-30T22:00:00.999Z"),
+        ] {
+            assert_eq!(text.parse::<Time>().unwrap().to_string(), read, "{text}");
+        }
+        assert!("9999".parse::<Time>().is_err() && "soon".parse::<Time>().is_err());
+    }
+
+    #[test]
+    fn what_lies_beyond_the_last_instant_is_the_last_instant() {
+        let last = Time::new(Timestamp::MAX);
+        assert_eq!(Time::EPOCH.after(u64::MAX), last);
+        assert_eq!(last.after(1), last);
+        assert_eq!(Time::EPOCH.milliseconds_since(last), 0);
     }
 }

@@ -1,5 +1,11 @@
 //! What those tests share that need a real API server.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
+pub mod cluster;
+pub mod oracle;
+pub mod recorder;
+
 use control_plane::ControlPlane;
 use std::process::{Command, Output};
 use std::sync::OnceLock;

@@ -10,9 +10,10 @@ if ! command -v go >/dev/null 2>&1; then
     echo "Go is missing, and the control plane is built with it: $remedy" >&2
     exit 1
 fi
-# In /, since there no go.mod asks for another toolchain.
+# In /, since there no go.mod asks for another toolchain. It is `go1.26.8`, or `devel go1.27-0123abc Mon …`.
 found=$(cd / && GOTOOLCHAIN=local go env GOVERSION)
-if ! printf '%s %s\n' "${found#*go}" "$needed" | awk '{
+version=${found#*go}
+if ! printf '%s %s\n' "${version%% *}" "$needed" | awk '{
     split($1, found, "."); split($2, needed, ".")
     for (i = 1; i <= 3; i++) if (found[i] + 0 != needed[i] + 0) exit found[i] + 0 < needed[i] + 0
 }'; then

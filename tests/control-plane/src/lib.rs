@@ -44,7 +44,7 @@ use ports::Port;
 pub use balancer::Balancer;
 pub use certificates::{Authority, ServingCertificate};
 pub use error::Error;
-pub use installation::{Installation, Replica};
+pub use installation::{Builder as InstallationBuilder, Installation, Replica};
 pub use reaper::end_everything;
 pub use server::Server;
 pub use tools::Tool;

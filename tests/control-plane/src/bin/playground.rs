@@ -82,7 +82,7 @@ fn play(options: &Options) -> Result<(), Error> {
     tools::ensure(Tool::ALL)?;
 
     let started = Instant::now();
-    print("Starting etcd and the API server … ")?;
+    print(&format!("Starting etcd and {} … ", counted(options.api_servers, "API server")))?;
     let control_plane = ControlPlane::builder().api_servers(options.api_servers).start()?;
     let kubeconfig = publish_kubeconfig(&control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
@@ -96,7 +96,7 @@ fn play(options: &Options) -> Result<(), Error> {
 
 fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path, kubeconfig: &Path) -> Result<(), Error> {
     let started = Instant::now();
-    print("Installing the chart and starting the operator … ")?;
+    print(&format!("Installing the chart and starting {} of the operator … ", counted(options.replicas, "replica")))?;
     let installation = Installation::builder(operator).replicas(options.replicas).install(control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
@@ -120,6 +120,10 @@ fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path, kubeco
     loop {
         thread::park();
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Cargo puts the operator beside this program.

@@ -1,0 +1,47 @@
+# What can be done here; `make help` lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test generate fmt clean-cache require
+
+# What is built or fetched for development stays here, outside the repository: the control plane, cargo-deny.
+export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# $(call stage,name,command): announces it, runs it, and says how long it took.
+define stage
+@echo "=== $(1): $(2)"; start=$$(date +%s); \
+if $(2); then echo "=== $(1): done in $$(($$(date +%s) - start)) s"; \
+else echo "=== $(1): FAILED after $$(($$(date +%s) - start)) s" >&2; exit 1; fi
+endef
+
+help: ## List what can be done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: require ## A real control plane with the operator, a tour of it, then yours until Ctrl-C (ONCE=1, API_SERVERS=2, REPLICAS=2)
+	@echo "Compiles the operator, builds a control plane from source, installs the chart and leads through a tour."
+	@echo "The first time takes about 15 minutes on two cores, later ones 15 seconds."
+	cargo build --release --locked --workspace --bins
+	@"$(TARGET)/release/playground"
+
+test: require ## Everything that must hold: format, lints, tests, licences (cold about 25 minutes on two cores, then 5)
+	$(call stage,format,cargo fmt --all --check)
+	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
+	$(call stage,compile,cargo test --locked --workspace --no-run)
+	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
+	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
+	$(call stage,licences,.ci/cargo-deny --locked check licenses bans sources)
+
+generate: ## Write crds/ anew from the Rust types
+	cargo run --locked -- crds --directory crds
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean-cache: ## Remove what was built and fetched into the cache directory
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/ports
+
+# Before anything is compiled, so that nobody waits for minutes to read what is missing.
+require:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
+	@tests/control-plane/require-go.sh

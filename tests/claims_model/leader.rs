@@ -1,0 +1,443 @@
+//! A replica that leads, or believes that it does: what its watches have shown it so far, and its work on claims and statuses.
+//!
+//! It follows `src/controller/index.rs` and `work.rs`, which know when to look; what is to be done about a claim is asked of
+//! `switchboard::core::claim`. A watch is delivered only right before a look: before that nobody can tell. A look and the live
+//! read that follows it are one step, since a look that lies back is one at an older cache; the write is a step of its own.
+
+use super::etcd::{Etcd, Event, Preconditions, claim_versions, write_versions};
+use super::words::{self, Claim, Conversation, Place, Uids, Version, Write};
+use super::{Mutation, Saw};
+use switchboard::api::Time;
+use switchboard::core::claim::{ReleaseStep, Standing, Stored, adopt, release};
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Task {
+    Conversation(Place),
+    Claim,
+    /// The claim, at the end of a grace period.
+    Grace,
+}
+
+impl Task {
+    pub const ALL: [Self; 4] = [Self::Claim, Self::Grace, Self::Conversation(0), Self::Conversation(1)];
+
+    /// What is never under way twice at once.
+    fn slot(self) -> usize {
+        match self {
+            Self::Conversation(place) => usize::from(place),
+            Self::Claim | Self::Grace => 2,
+        }
+    }
+}
+
+/// A piece of work, after its reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Job {
+    Write(Write),
+    Status { place: Place, version: Version, bound: bool },
+    /// In a mutation alone: the conversation was read before the claim is taken.
+    ReadTooEarly(Place, Option<Conversation>),
+}
+
+/// Which tasks wait in the queue. Unused where the configuration lets every task run at any time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Asked {
+    conversations: [bool; 2],
+    claim: bool,
+    grace: bool,
+}
+
+impl Asked {
+    fn slot(&mut self, task: Task) -> &mut bool {
+        match task {
+            Task::Conversation(place) => &mut self.conversations[usize::from(place)],
+            Task::Claim => &mut self.claim,
+            Task::Grace => &mut self.grace,
+        }
+    }
+}
+
+/// One replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leader {
+    conversations: [Option<Conversation>; 2],
+    claim: Option<Claim>,
+    departed: Uids,
+    pub conversations_delivered: u8,
+    pub claims_delivered: u8,
+    pub asked: Asked,
+    pub jobs: [Option<Job>; 3],
+}
+
+/// A look at something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Look {
+    pub task: Task,
+    /// How many events of each kind are delivered right before it.
+    pub conversations: u8,
+    pub claims: u8,
+    /// Of the UIDs that cannot be stored any more: those whose grace period is over.
+    pub expired: Uids,
+}
+
+/// What a leader works with.
+pub struct World<'a> {
+    pub etcd: &'a mut Etcd,
+    pub has_statuses: bool,
+    pub mutation: Option<Mutation>,
+    pub saw: &'a mut dyn FnMut(Saw),
+}
+
+impl Leader {
+    pub fn is_asked(&mut self, task: Task) -> bool {
+        *self.asked.slot(task)
+    }
+
+    pub fn is_free(&self, task: Task) -> bool {
+        self.jobs[task.slot()].is_none()
+    }
+
+    pub fn is_idle(&self, etcd: &Etcd) -> bool {
+        self.asked == Asked::default()
+            && self.jobs == [None; 3]
+            && self.undelivered(etcd) == (0, 0)
+    }
+
+    pub fn undelivered(&self, etcd: &Etcd) -> (u8, u8) {
+        let left = |length: usize, delivered: u8| u8::try_from(length).unwrap() - delivered;
+        (
+            left(etcd.conversation_events.len(), self.conversations_delivered),
+            left(etcd.claim_events.len(), self.claims_delivered),
+        )
+    }
+
+    /// The process begins anew, lists both kinds and looks at everything.
+    pub fn restart(&mut self, etcd: &Etcd, keeps_jobs: bool) {
+        let jobs = if keeps_jobs { self.jobs } else { [None; 3] };
+        *self = Self { jobs, ..Self::default() };
+        self.list_conversations(etcd);
+        self.list_claims(etcd);
+        let conversations = [0, 1].map(|place: usize| self.conversations[place].is_some());
+        self.asked = Asked { conversations, claim: self.claim.is_some() && !self.is_settled(), grace: false };
+    }
+
+    /// The watch of the conversations begins anew with a list: events are lost.
+    pub fn list_conversations(&mut self, etcd: &Etcd) {
+        for place in [0, 1] {
+            match etcd.stored(place).filter(|conversation| !conversation.is_hidden) {
+                Some(conversation) => self.conversation_seen(place, conversation),
+                None => self.forget(place),
+            }
+        }
+        self.conversations_delivered += self.undelivered(etcd).0;
+    }
+
+    /// The watch of the claims begins anew with a list.
+    pub fn list_claims(&mut self, etcd: &Etcd) {
+        match etcd.claim {
+            Some(claim) => self.claim_seen(claim),
+            None => self.forget_claim(),
+        }
+        self.claims_delivered += self.undelivered(etcd).1;
+    }
+
+    fn deliver(&mut self, conversations: u8, claims: u8, world: &World<'_>) {
+        for _ in 0..conversations {
+            let event = world.etcd.conversation_events[usize::from(self.conversations_delivered)];
+            self.conversations_delivered += 1;
+            match event {
+                Event::Shown(place, conversation) => self.conversation_seen(place, conversation),
+                Event::Gone(place, _) if world.mutation == Some(Mutation::OldContentBelieved) => {
+                    self.asked.conversations[usize::from(place)] = true;
+                    self.asked.claim = true;
+                }
+                Event::Gone(place, conversation) => {
+                    self.departed = self.departed.and(Uids::one(conversation.uid));
+                    self.forget(place);
+                }
+            }
+        }
+        for _ in 0..claims {
+            let event = world.etcd.claim_events[usize::from(self.claims_delivered)];
+            self.claims_delivered += 1;
+            match event {
+                Some(claim) => self.claim_seen(claim),
+                None => self.forget_claim(),
+            }
+        }
+    }
+
+    fn cached(&self, place: Place) -> Option<Conversation> {
+        self.conversations[usize::from(place)]
+    }
+
+    fn wants(&self, place: Place) -> bool {
+        self.cached(place).is_some_and(|conversation| conversation.holds)
+    }
+
+    fn conversation_seen(&mut self, place: Place, conversation: Conversation) {
+        if self.cached(place).is_some_and(|before| before.uid != conversation.uid) {
+            self.forget(place);
+        }
+        let wanted = self.wants(place);
+        self.conversations[usize::from(place)] = Some(conversation);
+        if wanted && !conversation.holds {
+            self.asked.claim = true;
+        }
+        if conversation.holds {
+            let other = 1 - place;
+            self.asked.conversations[usize::from(other)] |= self.wants(other);
+            self.asked.claim |= !self.is_settled();
+        }
+        self.asked.conversations[usize::from(place)] = true;
+    }
+
+    fn forget(&mut self, place: Place) {
+        if let Some(before) = self.conversations[usize::from(place)].take() {
+            self.departed = self.departed.and(Uids::one(before.uid));
+            self.asked.claim |= before.holds;
+            self.asked.conversations[usize::from(place)] = true;
+        }
+    }
+
+    fn claim_seen(&mut self, claim: Claim) {
+        self.claim = Some(claim);
+        self.ask_for_candidates();
+        self.asked.claim |= !self.in_flight().eq(&claim.admissions) && !self.is_settled();
+        self.asked.grace |= !self.in_flight().is_empty();
+    }
+
+    fn forget_claim(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            self.departed = self.departed.without(claim.admissions);
+        }
+        self.ask_for_candidates();
+    }
+
+    fn ask_for_candidates(&mut self) {
+        for place in [0, 1] {
+            self.asked.conversations[usize::from(place)] |= self.wants(place);
+        }
+    }
+
+    /// The UIDs of the claim that no watch has shown.
+    fn in_flight(&self) -> Uids {
+        self.claim.map_or(Uids::NONE, |claim| {
+            let current = self.cached(claim.holder).map_or(Uids::NONE, |holder| Uids::one(holder.uid));
+            claim.admissions.without(self.departed).without(current)
+        })
+    }
+
+    fn is_settled(&self) -> bool {
+        self.claim.is_some_and(|claim| {
+            self.cached(claim.holder)
+                .is_some_and(|holder| holder.holds && claim.admissions.without(Uids::one(holder.uid)).is_empty())
+        })
+    }
+
+    fn first_candidate(&self) -> Option<Place> {
+        let rank = |place: &Place| self.cached(*place).map(|candidate| (candidate.bound != Some(true), candidate.uid));
+        [0, 1].into_iter().filter(|place| self.wants(*place)).min_by_key(rank)
+    }
+
+    /// The UIDs that a look after these deliveries would have to wait for.
+    pub fn waits_for(&self, conversations: u8, claims: u8, world: &World<'_>) -> Uids {
+        let mut later = self.clone();
+        later.deliver(conversations, claims, world);
+        later.in_flight()
+    }
+
+    /// Looks at something, and leaves the write that follows from it as a job.
+    pub fn look(&mut self, look: Look, world: &mut World<'_>) {
+        self.deliver(look.conversations, look.claims, world);
+        self.run(look.task, look.expired, world);
+    }
+
+    /// Runs a task as things are known.
+    pub fn run(&mut self, task: Task, expired: Uids, world: &mut World<'_>) {
+        *self.asked.slot(task) = false;
+        self.jobs[task.slot()] = match task {
+            Task::Claim | Task::Grace => self.look_at_claim(expired, world),
+            Task::Conversation(place) => self.look_at_conversation(place, world),
+        };
+    }
+
+    fn look_at_claim(&mut self, expired: Uids, world: &mut World<'_>) -> Option<Job> {
+        let Some(claim) = self.claim else {
+            if let Some(first) = self.first_candidate() {
+                self.asked.conversations[usize::from(first)] = true;
+            }
+            return None;
+        };
+        if self.is_settled() {
+            return None;
+        }
+        let stored = world.etcd.stored(claim.holder);
+        match world.mutation {
+            Some(Mutation::ReleaseReadsTooEarly) => return Some(Job::ReadTooEarly(claim.holder, stored)),
+            Some(Mutation::ReleaseTrustsWatch) => {
+                return self.decide_release(claim, self.cached(claim.holder), expired, world);
+            }
+            Some(Mutation::OldContentBelieved) => {
+                return self.decide_release(claim, self.cached(claim.holder).or(stored), expired, world);
+            }
+            _ => {}
+        }
+        self.decide_release(claim, stored, expired, world)
+    }
+
+    fn decide_release(
+        &mut self,
+        claim: Claim,
+        live: Option<Conversation>,
+        expired: Uids,
+        world: &mut World<'_>,
+    ) -> Option<Job> {
+        let in_flight = self.in_flight();
+        let is_held = live.is_some_and(|live| live.holds);
+        let standing = |uid: &str| {
+            let uid = words::number(uid);
+            let is_skipped = match world.mutation {
+                Some(Mutation::GraceSkipped) => true,
+                Some(Mutation::InFlightPruned) => is_held,
+                _ => false,
+            };
+            if !in_flight.has(uid) {
+                Standing::Decided
+            } else if expired.has(uid) || is_skipped {
+                Standing::Expired
+            } else {
+                Standing::InFlight
+            }
+        };
+        match release(&claim.into(), live.map(Stored::from).as_ref(), standing) {
+            ReleaseStep::Keep => None,
+            ReleaseStep::AwaitGrace => {
+                (world.saw)(Saw::GraceAwaited);
+                self.asked.grace = true;
+                None
+            }
+            ReleaseStep::Write(write) => {
+                if !in_flight.within(expired).is_empty() {
+                    (world.saw)(Saw::GraceOver);
+                }
+                Some(Job::Write(Write::from(&write)))
+            }
+        }
+    }
+
+    fn look_at_conversation(&mut self, place: Place, world: &mut World<'_>) -> Option<Job> {
+        let conversation = self.cached(place)?;
+        let status = |bound| {
+            let is_news = match bound {
+                true => conversation.bound != Some(true),
+                // Without a contact, or closed by its spec, it never had to be told that it is not bound.
+                false if conversation.holds => conversation.bound != Some(false),
+                false => conversation.bound == Some(true),
+            };
+            let version = conversation.version;
+            (world.has_statuses && is_news).then_some(Job::Status { place, version, bound })
+        };
+        if !conversation.holds {
+            return status(false);
+        }
+        if self.claim.is_none_or(|claim| claim.holder != place) {
+            return match world.etcd.claim {
+                None if self.first_candidate() == Some(place) => {
+                    let write = adopt(words::reference(place), conversation.uid.to_string(), Time::EPOCH);
+                    Some(Job::Write(Write::from(&write)))
+                }
+                None => None,
+                Some(claim) if claim.holder == place => None,
+                Some(claim) if world.etcd.holds(claim.holder) => status(false),
+                Some(_) => {
+                    self.asked.claim = true;
+                    None
+                }
+            };
+        }
+        let other = 1 - place;
+        let is_other_bound = self.wants(other) && self.cached(other).is_some_and(|other| other.bound == Some(true));
+        if is_other_bound && world.mutation != Some(Mutation::BoundAtOnce) {
+            self.asked.conversations[usize::from(other)] = true;
+            return None;
+        }
+        status(true)
+    }
+
+    /// The write of a job reaches the API server.
+    pub fn land(&mut self, slot: usize, world: &mut World<'_>) {
+        let Some(job) = self.jobs[slot].take() else { return };
+        match job {
+            Job::Write(write) => {
+                let is_create = matches!(write, Write::Create { .. });
+                let is_delete = matches!(write, Write::Delete { .. });
+                let preconditions = match world.mutation {
+                    Some(Mutation::DeleteUnconditional) if is_delete => {
+                        Preconditions { uid: false, version: false, absence: true }
+                    }
+                    Some(Mutation::DeleteWithoutVersion) if is_delete => {
+                        Preconditions { version: false, ..Preconditions::ALL }
+                    }
+                    Some(Mutation::PruneWithoutVersion) if !is_delete && !is_create => {
+                        Preconditions { version: false, ..Preconditions::ALL }
+                    }
+                    Some(Mutation::AdoptReplaces) => Preconditions { absence: false, ..Preconditions::ALL },
+                    _ => Preconditions::ALL,
+                };
+                if world.etcd.write(write, preconditions) {
+                    (world.saw)(match write {
+                        Write::Create { .. } => Saw::Adopted,
+                        Write::Replace { .. } => Saw::Pruned,
+                        Write::Delete { .. } => Saw::Released,
+                    });
+                } else {
+                    (world.saw)(Saw::LostLeaderWrite);
+                }
+            }
+            Job::Status { place, version, bound } => {
+                if let Some(conversation) = world.etcd.stored(place).filter(|stored| stored.version == version) {
+                    world.etcd.change(place, Conversation { bound: Some(bound), ..conversation }, true);
+                    (world.saw)(if bound { Saw::Bound } else { Saw::NotBound });
+                }
+            }
+            Job::ReadTooEarly(holder, stored) => {
+                let (conversations, claims) = self.undelivered(world.etcd);
+                self.deliver(conversations, claims, world);
+                if let Some(claim) = self.claim.filter(|claim| claim.holder == holder) {
+                    self.jobs[slot] = self.decide_release(claim, stored, Uids::NONE, world);
+                }
+            }
+        }
+    }
+
+    /// The write of a job fails on the way, and is asked for again.
+    pub fn lose(&mut self, slot: usize) {
+        self.jobs[slot] = None;
+        match slot {
+            2 => self.asked.claim = true,
+            place => self.asked.conversations[place] = true,
+        }
+    }
+
+    pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {
+        if let Some(claim) = &mut self.claim {
+            claim_versions(claim, visit);
+        }
+        for conversation in self.conversations.iter_mut().flatten() {
+            visit(&mut conversation.version);
+        }
+        for job in self.jobs.iter_mut().flatten() {
+            match job {
+                Job::Write(write) => write_versions(write, visit),
+                Job::Status { version, .. } => visit(version),
+                Job::ReadTooEarly(_, conversation) => {
+                    if let Some(conversation) = conversation {
+                        visit(&mut conversation.version);
+                    }
+                }
+            }
+        }
+    }
+}

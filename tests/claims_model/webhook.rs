@@ -1,0 +1,243 @@
+//! The webhook: reviews of creates, each a sequence of reads and writes that anything may come between.
+//!
+//! A replica keeps nothing between two reviews, so any number of replicas is any number of reviews at once, and the crash of
+//! a replica is the loss of reviews.
+
+use super::etcd::{Etcd, Preconditions, write_versions};
+use super::words::{self, Claim, Conversation, Place, Version, Write};
+use super::{Flaw, Mutation, Saw};
+use switchboard::api::Time;
+use switchboard::core::claim::{AdmitStep, Answer, Seen, Stored, admit};
+
+/// No create is ever overdue here: an overdue one only turns a write into a 503, as giving up does too. patience.rs has clocks.
+const GRACE_MILLISECONDS: u64 = 60_000;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Create {
+    pub place: Place,
+    pub is_server_side_apply: bool,
+    pub is_dry_run: bool,
+    /// No webhook is installed while it is made.
+    pub is_unseen: bool,
+}
+
+/// How far a create is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    NotBegun,
+    /// The API server waits for an answer to the last of the reviews.
+    InReview,
+    /// It was admitted, and will be stored, or fail.
+    Admitted,
+    Ended,
+}
+
+/// What a review does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    ReadClaim,
+    ReadHolder(Claim),
+    Write(Write),
+}
+
+/// One create: its UID is its number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    pub phase: Phase,
+    /// The reviews under way. While it is in review, the answer to the last one counts. Nobody waits for the others.
+    pub reviews: Vec<Step>,
+    /// A write that records it has taken effect.
+    pub is_recorded: bool,
+}
+
+impl Attempt {
+    pub fn not_begun() -> Self {
+        Self { phase: Phase::NotBegun, reviews: Vec::new(), is_recorded: false }
+    }
+
+    /// Whether it may be stored yet.
+    pub fn is_undecided(&self) -> bool {
+        matches!(self.phase, Phase::InReview | Phase::Admitted)
+    }
+
+    pub fn is_active(&self) -> bool {
+        self.is_undecided() || !self.reviews.is_empty()
+    }
+
+    pub fn end(&mut self) {
+        self.phase = Phase::Ended;
+        self.is_recorded = false;
+    }
+
+    pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {
+        for step in &mut self.reviews {
+            match step {
+                Step::ReadClaim => {}
+                Step::ReadHolder(claim) => super::etcd::claim_versions(claim, visit),
+                Step::Write(write) => write_versions(write, visit),
+            }
+        }
+    }
+}
+
+/// What became of one step of a review.
+pub enum Progress {
+    Next(Step),
+    Answered(Answer),
+}
+
+/// One review at work.
+pub struct Review<'a> {
+    pub create: Create,
+    pub uid: u8,
+    pub etcd: &'a mut Etcd,
+    pub is_recorded: &'a mut bool,
+    pub mutation: Option<Mutation>,
+    pub saw: &'a mut dyn FnMut(Saw),
+}
+
+impl Review<'_> {
+    /// The first step: what follows from knowing nothing, carried out.
+    pub fn begin(mut self) -> Result<Progress, Flaw> {
+        match self.decide(Seen::Nothing) {
+            AdmitStep::Write(write) => self.perform(Step::Write(Write::from(&write))),
+            AdmitStep::ReadClaim => self.perform(Step::ReadClaim),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Carries `step` out, and asks the protocol what follows.
+    pub fn perform(&mut self, step: Step) -> Result<Progress, Flaw> {
+        let mut observed = self.observe(step)?;
+        loop {
+            observed = match self.decide(observed) {
+                AdmitStep::Wait => {
+                    (self.saw)(Saw::Wait);
+                    Seen::Changed
+                }
+                AdmitStep::ReadClaim => return Ok(Progress::Next(Step::ReadClaim)),
+                AdmitStep::ReadHolder(claim) => return Ok(Progress::Next(Step::ReadHolder(Claim::from(&claim)))),
+                AdmitStep::Write(write) => return Ok(Progress::Next(Step::Write(Write::from(&write)))),
+                AdmitStep::Answer(answer) => return self.check(step, answer),
+            };
+        }
+    }
+
+    fn observe(&mut self, step: Step) -> Result<Seen, Flaw> {
+        Ok(match step {
+            Step::ReadClaim => Seen::Claim(self.etcd.claim.map(Into::into)),
+            Step::ReadHolder(claim) => {
+                Seen::Holder(claim.into(), self.etcd.stored(claim.holder).map(Stored::from))
+            }
+            Step::Write(write) => {
+                if self.create.is_dry_run {
+                    return Err(Flaw::DryRunWrote);
+                }
+                let (write, preconditions) = self.mutated(write);
+                let before = self.etcd.claim;
+                let is_done = self.etcd.write(write, preconditions);
+                if is_done {
+                    let was_ours = before.is_some_and(|before| before.holder == self.create.place);
+                    (self.saw)(match before {
+                        None => Saw::Claimed,
+                        Some(_) if was_ours => Saw::Added,
+                        Some(_) => Saw::TakenOver,
+                    });
+                    *self.is_recorded = true;
+                } else {
+                    (self.saw)(Saw::LostWrite);
+                }
+                if is_done || self.mutation == Some(Mutation::LostWriteTakenAsDone) {
+                    Seen::Written
+                } else {
+                    Seen::Changed
+                }
+            }
+        })
+    }
+
+    fn mutated(&self, write: Write) -> (Write, Preconditions) {
+        let only_this = words::Uids::one(self.uid);
+        match (self.mutation, write) {
+            (Some(Mutation::AddReplaces), Write::Replace { uid, version, holder, .. }) => {
+                (Write::Replace { uid, version, holder, admissions: only_this }, Preconditions::ALL)
+            }
+            (Some(Mutation::AddForgets), Write::Replace { uid, version, holder, admissions })
+                if !admissions.without(only_this).is_empty() =>
+            {
+                let admissions = admissions.without(only_this);
+                (Write::Replace { uid, version, holder, admissions }, Preconditions::ALL)
+            }
+            (Some(Mutation::ReplaceWithoutVersion), write @ Write::Replace { .. }) => {
+                (write, Preconditions { version: false, ..Preconditions::ALL })
+            }
+            _ => (write, Preconditions::ALL),
+        }
+    }
+
+    /// What `admit` says, except in mutations.
+    fn decide(&mut self, mut seen: Seen) -> AdmitStep {
+        let is_dry_run = self.create.is_dry_run && self.mutation != Some(Mutation::DryRunWrites);
+        let request =
+            words::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
+        match (self.mutation, &mut seen) {
+            (Some(Mutation::OursNeedsNoWrite), Seen::Holder(claim, _)) if claim.holder == request.conversation => {
+                return AdmitStep::Answer(Answer::Allow);
+            }
+            (Some(Mutation::UndecidedReplaced), Seen::Holder(claim, _)) if claim.holder != request.conversation => {
+                claim.admissions.clear();
+            }
+            (Some(Mutation::RefusalWithoutRead), Seen::Claim(Some(claim))) if claim.holder != request.conversation => {
+                let uid = claim.admissions[0].uid.clone();
+                let stored = Conversation {
+                    uid: words::number(&uid),
+                    holds: true,
+                    is_hidden: false,
+                    bound: None,
+                    version: 0,
+                };
+                seen = Seen::Holder(claim.clone(), Some(stored.into()));
+            }
+            _ => {}
+        }
+        let has_claim = matches!(&seen, Seen::Claim(Some(claim)) if claim.admits(&request.uid));
+        let step = admit(&request, seen, Time::EPOCH, GRACE_MILLISECONDS);
+        match (self.mutation, step) {
+            (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Answer(Answer::Allow),
+            (_, step) => {
+                if has_claim && step == AdmitStep::Answer(Answer::Allow) {
+                    (self.saw)(Saw::RepeatedReview);
+                }
+                step
+            }
+        }
+    }
+
+    /// I4, from what is stored while the answer is given, which is right after the step that it rests on.
+    fn check(&mut self, step: Step, answer: Answer) -> Result<Progress, Flaw> {
+        let read = match step {
+            Step::ReadHolder(claim) => Some(claim.holder),
+            _ => None,
+        };
+        match &answer {
+            Answer::Allow if self.create.is_dry_run => (self.saw)(Saw::DryRunAllowed),
+            Answer::Allow if !*self.is_recorded => return Err(Flaw::AllowedWithoutClaim),
+            Answer::Refuse { holder, .. } => {
+                let holder = words::place(holder);
+                if read != Some(holder) || !self.etcd.holds(holder) || holder == self.create.place {
+                    return Err(Flaw::RefusedWithoutHolder);
+                }
+                (self.saw)(if self.create.is_dry_run { Saw::DryRunRefused } else { Saw::Refused });
+            }
+            Answer::AlreadyExists => {
+                if read != Some(self.create.place) || self.etcd.stored(self.create.place).is_none() {
+                    return Err(Flaw::RefusedWithoutHolder);
+                }
+                (self.saw)(Saw::AlreadyExists);
+            }
+            Answer::Allow | Answer::Undecidable(_) => {}
+        }
+        Ok(Progress::Answered(answer))
+    }
+}

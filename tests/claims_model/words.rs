@@ -1,0 +1,178 @@
+//! From the small numbers of the model to the words of `switchboard::core::claim`, and back. It decides nothing.
+
+use std::sync::LazyLock;
+use switchboard::api::{Admission, Channel, ConversationReference, State, Time};
+use switchboard::core::binding::{Binding, BindingName};
+use switchboard::core::claim::{self, Request, Stored};
+
+/// Where a conversation is stored: 0 is alice, 1 is bob.
+pub type Place = u8;
+
+/// A resourceVersion, or the UID of a claim. Only equality means anything.
+pub type Version = u8;
+
+static BINDING: LazyLock<Binding> =
+    LazyLock::new(|| Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap());
+static NAME: LazyLock<BindingName> = LazyLock::new(|| BINDING.name());
+
+/// A set of UIDs of conversations. A UID is the number of the create that it was given to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Uids(u8);
+
+impl Uids {
+    pub const NONE: Self = Self(0);
+
+    pub fn one(uid: u8) -> Self {
+        Self(1 << uid)
+    }
+
+    pub fn has(self, uid: u8) -> bool {
+        self.0 & (1 << uid) != 0
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..8).filter(move |uid| self.has(*uid))
+    }
+
+    /// Every subset, the empty one first.
+    pub fn subsets(self) -> impl Iterator<Item = Self> {
+        (0..=self.0).filter(move |bits| bits & !self.0 == 0).map(Self)
+    }
+}
+
+/// An AddressBinding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    pub uid: Version,
+    pub version: Version,
+    pub holder: Place,
+    pub admissions: Uids,
+    pub is_going: bool,
+}
+
+/// A stored conversation, as far as the protocol cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conversation {
+    pub uid: u8,
+    /// It is open and has a contact.
+    pub holds: bool,
+    /// Its status says Closed, so that the watch does not show it.
+    pub is_hidden: bool,
+    /// What its status says of its binding. Always nothing where the configuration has no statuses.
+    pub bound: Option<bool>,
+    pub version: Version,
+}
+
+/// A write of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Write {
+    Create { holder: Place, admissions: Uids },
+    Replace { uid: Version, version: Version, holder: Place, admissions: Uids },
+    Delete { uid: Version, version: Version },
+}
+
+pub fn binding_name() -> &'static BindingName {
+    &NAME
+}
+
+pub fn reference(place: Place) -> ConversationReference {
+    ConversationReference { namespace: "sales".to_owned(), name: ["alice", "bob"][usize::from(place)].to_owned() }
+}
+
+pub fn place(reference: &ConversationReference) -> Place {
+    u8::from(reference.name == "bob")
+}
+
+pub fn number(word: &str) -> u8 {
+    word.parse().unwrap()
+}
+
+fn admissions(uids: Uids) -> Vec<Admission> {
+    uids.iter().map(|uid| Admission { uid: uid.to_string(), time: Time::EPOCH }).collect()
+}
+
+fn uids(admissions: &[Admission]) -> Uids {
+    admissions.iter().fold(Uids::NONE, |uids, admission| uids.and(Uids::one(number(&admission.uid))))
+}
+
+pub fn request(conversation: Place, uid: u8, is_server_side_apply: bool, is_dry_run: bool) -> Request {
+    Request {
+        binding: BINDING.clone(),
+        conversation: reference(conversation),
+        uid: uid.to_string(),
+        is_server_side_apply,
+        is_dry_run,
+    }
+}
+
+impl From<Claim> for claim::Claim {
+    fn from(claim: Claim) -> Self {
+        Self {
+            binding: BINDING.clone(),
+            name: NAME.clone(),
+            uid: claim.uid.to_string(),
+            resource_version: claim.version.to_string(),
+            is_being_deleted: claim.is_going,
+            holder: reference(claim.holder),
+            admissions: admissions(claim.admissions),
+        }
+    }
+}
+
+impl From<&claim::Claim> for Claim {
+    fn from(claim: &claim::Claim) -> Self {
+        Self {
+            uid: number(&claim.uid),
+            version: number(&claim.resource_version),
+            holder: place(&claim.holder),
+            admissions: uids(&claim.admissions),
+            is_going: claim.is_being_deleted,
+        }
+    }
+}
+
+impl From<Conversation> for Stored {
+    fn from(conversation: Conversation) -> Self {
+        Self {
+            uid: conversation.uid.to_string(),
+            holds: conversation.holds.then(|| NAME.clone()),
+            state: if conversation.holds { State::Active } else { State::Closed },
+            participants: Vec::new(),
+        }
+    }
+}
+
+impl From<&claim::Write> for Write {
+    fn from(write: &claim::Write) -> Self {
+        match write {
+            claim::Write::Create { holder, admissions } => {
+                Self::Create { holder: place(holder), admissions: uids(admissions) }
+            }
+            claim::Write::Replace { uid, resource_version, holder, admissions } => Self::Replace {
+                uid: number(uid),
+                version: number(resource_version),
+                holder: place(holder),
+                admissions: uids(admissions),
+            },
+            claim::Write::Delete { uid, resource_version } => {
+                Self::Delete { uid: number(uid), version: number(resource_version) }
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One control plane with switchboard installed from its chart, for all tests of a process: two API servers, two replicas.
+//! Each test has a namespace and addresses of its own, so that none depends on another.
+
+use control_plane::{ControlPlane, Installation};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use switchboard::api::{
+    AddressBinding, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationSpec, State,
+};
+use switchboard::core::binding::{Binding, BindingName};
+use tokio::time::timeout;
+
+/// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A control plane and what is installed on it.
+pub struct Cluster {
+    pub control_plane: ControlPlane,
+    pub installation: Installation,
+}
+
+impl Cluster {
+    /// The one that the tests of this process share. `insider` and `outsider` are users without any right of their own.
+    pub fn shared() -> &'static Self {
+        static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
+        let start = || {
+            let control_plane = ControlPlane::builder().api_servers(2).user("insider", &[]).user("outsider", &[]);
+            let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
+            Self::install(control_plane, Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
+        };
+        // What fails for the first test is not tried once more by each of the others.
+        let cluster = CLUSTER.get_or_init(|| std::panic::catch_unwind(start).ok());
+        cluster.as_ref().expect("a cluster: see the first test that failed")
+    }
+
+    /// One that a test has for itself.
+    pub fn install(control_plane: ControlPlane, installation: control_plane::InstallationBuilder) -> Self {
+        let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
+        Self { control_plane, installation }
+    }
+
+    /// A client of an API server, for the user with this token; a connection belongs to a runtime, so each test has its own.
+    pub async fn client_as(&self, token: &str, api_server: usize) -> Client {
+        let kubeconfig = Kubeconfig::from_yaml(&self.control_plane.kubeconfig_for_token(token, api_server)).unwrap();
+        client_of(kubeconfig, None).await
+    }
+
+    /// A client of an API server, for the administrator.
+    pub async fn client(&self, api_server: usize) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.control_plane.kubeconfig()).unwrap();
+        client_of(kubeconfig, Some(format!("api-{}", api_server + 1))).await
+    }
+
+    /// A namespace of its own for a test, with addresses that no other test uses.
+    pub async fn desk(&self) -> Desk {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let client = self.client(0).await;
+        let namespace = format!("desk-{number}");
+        create_namespace(&client, &namespace).await;
+        let contact = format!("+1555{number:07}");
+        Desk { client, namespace, contact, proxy: "+15017122661".to_owned() }
+    }
+}
+
+async fn client_of(kubeconfig: Kubeconfig, context: Option<String>) -> Client {
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap()).unwrap()
+}
+
+/// Creates a namespace.
+pub async fn create_namespace(client: &Client, name: &str) {
+    let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
+}
+
+/// A namespace of a test, its contact and its proxy address, and what a test does there.
+#[derive(Clone)]
+pub struct Desk {
+    pub client: Client,
+    pub namespace: String,
+    pub contact: String,
+    pub proxy: String,
+}
+
+impl Desk {
+    pub fn conversations(&self) -> Api<Conversation> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn claims(&self) -> Api<AddressBinding> {
+        Api::all(self.client.clone())
+    }
+
+    pub fn binding(&self) -> BindingName {
+        Binding::parse(switchboard::api::Channel::Sms, &self.contact, &self.proxy).unwrap().name()
+    }
+
+    /// A conversation for this desk's binding with one participant, changed as by a merge patch of its spec.
+    pub fn conversation(&self, name: &str, changes: Value) -> Conversation {
+        let mut spec = json!({
+            "channel": "SMS",
+            "contact": {"address": self.contact},
+            "proxy": {"address": self.proxy},
+            "participants": [{"identity": "agent-7"}],
+        });
+        merge(&mut spec, changes);
+        let spec: ConversationSpec = serde_json::from_value(spec).unwrap();
+        Conversation::new(name, spec)
+    }
+
+    /// Creates a conversation; an error is what the API server refused it with.
+    pub async fn create(&self, name: &str, changes: Value) -> Result<Conversation, Box<Status>> {
+        self.create_object(&self.conversation(name, changes), &PostParams::default()).await
+    }
+
+    /// As [`Desk::create`], with an object and parameters of one's own.
+    pub async fn create_object(
+        &self,
+        object: &Conversation,
+        parameters: &PostParams,
+    ) -> Result<Conversation, Box<Status>> {
+        refused(self.conversations().create(parameters, object).await)
+    }
+
+    /// Changes the spec by a merge patch.
+    pub async fn change(&self, name: &str, changes: Value) -> Result<Conversation, Box<Status>> {
+        let patch = Patch::Merge(json!({"spec": changes}));
+        refused(self.conversations().patch(name, &PatchParams::default(), &patch).await)
+    }
+
+    /// Reports activity, as whoever carries the messages does.
+    pub async fn report_activity(&self, name: &str, time: &str) -> Result<Conversation, Box<Status>> {
+        let patch = Patch::Merge(json!({"status": {"reportedActivityTime": time}}));
+        refused(self.conversations().patch_status(name, &PatchParams::default(), &patch).await)
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.conversations().delete(name, &kube::api::DeleteParams::default()).await.unwrap();
+    }
+
+    /// Waits until the conversation is as `is_so` says, and returns it.
+    pub async fn wait_for(&self, name: &str, what: &str, is_so: impl Fn(&Conversation) -> bool) -> Conversation {
+        let condition = |object: Option<&Conversation>| object.is_some_and(&is_so);
+        match timeout(PATIENCE, await_condition(self.conversations(), name, condition)).await {
+            Ok(object) => object.unwrap().unwrap(),
+            Err(_) => {
+                let now = self.conversations().get_opt(name).await.unwrap();
+                panic!("{name} did not become {what} within {PATIENCE:?}; it is {now:#?}")
+            }
+        }
+    }
+
+    pub async fn wait_for_state(&self, name: &str, state: State) -> Conversation {
+        self.wait_for(name, &format!("{state:?}"), |conversation| {
+            conversation.status.as_ref().is_some_and(|status| status.state == Some(state))
+        })
+        .await
+    }
+
+    pub async fn wait_for_condition(
+        &self,
+        name: &str,
+        type_: ConditionType,
+        status: ConditionStatus,
+    ) -> (Conversation, ConditionReason) {
+        let conversation = self
+            .wait_for(name, &format!("{type_:?}={status:?}"), |conversation| {
+                condition(conversation, type_).is_some_and(|(is, _)| is == status)
+            })
+            .await;
+        let reason = condition(&conversation, type_).unwrap().1;
+        (conversation, reason)
+    }
+
+    /// The claim on this desk's binding.
+    pub async fn claim(&self) -> Option<AddressBinding> {
+        self.claims().get_opt(self.binding().as_str()).await.unwrap()
+    }
+
+    /// Waits until nobody has this desk's binding.
+    pub async fn wait_until_free(&self) {
+        let name = self.binding();
+        let gone = await_condition(self.claims(), name.as_str(), |claim: Option<&AddressBinding>| claim.is_none());
+        timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("{name} is still claimed")).unwrap();
+    }
+}
+
+/// The status and the reason of a condition.
+pub fn condition(conversation: &Conversation, type_: ConditionType) -> Option<(ConditionStatus, ConditionReason)> {
+    let conditions = &conversation.status.as_ref()?.conditions;
+    conditions.iter().find(|condition| condition.type_ == type_).map(|condition| (condition.status, condition.reason))
+}
+
+fn refused<T>(result: kube::Result<T>) -> Result<T, Box<Status>> {
+    match result {
+        Ok(value) => Ok(value),
+        Err(kube::Error::Api(status)) => Err(status),
+        Err(error) => panic!("the API server did not answer: {error}"),
+    }
+}
+
+fn merge(object: &mut Value, changes: Value) {
+    let Value::Object(changes) = changes else { return };
+    for (key, change) in changes {
+        match change {
+            Value::Null => drop(object.as_object_mut().unwrap().remove(&key)),
+            change => object[&key] = change,
+        }
+    }
+}
