@@ -79,8 +79,8 @@ struct Run {
     /// How the log is written.
     #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", default_value = "json")]
     log_format: logs::Format,
-    /// What the log tells: a level (error, warn, info, debug, trace) or directives such as info,switchboard=debug.
-    #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info")]
+    /// What the log tells: a level (off, error, warn, info, debug, trace) or directives such as info,switchboard=debug.
+    #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info,kube_client::client::builder=off")]
     log: String,
 }
 

@@ -47,7 +47,8 @@ impl History {
             if has_contact {
                 spec["contact"] = json!({"address": "carol"});
             }
-            let condition = json!({"type": "Bound", "status": bound, "observedGeneration": i32::from(bound != "Unknown")});
+            let condition =
+                json!({"type": "Bound", "status": bound, "observedGeneration": i32::from(bound != "Unknown")});
             json!({"metadata": {"uid": uid, "generation": 1}, "spec": spec, "status": {"conditions": [condition]}})
         });
         self.event(Kind::Conversation, "sales", name, change, object)
@@ -218,7 +219,9 @@ fn one_that_no_webhook_saw_waits_unbound() {
 
 #[test]
 fn a_claim_without_a_holder_is_no_rest() {
-    History::default().claimed("alice", &["a1"]).is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
+    History::default()
+        .claimed("alice", &["a1"])
+        .is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
     History::of_alice().deleted("alice").is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
     assert_eq!(History::of_alice().deleted("alice").is_sound().stuck().len(), 1);
 }

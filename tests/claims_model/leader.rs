@@ -90,18 +90,13 @@ pub struct World<'a> {
 }
 
 impl Leader {
-    pub fn is_asked(&mut self, task: Task) -> bool {
-        *self.asked.slot(task)
+    pub fn is_asked(&self, task: Task) -> bool {
+        let mut asked = self.asked;
+        *asked.slot(task)
     }
 
     pub fn is_free(&self, task: Task) -> bool {
         self.jobs[task.slot()].is_none()
-    }
-
-    pub fn is_idle(&self, etcd: &Etcd) -> bool {
-        self.asked == Asked::default()
-            && self.jobs == [None; 3]
-            && self.undelivered(etcd) == (0, 0)
     }
 
     pub fn undelivered(&self, etcd: &Etcd) -> (u8, u8) {
@@ -142,13 +137,13 @@ impl Leader {
         self.claims_delivered += self.undelivered(etcd).1;
     }
 
-    fn deliver(&mut self, conversations: u8, claims: u8, world: &World<'_>) {
+    pub fn deliver(&mut self, conversations: u8, claims: u8, etcd: &Etcd, mutation: Option<Mutation>) {
         for _ in 0..conversations {
-            let event = world.etcd.conversation_events[usize::from(self.conversations_delivered)];
+            let event = etcd.conversation_events[usize::from(self.conversations_delivered)];
             self.conversations_delivered += 1;
             match event {
                 Event::Shown(place, conversation) => self.conversation_seen(place, conversation),
-                Event::Gone(place, _) if world.mutation == Some(Mutation::OldContentBelieved) => {
+                Event::Gone(place, _) if mutation == Some(Mutation::OldContentBelieved) => {
                     self.asked.conversations[usize::from(place)] = true;
                     self.asked.claim = true;
                 }
@@ -159,7 +154,7 @@ impl Leader {
             }
         }
         for _ in 0..claims {
-            let event = world.etcd.claim_events[usize::from(self.claims_delivered)];
+            let event = etcd.claim_events[usize::from(self.claims_delivered)];
             self.claims_delivered += 1;
             match event {
                 Some(claim) => self.claim_seen(claim),
@@ -222,7 +217,7 @@ impl Leader {
     }
 
     /// The UIDs of the claim that no watch has shown.
-    fn in_flight(&self) -> Uids {
+    pub fn in_flight(&self) -> Uids {
         self.claim.map_or(Uids::NONE, |claim| {
             let current = self.cached(claim.holder).map_or(Uids::NONE, |holder| Uids::one(holder.uid));
             claim.admissions.without(self.departed).without(current)
@@ -241,16 +236,16 @@ impl Leader {
         [0, 1].into_iter().filter(|place| self.wants(*place)).min_by_key(rank)
     }
 
-    /// The UIDs that a look after these deliveries would have to wait for.
-    pub fn waits_for(&self, conversations: u8, claims: u8, world: &World<'_>) -> Uids {
+    /// What it will know after these deliveries.
+    pub fn later(&self, conversations: u8, claims: u8, etcd: &Etcd, mutation: Option<Mutation>) -> Self {
         let mut later = self.clone();
-        later.deliver(conversations, claims, world);
-        later.in_flight()
+        later.deliver(conversations, claims, etcd, mutation);
+        later
     }
 
     /// Looks at something, and leaves the write that follows from it as a job.
     pub fn look(&mut self, look: Look, world: &mut World<'_>) {
-        self.deliver(look.conversations, look.claims, world);
+        self.deliver(look.conversations, look.claims, world.etcd, world.mutation);
         self.run(look.task, look.expired, world);
     }
 
@@ -404,7 +399,7 @@ impl Leader {
             }
             Job::ReadTooEarly(holder, stored) => {
                 let (conversations, claims) = self.undelivered(world.etcd);
-                self.deliver(conversations, claims, world);
+                self.deliver(conversations, claims, world.etcd, world.mutation);
                 if let Some(claim) = self.claim.filter(|claim| claim.holder == holder) {
                     self.jobs[slot] = self.decide_release(claim, stored, Uids::NONE, world);
                 }

@@ -5,18 +5,17 @@
 
 mod etcd;
 mod leader;
-pub mod patience;
 mod webhook;
 mod words;
 
 pub use webhook::Create;
 
 use etcd::Etcd;
-use leader::{Job, Leader, Look, Task, World};
+use leader::{Leader, Look, Task, World};
 use stateright::{Model, Property};
 use std::sync::atomic::{AtomicU64, Ordering};
 use switchboard::core::claim::Answer;
-use webhook::{Attempt, Phase, Progress, Review, Step};
+use webhook::{Attempt, Phase, Progress, Review};
 use words::{Place, Uids, Version};
 
 /// One thing done otherwise than the protocol does it. Each must have a counterexample.
@@ -165,11 +164,446 @@ pub struct ClaimsModel {
     saw: Vec<AtomicU64>,
 }
 
+/// Everything there is at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct World_ {
+pub struct Cluster {
     etcd: Etcd,
     attempts: Vec<Attempt>,
     leaders: Vec<Leader>,
     left: Budget,
     flaw: Option<Flaw>,
 }
+
+/// What may happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The create is sent, and its review takes its first step.
+    Begin(usize),
+    /// A review takes a step.
+    Step(usize, usize),
+    /// The review ends without an answer, or with a 503, and the create fails.
+    GiveUp(usize),
+    /// The create fails, and the review goes on.
+    Abandon(usize),
+    /// The API server sends the review again; the earlier one goes on.
+    Repeat(usize),
+    /// A review that nobody waits for ends.
+    Drop(usize, usize),
+    Store(usize),
+    /// Another webhook denies the admitted create, a quota does, or it is lost.
+    Fail(usize),
+    Release(Place),
+    Close(Place),
+    Delete(Place),
+    DeleteClaimByHand,
+    DeleteClaimByHandInForeground,
+    /// A claim that has a deletionTimestamp goes.
+    Vanish,
+    Look(usize, Look),
+    Land(usize, usize),
+    Lose(usize, usize),
+    Restart(usize),
+    ListConversations(usize),
+    ListClaims(usize),
+}
+
+impl ClaimsModel {
+    pub fn new(configuration: Configuration) -> Self {
+        let saw = Saw::ALL.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { configuration, saw }
+    }
+
+    /// How many steps did this, in all states that were visited.
+    pub fn count(&self, what: Saw) -> u64 {
+        self.saw[what as usize].load(Ordering::Relaxed)
+    }
+
+    fn saw(&self, what: Saw) {
+        self.saw[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_weak(&self) -> bool {
+        self.configuration.budget.hand_deletions > 0
+    }
+
+    /// Lets a review go one step on.
+    fn review(&self, cluster: &mut Cluster, attempt: usize, review: Option<usize>) {
+        let Cluster { etcd, attempts, .. } = cluster;
+        let Attempt { phase, reviews, is_recorded } = &mut attempts[attempt];
+        let is_orphan = *phase != Phase::InReview || review.is_some_and(|review| review + 1 < reviews.len());
+        let mut work = Review {
+            create: self.configuration.creates[attempt],
+            uid: u8::try_from(attempt).unwrap(),
+            etcd,
+            is_recorded,
+            mutation: self.configuration.mutation,
+            saw: &mut |what| {
+                if is_orphan && matches!(what, Saw::Added | Saw::TakenOver | Saw::Claimed) {
+                    self.saw(Saw::OrphanWrote);
+                }
+                self.saw(what);
+            },
+        };
+        let progress = match review {
+            None => work.begin(),
+            Some(review) => work.perform(reviews[review]),
+        };
+        match (progress, review) {
+            (Ok(Progress::Next(step)), None) => reviews.push(step),
+            (Ok(Progress::Next(step)), Some(review)) => reviews[review] = step,
+            (Ok(Progress::Answered(answer)), review) => {
+                if let Some(review) = review {
+                    reviews.remove(review);
+                }
+                if !is_orphan {
+                    let is_admitted = answer == Answer::Allow && !self.configuration.creates[attempt].is_dry_run;
+                    *phase = if is_admitted { Phase::Admitted } else { Phase::Ended };
+                }
+            }
+            (Err(flaw), _) => cluster.flaw = Some(flaw),
+        }
+    }
+
+    fn store(&self, cluster: &mut Cluster, attempt: usize) {
+        let create = self.configuration.creates[attempt];
+        let uid = u8::try_from(attempt).unwrap();
+        if !cluster.etcd.store(create.place, uid, self.configuration.has_statuses) {
+            if create.is_server_side_apply {
+                self.saw(Saw::AppliedAsUpdate);
+                // The same content: nothing is written.
+            } else {
+                self.saw(Saw::NameTaken);
+            }
+        }
+        cluster.attempts[attempt].end();
+    }
+
+    fn with_world<T>(&self, cluster: &mut Cluster, leader: usize, work: impl FnOnce(&mut Leader, &mut World<'_>) -> T) -> T {
+        let Cluster { etcd, leaders, .. } = cluster;
+        let mut world = World {
+            etcd,
+            has_statuses: self.configuration.has_statuses,
+            mutation: self.configuration.mutation,
+            saw: &mut |what| self.saw(what),
+        };
+        let result = work(&mut leaders[leader], &mut world);
+        if !self.configuration.is_queued {
+            leaders[leader].asked = leader::Asked::default();
+        }
+        result
+    }
+
+    fn looks(&self, cluster: &Cluster, index: usize, actions: &mut Vec<Action>) {
+        let undecided = undecided(cluster);
+        let leader = &cluster.leaders[index];
+        let (conversations, claims) = leader.undelivered(&cluster.etcd);
+        let is_queued = self.configuration.is_queued;
+        for (conversations, claims) in
+            (0..=conversations).flat_map(|conversations| (0..=claims).map(move |claims| (conversations, claims)))
+        {
+            let later = leader.later(conversations, claims, &cluster.etcd, self.configuration.mutation);
+            for task in Task::ALL {
+                if !leader.is_free(task) || (is_queued && !later.is_asked(task)) || (!is_queued && task == Task::Grace) {
+                    continue;
+                }
+                let may_expire = match task {
+                    Task::Conversation(_) => Uids::NONE,
+                    Task::Claim | Task::Grace => later.in_flight().without(undecided),
+                };
+                let looks = may_expire.subsets().map(|expired| Look { task, conversations, claims, expired });
+                actions.extend(looks.map(|look| Action::Look(index, look)));
+            }
+        }
+    }
+
+    /// Lets the leaders work, each in its turn, until there is nothing to do; whether it comes to that.
+    fn settle(&self, cluster: &mut Cluster) -> bool {
+        const ROUNDS: usize = 40;
+        (0..ROUNDS).any(|_| {
+            let mut is_quiet = true;
+            for index in 0..cluster.leaders.len() {
+                is_quiet &= self.take_turn(cluster, index);
+            }
+            is_quiet
+        })
+    }
+
+    /// Whether the leader had nothing to do.
+    fn take_turn(&self, cluster: &mut Cluster, index: usize) -> bool {
+        let is_queued = self.configuration.is_queued;
+        self.with_world(cluster, index, |leader, world| {
+            let mut is_quiet = true;
+            for slot in 0..leader.jobs.len() {
+                is_quiet &= leader.jobs[slot].is_none();
+                leader.land(slot, world);
+            }
+            let (conversations, claims) = leader.undelivered(world.etcd);
+            is_quiet &= (conversations, claims) == (0, 0);
+            leader.deliver(conversations, claims, world.etcd, world.mutation);
+            for task in Task::ALL {
+                if leader.is_free(task) && (leader.is_asked(task) || !is_queued) {
+                    let expired = leader.in_flight();
+                    leader.run(task, expired, world);
+                    is_quiet &= !is_queued && leader.is_free(task);
+                }
+            }
+            is_quiet
+        })
+    }
+
+    /// I2 and I3, of a cluster at rest.
+    fn is_as_it_should_be(&self, cluster: &Cluster) -> bool {
+        let Etcd { claim, conversations, .. } = &cluster.etcd;
+        let has_statuses = self.configuration.has_statuses;
+        let is_right = |(place, conversation): (Place, &words::Conversation)| {
+            claim.is_some_and(|claim| {
+                if claim.holder == place {
+                    claim.admissions == Uids::one(conversation.uid) && (!has_statuses || conversation.bound == Some(true))
+                } else {
+                    conversation.bound == Some(false) && cluster.etcd.holds(claim.holder)
+                }
+            })
+        };
+        let mut holding = (0..).zip(conversations).filter_map(|(place, stored)| Some((place, stored.as_ref()?)));
+        holding.all(|(place, conversation)| !conversation.holds || is_right((place, conversation)))
+            && claim.is_none_or(|claim| cluster.etcd.holds(claim.holder))
+    }
+
+    /// From every state in which no client and no review is at work, the leaders come to rest, and rest is as it should be.
+    fn rests_well(&self, cluster: &Cluster) -> bool {
+        let is_client_at_work = cluster.attempts.iter().any(Attempt::is_active);
+        let is_claim_going = cluster.etcd.claim.is_some_and(|claim| claim.is_going);
+        if cluster.leaders.is_empty() || is_client_at_work || is_claim_going || cluster.flaw.is_some() {
+            return true;
+        }
+        let mut settled = cluster.clone();
+        self.settle(&mut settled) && self.is_as_it_should_be(&settled)
+    }
+}
+
+/// The UIDs that may be stored yet.
+fn undecided(cluster: &Cluster) -> Uids {
+    let undecided = (0..).zip(&cluster.attempts).filter(|(_, attempt)| attempt.is_undecided());
+    undecided.fold(Uids::NONE, |uids, (uid, _)| uids.and(Uids::one(uid)))
+}
+
+/// Forgets what nobody can see any more, and numbers the revisions anew: only whether two are equal means anything.
+fn canonicalize(cluster: &mut Cluster) {
+    let Cluster { etcd, attempts, leaders, .. } = cluster;
+    let delivered = |of: fn(&Leader) -> u8, length: usize| {
+        leaders.iter().map(|leader| usize::from(of(leader))).min().unwrap_or(length)
+    };
+    let conversations = delivered(|leader| leader.conversations_delivered, etcd.conversation_events.len());
+    let claims = delivered(|leader| leader.claims_delivered, etcd.claim_events.len());
+    etcd.conversation_events.drain(..conversations);
+    etcd.claim_events.drain(..claims);
+    for leader in leaders.iter_mut() {
+        leader.conversations_delivered -= u8::try_from(conversations).unwrap();
+        leader.claims_delivered -= u8::try_from(claims).unwrap();
+    }
+    let mut numbers = [0; 256];
+    let mut last = 0;
+    let mut visit = |version: &mut Version| {
+        if *version != 0 {
+            let number = &mut numbers[usize::from(*version)];
+            if *number == 0 {
+                last += 1;
+                *number = last;
+            }
+            *version = *number;
+        }
+    };
+    etcd.versions(&mut visit);
+    for leader in leaders {
+        leader.versions(&mut visit);
+    }
+    for attempt in attempts {
+        attempt.versions(&mut visit);
+    }
+    etcd.revision = last;
+}
+
+impl Model for ClaimsModel {
+    type State = Cluster;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<Cluster> {
+        vec![Cluster {
+            etcd: Etcd::default(),
+            attempts: self.configuration.creates.iter().map(|_| Attempt::not_begun()).collect(),
+            leaders: vec![Leader::default(); self.configuration.leaders],
+            left: self.configuration.budget,
+            flaw: None,
+        }]
+    }
+
+    fn actions(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
+        if cluster.flaw.is_some() {
+            return;
+        }
+        let Cluster { etcd, attempts, leaders, left, .. } = cluster;
+        for (index, attempt) in attempts.iter().enumerate() {
+            let orphans = match attempt.phase {
+                Phase::NotBegun => {
+                    // Of creates that are alike the first begins first.
+                    let create = self.configuration.creates[index];
+                    let is_alike = |earlier: usize| self.configuration.creates[earlier] == create;
+                    if !(0..index).any(|earlier| attempts[earlier].phase == Phase::NotBegun && is_alike(earlier)) {
+                        actions.push(Action::Begin(index));
+                    }
+                    0
+                }
+                Phase::InReview => {
+                    actions.push(Action::GiveUp(index));
+                    if left.abandoned > 0 {
+                        actions.push(Action::Abandon(index));
+                    }
+                    if left.repeats > 0 {
+                        actions.push(Action::Repeat(index));
+                    }
+                    attempt.reviews.len() - 1
+                }
+                Phase::Admitted => {
+                    actions.extend([Action::Store(index), Action::Fail(index)]);
+                    attempt.reviews.len()
+                }
+                Phase::Ended => attempt.reviews.len(),
+            };
+            actions.extend((0..attempt.reviews.len()).map(|review| Action::Step(index, review)));
+            actions.extend((0..orphans).map(|review| Action::Drop(index, review)));
+        }
+        for place in [0, 1] {
+            let Some(conversation) = etcd.stored(place) else { continue };
+            if conversation.holds && left.releases > 0 {
+                actions.push(Action::Release(place));
+            }
+            if !conversation.is_hidden && left.closings > 0 {
+                actions.push(Action::Close(place));
+            }
+            if left.deletions > 0 {
+                actions.push(Action::Delete(place));
+            }
+        }
+        match etcd.claim {
+            Some(claim) if claim.is_going => actions.push(Action::Vanish),
+            Some(_) if left.hand_deletions > 0 => {
+                actions.extend([Action::DeleteClaimByHand, Action::DeleteClaimByHandInForeground]);
+            }
+            _ => {}
+        }
+        for (index, leader) in leaders.iter().enumerate() {
+            self.looks(cluster, index, actions);
+            let under_way = (0..leader.jobs.len()).filter(|slot| leader.jobs[*slot].is_some());
+            actions.extend(under_way.flat_map(|slot| [Action::Land(index, slot), Action::Lose(index, slot)]));
+            if left.restarts > 0 {
+                actions.push(Action::Restart(index));
+            }
+            if left.lists > 0 {
+                actions.extend([Action::ListConversations(index), Action::ListClaims(index)]);
+            }
+        }
+    }
+
+    fn next_state(&self, before: &Cluster, action: Action) -> Option<Cluster> {
+        let mut cluster = before.clone();
+        let has_statuses = self.configuration.has_statuses;
+        match action {
+            Action::Begin(index) if self.configuration.creates[index].is_unseen => {
+                cluster.attempts[index].phase = Phase::Admitted;
+            }
+            Action::Begin(index) => {
+                cluster.attempts[index].phase = Phase::InReview;
+                self.review(&mut cluster, index, None);
+            }
+            Action::Step(index, review) => self.review(&mut cluster, index, Some(review)),
+            Action::GiveUp(index) => {
+                cluster.attempts[index].reviews.pop();
+                cluster.attempts[index].end();
+            }
+            Action::Abandon(index) => {
+                cluster.left.abandoned -= 1;
+                cluster.attempts[index].end();
+            }
+            Action::Repeat(index) => {
+                cluster.left.repeats -= 1;
+                self.review(&mut cluster, index, None);
+            }
+            Action::Drop(index, review) => {
+                cluster.attempts[index].reviews.remove(review);
+            }
+            Action::Store(index) => self.store(&mut cluster, index),
+            Action::Fail(index) => cluster.attempts[index].end(),
+            Action::Release(place) => {
+                cluster.left.releases -= 1;
+                let conversation = words::Conversation { holds: false, ..cluster.etcd.stored(place)? };
+                cluster.etcd.change(place, conversation, has_statuses);
+            }
+            Action::Close(place) => {
+                cluster.left.closings -= 1;
+                let conversation = words::Conversation { holds: false, is_hidden: true, ..cluster.etcd.stored(place)? };
+                cluster.etcd.change(place, conversation, has_statuses);
+            }
+            Action::Delete(place) => {
+                cluster.left.deletions -= 1;
+                cluster.etcd.delete(place);
+            }
+            Action::DeleteClaimByHand | Action::DeleteClaimByHandInForeground => {
+                cluster.left.hand_deletions -= 1;
+                cluster.etcd.delete_claim_by_hand(action == Action::DeleteClaimByHandInForeground);
+            }
+            Action::Vanish => cluster.etcd.delete_claim_by_hand(false),
+            Action::Look(index, look) => {
+                self.with_world(&mut cluster, index, |leader, world| leader.look(look, world));
+                // Without a queue a look that leads to nothing changes nothing.
+                if !self.configuration.is_queued && cluster.leaders[index].jobs == before.leaders[index].jobs {
+                    return None;
+                }
+            }
+            Action::Land(index, slot) => self.with_world(&mut cluster, index, |leader, world| leader.land(slot, world)),
+            Action::Lose(index, slot) => self.with_world(&mut cluster, index, |leader, _| leader.lose(slot)),
+            Action::Restart(index) => {
+                cluster.left.restarts -= 1;
+                let keeps_jobs = !self.configuration.is_queued;
+                self.with_world(&mut cluster, index, |leader, world| leader.restart(world.etcd, keeps_jobs));
+            }
+            Action::ListConversations(index) => {
+                cluster.left.lists -= 1;
+                self.with_world(&mut cluster, index, |leader, world| leader.list_conversations(world.etcd));
+            }
+            Action::ListClaims(index) => {
+                cluster.left.lists -= 1;
+                self.with_world(&mut cluster, index, |leader, world| leader.list_claims(world.etcd));
+            }
+        }
+        for attempt in &mut cluster.attempts {
+            if !attempt.is_undecided() {
+                attempt.is_recorded = false;
+            }
+        }
+        canonicalize(&mut cluster);
+        Some(cluster)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(ONE_HOLDER, |model: &Self, cluster: &Cluster| {
+                let is_admitted = |uid: u8| !model.configuration.creates[usize::from(uid)].is_unseen;
+                model.is_weak() || cluster.etcd.holders(|conversation| is_admitted(conversation.uid)) <= 1
+            }),
+            Property::always(ONE_BOUND, |_, cluster: &Cluster| {
+                cluster.etcd.holders(|conversation| conversation.bound == Some(true)) <= 1
+            }),
+            Property::always(NO_FLAW, |_, cluster: &Cluster| cluster.flaw.is_none()),
+            Property::always(REST, Self::rests_well),
+        ]
+    }
+}
+
+/// I1.
+pub const ONE_HOLDER: &str = "I1: at most one admitted conversation holds the binding";
+/// The weaker promise, which holds also where claims are deleted by hand and conversations are made past the webhook.
+pub const ONE_BOUND: &str = "at most one conversation that holds the binding is Bound";
+/// I4 and I5.
+pub const NO_FLAW: &str = "I4 and I5: no answer without what it rests on, no write in a dry run";
+/// I2 and I3.
+pub const REST: &str = "I2 and I3: the leaders come to rest, and at rest claims and conversations agree";

@@ -208,8 +208,7 @@ impl Oracle {
     }
 
     fn tidy(&mut self, binding: &Binding) {
-        let is_over =
-            |ledger: &Ledger| ledger.is_to_be_forgotten && ledger.claim.is_none() && ledger.stored.is_empty();
+        let is_over = |ledger: &Ledger| ledger.is_to_be_forgotten && ledger.claim.is_none() && ledger.stored.is_empty();
         if self.ledgers.get(binding).is_some_and(is_over) {
             self.ledgers.remove(binding);
         }
@@ -344,12 +343,7 @@ impl Oracle {
         }
         if holds && !held {
             ledger.holders.insert(place.clone());
-            ledger.tenures.push(Tenure {
-                place: place.clone(),
-                uid: uid.clone(),
-                from: event.revision,
-                until: None,
-            });
+            ledger.tenures.push(Tenure { place: place.clone(), uid: uid.clone(), from: event.revision, until: None });
         } else if held && !holds {
             ledger.holders.remove(&place);
             for tenure in ledger.tenures.iter_mut().filter(|tenure| tenure.place == place) {
@@ -424,19 +418,22 @@ impl Oracle {
         }
         let binding = match (&before, &now) {
             (Some(before), Some((now, _))) if before != now && self.are_claims_guarded => {
-                return Err(self.violation(
-                    before,
-                    format_args!("claim {} has become one of another binding: {now}", event.name),
-                ));
+                return Err(self
+                    .violation(before, format_args!("claim {} has become one of another binding: {now}", event.name)));
             }
             (_, Some((binding, _))) | (Some(binding), None) => binding.clone(),
             (None, None) => return Ok(()),
         };
         let claim = now.map(|(_, claim)| claim);
-        let line = format!("{:>7} {:<8} claim {}", event.revision, word(event.change), match &claim {
-            Some(claim) => format!("names {} and records {:?}", claim.holder, claim.uids),
-            None => event.name.clone(),
-        });
+        let line = format!(
+            "{:>7} {:<8} claim {}",
+            event.revision,
+            word(event.change),
+            match &claim {
+                Some(claim) => format!("names {} and records {:?}", claim.holder, claim.uids),
+                None => event.name.clone(),
+            }
+        );
         match &claim {
             Some(_) => self.claims.insert(event.name.clone(), binding.clone()),
             None => self.claims.remove(&event.name),
@@ -509,8 +506,7 @@ impl Conversation {
             holds: is_open && binding.is_some(),
             binding: binding.or_else(|| before?.binding.clone()),
             bound: bound.and_then(|bound| text(&bound["status"])).unwrap_or_else(|| "Unknown".to_owned()),
-            is_current: bound
-                .is_some_and(|bound| bound["observedGeneration"] == object["metadata"]["generation"]),
+            is_current: bound.is_some_and(|bound| bound["observedGeneration"] == object["metadata"]["generation"]),
         }
     }
 }

@@ -167,9 +167,12 @@ impl Shared {
             if answer.created && present + 1 < *next {
                 return Err(Interruption::Lost(format!("etcd went back from revision {} to {present}", *next - 1)));
             }
-            let events: Vec<_> = answer.events.iter().map(StoredEvent::read).collect::<Option<_>>().ok_or_else(|| {
-                Interruption::Lost(format!("etcd tells of something that is no event: {line}"))
-            })?;
+            let events: Vec<_> = answer
+                .events
+                .iter()
+                .map(StoredEvent::read)
+                .collect::<Option<_>>()
+                .ok_or_else(|| Interruption::Lost(format!("etcd tells of something that is no event: {line}")))?;
             let Some((last, _)) = events.last() else { continue };
             let last = *last;
             *next = last + 1;

@@ -28,6 +28,8 @@ struct Entries {
     input: Option<ChildStdin>,
     groups: Vec<Pid>,
     directories: Vec<PathBuf>,
+    /// Those whose logs a panic has told of already: a property test panics many times.
+    announced: Vec<PathBuf>,
 }
 
 impl Reaper {
@@ -48,7 +50,7 @@ impl Reaper {
         let input = shell.stdin.take();
         let reaper = Arc::new(Self {
             shell: Mutex::new(shell),
-            entries: Mutex::new(Entries { input, groups: Vec::new(), directories: Vec::new() }),
+            entries: Mutex::new(Entries { input, groups: Vec::new(), directories: Vec::new(), announced: Vec::new() }),
         });
         *current = Arc::downgrade(&reaper);
         keep_logs_after_a_panic();
@@ -140,8 +142,11 @@ fn keep_logs_after_a_panic() {
                 && let Ok(mut entries) = reaper.entries.try_lock()
             {
                 entries.tell("keep-logs");
-                for directory in &entries.directories {
-                    eprintln!("The logs of the control plane stay in {}", directory.join("logs").display());
+                for directory in entries.directories.clone() {
+                    if !entries.announced.contains(&directory) {
+                        eprintln!("The logs of the control plane stay in {}", directory.join("logs").display());
+                        entries.announced.push(directory);
+                    }
                 }
             }
         }));

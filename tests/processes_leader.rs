@@ -1,0 +1,94 @@
+//! Leadership, by real replicas: one leads, another takes over, and nothing that was due is lost.
+
+mod common;
+
+use common::cluster::{Cluster, PATIENCE};
+use control_plane::{ControlPlane, Installation, Replica};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::runtime::wait::await_condition;
+use serde_json::json;
+use switchboard::api::{ConditionStatus, ConditionType, State};
+use tokio::time::timeout;
+
+const NAMESPACE: &str = "switchboard-system";
+
+/// Two replicas whose lease is short, so that a test need not wait long for it.
+fn cluster() -> Cluster {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2);
+    let flags = ["--lease-duration=4s", "--drain-delay=1s"];
+    Cluster::install(control_plane, flags.into_iter().fold(installation, control_plane::InstallationBuilder::flag))
+}
+
+/// Waits until the Lease has a holder that `is_it`, and returns that holder.
+async fn wait_for_leader(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> String {
+    let leases = Api::<Lease>::namespaced(cluster.client(0).await, NAMESPACE);
+    let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+    let held = await_condition(leases, "switchboard", |lease: Option<&Lease>| {
+        lease.is_some_and(|lease| !holder(lease).is_empty() && is_it(&holder(lease)))
+    });
+    holder(&timeout(PATIENCE, held).await.expect("a leader in time").unwrap().unwrap())
+}
+
+/// The replica of that identity, and the other one.
+fn leader_and_standby<'a>(cluster: &'a Cluster, identity: &str) -> (&'a Replica, &'a Replica) {
+    let [first, second] = cluster.installation.replicas() else { panic!("two replicas") };
+    if identity.starts_with("replica-1_") { (first, second) } else { (second, first) }
+}
+
+#[tokio::test]
+async fn a_leader_that_is_killed_is_replaced_and_its_timers_are_honoured() {
+    let cluster = cluster();
+    let identity = wait_for_leader(&cluster, |_| true).await;
+    let desk = cluster.desk().await;
+    desk.create("alice", json!({"timers": {"closeAfter": "5s"}})).await.unwrap();
+    desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
+    let (leader, _) = leader_and_standby(&cluster, &identity);
+    cluster.installation.balancer().remove(leader.webhook_address());
+    leader.kill();
+    wait_for_leader(&cluster, |holder| holder != identity).await;
+    desk.wait_for_state("alice", State::Closed).await;
+    desk.wait_until_free().await;
+    desk.create("bob", json!({})).await.unwrap();
+    desk.wait_for_condition("bob", ConditionType::Ready, ConditionStatus::True).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
+    let cluster = cluster();
+    let identity = wait_for_leader(&cluster, |_| true).await;
+    let (leader, _) = leader_and_standby(&cluster, &identity);
+    cluster.installation.balancer().remove(leader.webhook_address());
+    leader.terminate();
+    let status = leader.wait(PATIENCE).expect("it ends");
+    assert!(status.success(), "{status}");
+    let log = std::fs::read_to_string(leader.log()).unwrap();
+    assert!(log.contains("gave the Lease back"), "{log}");
+    wait_for_leader(&cluster, |holder| holder != identity).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_suspended_undoes_nothing_that_its_successor_decided() {
+    let cluster = cluster();
+    let identity = wait_for_leader(&cluster, |_| true).await;
+    let desk = cluster.desk().await;
+    desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
+    desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
+    let (leader, _) = leader_and_standby(&cluster, &identity);
+    cluster.installation.balancer().remove(leader.webhook_address());
+    leader.pause();
+    let successor = wait_for_leader(&cluster, |holder| holder != identity).await;
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    let closed = desk.wait_for_state("alice", State::Closed).await;
+    desk.wait_until_free().await;
+    leader.resume();
+    // The one that wakes answers probes again, and has seen that the Lease is gone before it does anything else.
+    leader.wait_until_ready().unwrap();
+    assert_eq!(wait_for_leader(&cluster, |_| true).await, successor);
+    desk.create("bob", json!({})).await.unwrap();
+    desk.wait_for_condition("bob", ConditionType::Ready, ConditionStatus::True).await;
+    let claim = desk.claim().await.expect("bob's claim");
+    assert_eq!(claim.spec.conversation_ref.name, "bob");
+    assert_eq!(desk.conversations().get("alice").await.unwrap(), closed);
+}
