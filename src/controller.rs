@@ -11,6 +11,7 @@ use crate::api::{AddressBinding, Conversation};
 use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
 use crate::leader::Leadership;
+use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
 use futures::{Stream, StreamExt};
 use index::{ClaimPlan, ConversationPlan, Index};
@@ -45,11 +46,18 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// One that works while `leadership` says so, and reports to `readiness` when it knows what is stored.
+    /// One that works while `leadership` says so, tells people by `events`, and reports to `readiness` when it knows what is stored.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, readiness: Readiness) -> Self {
+    pub fn new(
+        client: Client,
+        claims: Claims,
+        clock: Clock,
+        leadership: Leadership,
+        events: Events,
+        readiness: Readiness,
+    ) -> Self {
         let grace_period = claims.grace_period();
-        let worker = Worker::new(client.clone(), claims, clock, leadership.clone());
+        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), events);
         let queue = Queue::default();
         Self {
             client,

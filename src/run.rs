@@ -4,6 +4,7 @@ use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::leader::{self, Elector};
+use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::webhook::{Admitter, Limits, TlsError, load_tls, serve};
 use kube::{Client, Config};
@@ -93,8 +94,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let readiness = Readiness::default();
     let claims = Claims::new(client.clone(), clock, settings.grace_period);
+    let events = Events::new(client.clone(), settings.lease.identity.clone());
     let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
-    let controller = Controller::new(client.clone(), claims.clone(), clock, leadership, readiness.clone());
+    let controller = Controller::new(client.clone(), claims.clone(), clock, leadership, events, readiness.clone());
     let admitter = Admitter::new(client, claims);
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 

@@ -163,3 +163,25 @@ async fn applying_the_same_manifest_again_writes_nothing() {
     let again = desk.conversations().get("alice").await.unwrap();
     assert_eq!(again.metadata.resource_version, alice.metadata.resource_version);
 }
+
+#[tokio::test]
+async fn people_are_told_each_fact_once() {
+    let desk = Cluster::shared().desk().await;
+    desk.create("alice", json!({"participants": [], "timers": {"inactiveAfter": "1s", "closeAfter": "2s"}}))
+        .await
+        .unwrap();
+    let events = desk.wait_for_event("alice", "Closed").await;
+    let mut told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            (event.reason.as_deref().unwrap(), event.type_.as_deref().unwrap(), event.note.as_deref().unwrap())
+        })
+        .collect();
+    told.sort_unstable();
+    let expected = [
+        ("Closed", "Normal", "The conversation is Closed: the timer closeAfter elapsed"),
+        ("Inactive", "Normal", "The conversation is Inactive: the timer inactiveAfter elapsed"),
+        ("Unassigned", "Warning", "There is no participant: an inbound message reaches nobody"),
+    ];
+    assert_eq!(told, expected);
+}

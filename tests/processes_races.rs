@@ -42,9 +42,10 @@ async fn of_fifty_creates_for_one_binding_one_is_stored_and_each_other_is_told_b
         .flag("--unsafe-grace-period")
         .env("SWITCHBOARD_LOG", "info,switchboard::webhook=debug");
     let mut races = Races::start(control_plane, &installation).await;
-    races.run(200).await;
+    races.run(100).await;
     races.rest().await;
-    println!("{}\n{}", races.tally, races.measure_releases(10).await);
+    let releases = races.measure_releases(10).await;
+    println!("{}\n{releases}", races.tally);
     for replica in races.installation.replicas() {
         let log = std::fs::read_to_string(replica.log()).unwrap();
         assert!(log.contains("answered a create"), "{} had no part in it", replica.log().display());
@@ -62,7 +63,8 @@ async fn soak() {
         eprintln!("{}", races.tally);
     }
     races.rest().await;
-    println!("{}\n{}", races.tally, races.measure_releases(200).await);
+    let releases = races.measure_releases(200).await;
+    println!("{}\n{releases}", races.tally);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -274,10 +276,7 @@ struct Races {
 }
 
 impl Races {
-    async fn start(
-        control_plane: control_plane::Builder,
-        installation: &control_plane::InstallationBuilder,
-    ) -> Self {
+    async fn start(control_plane: control_plane::Builder, installation: &control_plane::InstallationBuilder) -> Self {
         let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
         let recorder = Arc::new(Recorder::start(&control_plane));
         let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
@@ -455,7 +454,9 @@ impl Races {
         let patch = |spec| Patch::Merge(json!({"metadata": {"uid": uid}, "spec": spec}));
         let parameters = PatchParams::default();
         let released = match how {
-            How::Close => conversations.patch(&place.name, &parameters, &patch(json!({"state": "Closed"}))).await.map(drop),
+            How::Close => {
+                conversations.patch(&place.name, &parameters, &patch(json!({"state": "Closed"}))).await.map(drop)
+            }
             How::RemoveContact => {
                 conversations.patch(&place.name, &parameters, &patch(json!({"contact": null}))).await.map(drop)
             }
@@ -507,7 +508,9 @@ impl Races {
             self.delete_all(all).await;
             took.sort();
             let (half, most) = (took[count / 2], took[(count * 99).div_ceil(100) - 1]);
-            lines.push(format!("{how:?}: the next create is admitted after p50 {half:.1?}, p99 {most:.1?} ({count} times)"));
+            lines.push(format!(
+                "{how:?}: the next create is admitted after p50 {half:.1?}, p99 {most:.1?} ({count} times)"
+            ));
         }
         self.rest().await;
         lines.join("\n")
@@ -517,7 +520,7 @@ impl Races {
     async fn wait_for_the_webhook(&self, pair: &Pair) {
         let deadline = Instant::now() + PATIENCE;
         for api_server in 0..self.clients.len() {
-            let ask = Ask { is_dry_run: true, ..Ask::plain(DRY_RUN, api_server) };
+            let ask = Ask { is_dry_run: true, ..Ask::plain(&format!("{DRY_RUN}once"), api_server) };
             while let Err(status) = self.try_once(pair, &ask).await {
                 assert!(Instant::now() < deadline, "the webhook is not reached after {PATIENCE:?}: {status:?}");
                 sleep(PAUSE).await;

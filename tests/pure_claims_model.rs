@@ -22,8 +22,7 @@ fn apply(place: u8) -> Create {
 fn check(configuration: Configuration, expected: &[Saw]) {
     let begin = Instant::now();
     let name = configuration.name;
-    let checker =
-        ClaimsModel::new(configuration).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = ClaimsModel::new(configuration).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     println!(
         "model {name}: {} states, {} transitions, depth {}, {:.1} s",
         checker.unique_state_count(),
@@ -51,15 +50,33 @@ fn check(configuration: Configuration, expected: &[Saw]) {
 fn probe() {
     let n = |name: &str, default: u8| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let kinds = std::env::var("C").unwrap_or("aab".into());
-    let creates = kinds.chars().map(|c| match c { 'a' => create(0), 'b' => create(1), 'A' => apply(0), 'B' => apply(1),
-        'd' => Create { is_dry_run: true, ..create(0) }, 'D' => Create { is_dry_run: true, ..create(1) },
-        'u' => Create { is_unseen: true, ..create(0) }, _ => Create { is_unseen: true, ..create(1) } }).collect();
+    let creates = kinds
+        .chars()
+        .map(|c| match c {
+            'a' => create(0),
+            'b' => create(1),
+            'A' => apply(0),
+            'B' => apply(1),
+            'd' => Create { is_dry_run: true, ..create(0) },
+            'D' => Create { is_dry_run: true, ..create(1) },
+            'u' => Create { is_unseen: true, ..create(0) },
+            _ => Create { is_unseen: true, ..create(1) },
+        })
+        .collect();
     check(
         Configuration {
             name: "probe",
             creates,
-            budget: Budget { releases: n("RELEASES", 0), closings: n("CLOSINGS", 0), deletions: n("DELETIONS", 0), hand_deletions: n("HAND", 0),
-                repeats: n("REPEATS", 0), abandoned: n("ABANDONED", 0), restarts: n("RESTARTS", 0), lists: n("LISTS", 0) },
+            budget: Budget {
+                releases: n("RELEASES", 0),
+                closings: n("CLOSINGS", 0),
+                deletions: n("DELETIONS", 0),
+                hand_deletions: n("HAND", 0),
+                repeats: n("REPEATS", 0),
+                abandoned: n("ABANDONED", 0),
+                restarts: n("RESTARTS", 0),
+                lists: n("LISTS", 0),
+            },
             leaders: n("LEADERS", 1).into(),
             is_queued: n("QUEUED", 0) == 1,
             has_statuses: n("STATUSES", 0) == 1,

@@ -6,7 +6,7 @@ use super::queue::Task;
 use crate::api::{AddressBinding, Conversation, ConversationReference, ConversationStatus, State, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::{Claim, Standing};
-use crate::core::lifecycle::{Decision, Facts, Holding, decide};
+use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, news};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -88,8 +88,12 @@ impl<K: Eq + Hash> List<K> {
 pub struct StatusWrite {
     /// Which conversation.
     pub place: Place,
+    /// Its UID.
+    pub uid: String,
     /// The version that the status was decided on.
     pub resource_version: String,
+    /// What people are to be told once it is written.
+    pub news: Vec<Fact>,
     /// The status, without what belongs to others.
     pub status: ConversationStatus,
     /// When the state will change by itself after it.
@@ -370,7 +374,9 @@ impl Index {
         }
         ConversationPlan::Write(Box::new(StatusWrite {
             place: place.clone(),
+            uid: entry.uid.clone(),
             resource_version: entry.resource_version.clone(),
+            news: news(&entry.facts.status, &decision.status),
             status: decision.status,
             wake: decision.next,
         }))

@@ -6,9 +6,10 @@ use crate::api::{Conversation, Time};
 use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{ReleaseStep, Standing, adopt, release};
-use crate::core::lifecycle::{Holding, decide};
+use crate::core::lifecycle::{Holding, decide, news};
 use crate::core::refusal::{Disclosure, already_bound_message};
 use crate::leader::Leadership;
+use crate::telemetry::events::Events;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub struct Worker {
     claims: Claims,
     clock: Clock,
     leadership: Leadership,
+    events: Events,
 }
 
 /// A piece of work has ended.
@@ -64,8 +66,8 @@ enum Error {
 impl Worker {
     /// One that writes while `leadership` says so.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership) -> Self {
-        Self { client, claims, clock, leadership }
+    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, events: Events) -> Self {
+        Self { client, claims, clock, leadership, events }
     }
 
     /// Writes a status.
@@ -95,7 +97,7 @@ impl Worker {
     }
 
     async fn apply(&self, write: StatusWrite) -> Result<Next, Error> {
-        let StatusWrite { place, resource_version, status, wake } = write;
+        let StatusWrite { place, uid, resource_version, news, status, wake } = write;
         if !self.leadership.leads() {
             return Ok(Next::Nothing);
         }
@@ -111,6 +113,9 @@ impl Worker {
         match conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await {
             Ok(_) => {
                 tracing::info!(conversation = %place, ?state, "wrote the status");
+                for fact in &news {
+                    self.events.tell(&place, &uid, fact).await;
+                }
                 Ok(Next::Wake(wake))
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
@@ -131,7 +136,7 @@ impl Worker {
                 if !self.leadership.leads() {
                     return Ok(Next::Nothing);
                 }
-                let write = adopt((*place).clone(), uid, self.clock.now());
+                let write = adopt((*place).clone(), uid.clone(), self.clock.now());
                 match self.claims.write(&binding, write).await? {
                     Outcome::Done => {
                         tracing::info!(conversation = %place, binding = %name, "claimed the binding of a conversation that had no claim");
@@ -159,7 +164,9 @@ impl Worker {
         if fingerprint(&decision.status) == stored {
             return Ok(Next::Wake(decision.next));
         }
-        self.apply(StatusWrite { place, resource_version, status: decision.status, wake: decision.next }).await
+        let news = news(&facts.status, &decision.status);
+        let (status, wake) = (decision.status, decision.next);
+        self.apply(StatusWrite { place, uid, resource_version, news, status, wake }).await
     }
 
     async fn try_release(&self, to_release: Release) -> Result<Next, Error> {

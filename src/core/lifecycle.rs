@@ -206,6 +206,88 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
     Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
 }
 
+/// Something that a person would want to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// What, in one word for programs.
+    pub reason: FactReason,
+    /// Since when. Together with the reason it names the fact: the same is never told twice.
+    pub time: Time,
+    /// What, for people.
+    pub note: String,
+}
+
+/// The reasons of the facts that people are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FactReason {
+    /// Another conversation holds the binding.
+    AddressAlreadyBound,
+    /// There is no participant.
+    Unassigned,
+    /// The conversation became Inactive.
+    Inactive,
+    /// The conversation became Active again.
+    Reactivated,
+    /// The conversation became Closed.
+    Closed,
+}
+
+impl FactReason {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AddressAlreadyBound => "AddressAlreadyBound",
+            Self::Unassigned => "Unassigned",
+            Self::Inactive => "Inactive",
+            Self::Reactivated => "Reactivated",
+            Self::Closed => "Closed",
+        }
+    }
+
+    /// Whether somebody should do something about it.
+    #[must_use]
+    pub const fn is_warning(self) -> bool {
+        matches!(self, Self::AddressAlreadyBound | Self::Unassigned)
+    }
+}
+
+/// The facts that `status` tells and `before` did not.
+#[must_use]
+pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
+    use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
+    let conditions = status.conditions.iter().filter_map(|condition| {
+        let reason = match (condition.type_, condition.status, condition.reason) {
+            (Type::Bound, Status::False, Reason::AddressAlreadyBound) => FactReason::AddressAlreadyBound,
+            (Type::Unassigned, Status::True, _) => FactReason::Unassigned,
+            _ => return None,
+        };
+        let was_so =
+            before.conditions.iter().any(|(type_, was, _)| (*type_, *was) == (condition.type_, condition.status));
+        let time = condition.last_transition_time;
+        (!was_so).then(|| Fact { reason, time, note: condition.message.clone() })
+    });
+    let because = match status.state_reason {
+        Some(StateReason::InactiveTimer) => "the timer inactiveAfter elapsed",
+        Some(StateReason::CloseTimer) => "the timer closeAfter elapsed",
+        Some(StateReason::UnassignedTimer) => "the timer closeUnassignedAfter elapsed",
+        Some(StateReason::Activity) => "there was activity",
+        Some(StateReason::Spec) | None => "the spec says so",
+    };
+    let change = match (before.state.unwrap_or_default(), status.state.unwrap_or_default()) {
+        (State::Active, State::Inactive) => Some((FactReason::Inactive, "Inactive")),
+        (State::Inactive, State::Active) => Some((FactReason::Reactivated, "Active again")),
+        (State::Active | State::Inactive, State::Closed) => Some((FactReason::Closed, "Closed")),
+        _ => None,
+    };
+    let change = change.zip(status.state_transition_time).map(|((reason, word), time)| Fact {
+        reason,
+        time,
+        note: format!("The conversation is {word}: {because}"),
+    });
+    conditions.chain(change).collect()
+}
+
 /// A closed conversation stays as it is: only its conditions follow the generation of the spec.
 fn closed(facts: &Facts, before: &StatusFacts, now: Time) -> Decision {
     let status = ConversationStatus {
@@ -503,6 +585,37 @@ mod tests {
             assert_eq!(first.last_transition_time, second.last_transition_time);
             assert_eq!(second.observed_generation, Some(2));
         }
+    }
+
+    #[test]
+    fn a_fact_is_news_once() {
+        let mut facts = Facts { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(20), ..facts() };
+        let mut told = Vec::new();
+        for second in [1, 2, 10, 11, 20, 21] {
+            let before = facts.status.clone();
+            let status = live(&mut facts, second);
+            told.extend(news(&before, &status).into_iter().map(|fact| (fact.reason, fact.time)));
+        }
+        let expected = [(FactReason::Unassigned, at(1)), (FactReason::Inactive, at(10)), (FactReason::Closed, at(20))];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_people_are_told_says_why() {
+        let another = Holding::HeldByAnother("48031: …".into());
+        let status = decide(&facts(), Some(&another), at(1)).status;
+        let [fact] = &news(&StatusFacts::default(), &status)[..] else { panic!("{status:?}") };
+        assert_eq!((fact.reason, fact.note.as_str()), (FactReason::AddressAlreadyBound, "48031: …"));
+        assert!(fact.reason.is_warning());
+
+        let mut facts = Facts { inactive_after: seconds(10), ..facts() };
+        live(&mut facts, 10);
+        facts.status.reported_activity = Some(at(15));
+        let before = facts.status.clone();
+        let status = live(&mut facts, 16);
+        let [fact] = &news(&before, &status)[..] else { panic!("{status:?}") };
+        assert_eq!(fact.reason, FactReason::Reactivated);
+        assert!(fact.note.contains("there was activity") && !fact.reason.is_warning(), "{}", fact.note);
     }
 
     prop_compose! {

@@ -35,7 +35,11 @@ impl Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Job {
     Write(Write),
-    Status { place: Place, version: Version, bound: bool },
+    Status {
+        place: Place,
+        version: Version,
+        bound: bool,
+    },
     /// In a mutation alone: the conversation was read before the claim is taken.
     ReadTooEarly(Place, Option<Conversation>),
 }

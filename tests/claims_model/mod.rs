@@ -278,7 +278,12 @@ impl ClaimsModel {
         cluster.attempts[attempt].end();
     }
 
-    fn with_world<T>(&self, cluster: &mut Cluster, leader: usize, work: impl FnOnce(&mut Leader, &mut World<'_>) -> T) -> T {
+    fn with_world<T>(
+        &self,
+        cluster: &mut Cluster,
+        leader: usize,
+        work: impl FnOnce(&mut Leader, &mut World<'_>) -> T,
+    ) -> T {
         let Cluster { etcd, leaders, .. } = cluster;
         let mut world = World {
             etcd,
@@ -303,7 +308,8 @@ impl ClaimsModel {
         {
             let later = leader.later(conversations, claims, &cluster.etcd, self.configuration.mutation);
             for task in Task::ALL {
-                if !leader.is_free(task) || (is_queued && !later.is_asked(task)) || (!is_queued && task == Task::Grace) {
+                if !leader.is_free(task) || (is_queued && !later.is_asked(task)) || (!is_queued && task == Task::Grace)
+                {
                     continue;
                 }
                 let may_expire = match task {
@@ -358,7 +364,8 @@ impl ClaimsModel {
         let is_right = |(place, conversation): (Place, &words::Conversation)| {
             claim.is_some_and(|claim| {
                 if claim.holder == place {
-                    claim.admissions == Uids::one(conversation.uid) && (!has_statuses || conversation.bound == Some(true))
+                    claim.admissions == Uids::one(conversation.uid)
+                        && (!has_statuses || conversation.bound == Some(true))
                 } else {
                     conversation.bound == Some(false) && cluster.etcd.holds(claim.holder)
                 }

@@ -127,9 +127,7 @@ impl Review<'_> {
     fn observe(&mut self, step: Step) -> Result<Seen, Flaw> {
         Ok(match step {
             Step::ReadClaim => Seen::Claim(self.etcd.claim.map(Into::into)),
-            Step::ReadHolder(claim) => {
-                Seen::Holder(claim.into(), self.etcd.stored(claim.holder).map(Stored::from))
-            }
+            Step::ReadHolder(claim) => Seen::Holder(claim.into(), self.etcd.stored(claim.holder).map(Stored::from)),
             Step::Write(write) => {
                 if self.create.is_dry_run {
                     return Err(Flaw::DryRunWrote);
@@ -179,8 +177,7 @@ impl Review<'_> {
     /// What `admit` says, except in mutations.
     fn decide(&mut self, mut seen: Seen) -> AdmitStep {
         let is_dry_run = self.create.is_dry_run && self.mutation != Some(Mutation::DryRunWrites);
-        let request =
-            words::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
+        let request = words::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
         match (self.mutation, &mut seen) {
             (Some(Mutation::OursNeedsNoWrite), Seen::Holder(claim, _)) if claim.holder == request.conversation => {
                 return AdmitStep::Answer(Answer::Allow);
@@ -190,13 +187,8 @@ impl Review<'_> {
             }
             (Some(Mutation::RefusalWithoutRead), Seen::Claim(Some(claim))) if claim.holder != request.conversation => {
                 let uid = claim.admissions[0].uid.clone();
-                let stored = Conversation {
-                    uid: words::number(&uid),
-                    holds: true,
-                    is_hidden: false,
-                    bound: None,
-                    version: 0,
-                };
+                let stored =
+                    Conversation { uid: words::number(&uid), holds: true, is_hidden: false, bound: None, version: 0 };
                 seen = Seen::Holder(claim.clone(), Some(stored.into()));
             }
             _ => {}

@@ -2,11 +2,15 @@
 //! Each test has a namespace and addresses of its own, so that none depends on another.
 
 use control_plane::{ControlPlane, Installation};
+use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::await_condition;
+use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use std::sync::OnceLock;
@@ -179,6 +183,18 @@ impl Desk {
             .await;
         let reason = condition(&conversation, type_).unwrap().1;
         (conversation, reason)
+    }
+
+    /// Waits until people were told `reason` of the conversation, and returns what was told of it so far.
+    pub async fn wait_for_event(&self, name: &str, reason: &str) -> Vec<Event> {
+        let events = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
+        let regards = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name);
+        let told = watcher(events.clone(), watcher::Config::default())
+            .applied_objects()
+            .try_filter(|event| std::future::ready(regards(event) && event.reason.as_deref() == Some(reason)));
+        let first = timeout(PATIENCE, Box::pin(told).try_next()).await;
+        first.unwrap_or_else(|_| panic!("nobody was told {reason} of {name}")).unwrap();
+        events.list(&ListParams::default()).await.unwrap().items.into_iter().filter(regards).collect()
     }
 
     /// The claim on this desk's binding.
