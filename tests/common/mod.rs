@@ -3,8 +3,11 @@
 #![allow(dead_code)] // Each test file uses a part of it.
 
 pub mod cluster;
+pub mod https;
 pub mod oracle;
+pub mod proxy;
 pub mod recorder;
+pub mod reviewer;
 
 use control_plane::ControlPlane;
 use std::process::{Command, Output};
