@@ -16,6 +16,7 @@ use crate::telemetry::health::Readiness;
 use futures::{Stream, StreamExt};
 use index::{ClaimPlan, ConversationPlan, Index};
 use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -74,7 +75,8 @@ impl Controller {
 
     /// Works until `shutdown`, and then until what is under way has ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut conversations = Box::pin(open_conversations(self.client.clone()));
+        let mut conversations = Box::pin(watch_conversations(self.client.clone(), OPEN));
+        let mut closed = Box::pin(watch_conversations(self.client.clone(), CLOSED));
         let mut claims = Box::pin(all_claims(self.client.clone()));
         let mut jobs: JoinSet<Finished> = JoinSet::new();
         loop {
@@ -82,6 +84,7 @@ impl Controller {
             tokio::select! {
                 Some(event) = conversations.next() => self.conversation(event),
                 Some(event) = claims.next() => self.claim(event),
+                Some(event) = closed.next() => self.closed(event),
                 Some(finished) = jobs.join_next() => match finished {
                     Ok(finished) => self.finished(finished),
                     // The task panicked: nothing can be said of what it left, so the process begins anew.
@@ -120,7 +123,7 @@ impl Controller {
     fn wake(&self) -> tokio::time::Instant {
         let now = self.clock.monotonic();
         let wake = self.queue.next_wake(self.clock.now(), now).map_or(Duration::MAX, |after| after.min(LONGEST_SLEEP));
-        now + wake.min(Duration::from_secs(3600))
+        now + wake.min(Duration::from_hours(1))
     }
 
     fn conversation(&mut self, event: watcher::Result<Event<DeserializeGuard<Conversation>>>) {
@@ -132,16 +135,7 @@ impl Controller {
             }
             Ok(Event::InitApply(object) | Event::Apply(object)) => match object.0 {
                 Ok(conversation) => self.index.conversation_seen(&conversation, now),
-                Err(error) => {
-                    let metadata = &error.metadata;
-                    let place = format!(
-                        "{}/{}",
-                        metadata.namespace.as_deref().unwrap_or_default(),
-                        metadata.name.as_deref().unwrap_or_default()
-                    );
-                    tracing::error!(conversation = %place, %error, "a stored conversation cannot be read and is passed over");
-                    Vec::new()
-                }
+                Err(error) => passed_over(&error),
             },
             Ok(Event::Delete(object)) => {
                 let metadata = object.0.map_or_else(|error| error.metadata, |conversation| conversation.metadata);
@@ -150,6 +144,33 @@ impl Controller {
             Ok(Event::InitDone) => self.index.conversations_listed(now),
             Err(error) => {
                 tracing::warn!(%error, "the watch of the conversations was interrupted, and goes on");
+                Vec::new()
+            }
+        };
+        self.ask_for(affected);
+    }
+
+    fn closed(&mut self, event: watcher::Result<Event<DeserializeGuard<Conversation>>>) {
+        let affected = match event {
+            Ok(Event::Init) => {
+                self.index.closed_begin();
+                Vec::new()
+            }
+            Ok(Event::InitApply(object) | Event::Apply(object)) => match object.0 {
+                Ok(conversation) => self.index.closed_seen(&conversation),
+                Err(error) => passed_over(&error),
+            },
+            Ok(Event::Delete(object)) => {
+                let metadata = object.0.map_or_else(|error| error.metadata, |conversation| conversation.metadata);
+                self.index.closed_gone(&metadata);
+                Vec::new()
+            }
+            Ok(Event::InitDone) => {
+                self.index.closed_listed();
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the watch of the closed conversations was interrupted, and goes on");
                 Vec::new()
             }
         };
@@ -207,6 +228,10 @@ impl Controller {
                     let worker = self.worker.clone();
                     jobs.spawn(async move { worker.write_status(task, write).await });
                 }
+                ConversationPlan::Delete(deletion) => {
+                    let worker = self.worker.clone();
+                    jobs.spawn(async move { worker.delete(task, deletion).await });
+                }
                 ConversationPlan::Resolve(question) => {
                     let worker = self.worker.clone();
                     jobs.spawn(async move { worker.resolve(task, question).await });
@@ -256,10 +281,24 @@ impl Controller {
     }
 }
 
-/// Every conversation that the status does not call Closed. One that closes leaves the stream as one that is deleted does.
-fn open_conversations(client: Client) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<Conversation>>>> {
-    let config = watcher::Config::default().fields("status.state!=Closed");
-    watcher(Api::all(client), config).default_backoff()
+/// A stored object that cannot be read stops nothing.
+fn passed_over(error: &InvalidObject) -> Vec<Task> {
+    let namespace = error.metadata.namespace.as_deref().unwrap_or_default();
+    let name = error.metadata.name.as_deref().unwrap_or_default();
+    tracing::error!(conversation = %format_args!("{namespace}/{name}"), %error, "a stored conversation cannot be read and is passed over");
+    Vec::new()
+}
+
+/// What the status does not call Closed. A conversation that closes leaves this watch as one that is deleted does.
+const OPEN: &str = "status.state!=Closed";
+/// What the status calls Closed: nothing waits for this watch, and next to nothing is kept of what it shows.
+const CLOSED: &str = "status.state=Closed";
+
+fn watch_conversations(
+    client: Client,
+    fields: &str,
+) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<Conversation>>>> + use<> {
+    watcher(Api::all(client), watcher::Config::default().fields(fields)).default_backoff()
 }
 
 fn all_claims(client: Client) -> impl Stream<Item = watcher::Result<Event<AddressBinding>>> {

@@ -165,6 +165,29 @@ async fn applying_the_same_manifest_again_writes_nothing() {
 }
 
 #[tokio::test]
+async fn a_closed_conversation_is_deleted_when_its_time_to_live_is_over() {
+    let desk = Cluster::shared().desk().await;
+    desk.create("alice", json!({"ttlAfterClosed": "1s"})).await.unwrap();
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    let told = desk.wait_for_event("alice", "TTLExpired").await;
+    assert!(told.iter().any(|event| event.reason.as_deref() == Some("Closed")), "{told:?}");
+    assert_eq!(desk.conversations().get_opt("alice").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_time_to_live_that_is_set_after_the_closing_counts_from_the_closing() {
+    let desk = Cluster::shared().desk().await;
+    desk.create("alice", json!({"state": "Closed"})).await.unwrap();
+    desk.wait_for_state("alice", State::Closed).await;
+    let changed = desk.change("alice", json!({"ttlAfterClosed": "87600h"})).await.unwrap();
+    // The status follows the spec, so that who waits for it sees that nothing is in progress.
+    let observed = |alice: &Conversation| status(alice).observed_generation == changed.metadata.generation;
+    desk.wait_for("alice", "observed", observed).await;
+    desk.change("alice", json!({"ttlAfterClosed": "1s"})).await.unwrap();
+    desk.wait_for_event("alice", "TTLExpired").await;
+}
+
+#[tokio::test]
 async fn people_are_told_each_fact_once() {
     let desk = Cluster::shared().desk().await;
     desk.create("alice", json!({"participants": [], "timers": {"inactiveAfter": "1s", "closeAfter": "2s"}}))

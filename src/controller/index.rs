@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the UID of a conversation that is gone is remembered, so that a claim that is seen only later counts it as decided.
-const REMEMBERED: Duration = Duration::from_secs(600);
+const REMEMBERED: Duration = Duration::from_mins(10);
 
 type Place = Arc<ConversationReference>;
 
@@ -26,10 +26,13 @@ pub struct Index {
     /// The open conversations that have a contact, by their binding.
     candidates: HashMap<BindingName, BTreeSet<Place>>,
     claims: HashMap<BindingName, ClaimEntry>,
+    /// The closed conversations about which something is left to do: few, and nothing is kept of the others.
+    closed: HashMap<Place, Entry>,
     /// UIDs that were shown and are gone, and since when.
     departed: HashMap<String, Instant>,
     conversation_list: List<Place>,
     claim_list: List<BindingName>,
+    closed_list: List<Place>,
 }
 
 /// What is known of one conversation.
@@ -100,6 +103,19 @@ pub struct StatusWrite {
     pub wake: Option<Time>,
 }
 
+/// A closed conversation whose time to live is over.
+#[derive(Debug)]
+pub struct Deletion {
+    /// Which conversation.
+    pub place: Place,
+    /// Its UID.
+    pub uid: String,
+    /// The version that was seen to be closed.
+    pub resource_version: String,
+    /// When it was to be deleted.
+    pub expiry: Time,
+}
+
 /// What is to be done about a conversation.
 #[derive(Debug)]
 pub enum ConversationPlan {
@@ -112,6 +128,8 @@ pub enum ConversationPlan {
     },
     /// Write its status.
     Write(Box<StatusWrite>),
+    /// Delete it.
+    Delete(Deletion),
     /// Find out who holds its binding, and write its status accordingly.
     Resolve(Box<Question>),
 }
@@ -171,7 +189,7 @@ impl Index {
 
     /// Everything that a new leader looks at.
     pub fn everything(&self) -> Vec<Task> {
-        let conversations = self.conversations.keys().cloned().map(Task::Conversation);
+        let conversations = self.conversations.keys().chain(self.closed.keys()).cloned().map(Task::Conversation);
         let claims = self.claims.keys().filter(|name| !self.is_settled(name)).cloned().map(Task::Claim);
         claims.chain(conversations).collect()
     }
@@ -186,6 +204,38 @@ impl Index {
         let listed = self.conversation_list.end();
         let gone: Vec<Place> = self.conversations.keys().filter(|place| !listed.contains(*place)).cloned().collect();
         gone.iter().flat_map(|place| self.forget(place, now)).collect()
+    }
+
+    /// A list of the closed conversations begins.
+    pub fn closed_begin(&mut self) {
+        self.closed_list.begin();
+    }
+
+    /// A list of the closed conversations is complete: what it did not show is gone.
+    pub fn closed_listed(&mut self) {
+        let listed = self.closed_list.end();
+        self.closed.retain(|place, _| listed.contains(place));
+    }
+
+    /// A conversation is closed, as `conversation` says.
+    pub fn closed_seen(&mut self, conversation: &Conversation) -> Vec<Task> {
+        let Some((place, uid, resource_version)) = identity(&conversation.metadata) else { return Vec::new() };
+        let facts = Facts::of(conversation).ok();
+        let Some(facts) = facts.filter(|facts| !facts.is_observed() || facts.expiry().is_some()) else {
+            self.closed.remove(&place);
+            return Vec::new();
+        };
+        self.closed_list.saw(place.clone());
+        let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
+        self.closed.insert(place.clone(), Entry { uid, resource_version, facts, binding: None, fingerprint });
+        vec![Task::Conversation(place)]
+    }
+
+    /// A closed conversation is gone.
+    pub fn closed_gone(&mut self, metadata: &ObjectMeta) {
+        if let Some((place, ..)) = identity(metadata) {
+            self.closed.remove(&place);
+        }
     }
 
     /// A list of the claims begins.
@@ -334,7 +384,7 @@ impl Index {
     /// What is to be done about the conversation at `place`.
     pub fn plan_conversation(&self, place: &Place, now: Time) -> ConversationPlan {
         let Some(entry) = self.conversations.get(place) else {
-            return ConversationPlan::Nothing { wake: None, look_at_first: Vec::new() };
+            return self.plan_closed(place, now);
         };
         let unheld = decide(&entry.facts, None, now);
         let Some(name) = entry.binding.as_ref().filter(|_| unheld.status.state != Some(State::Closed)) else {
@@ -366,6 +416,23 @@ impl Index {
             return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
         }
         Self::plan_status(place, entry, decide(&entry.facts, Some(&Holding::Held(name.clone())), now))
+    }
+
+    fn plan_closed(&self, place: &Place, now: Time) -> ConversationPlan {
+        let nothing = |wake| ConversationPlan::Nothing { wake, look_at_first: Vec::new() };
+        let Some(entry) = self.closed.get(place) else { return nothing(None) };
+        if !entry.facts.is_observed() {
+            return Self::plan_status(place, entry, decide(&entry.facts, None, now));
+        }
+        match entry.facts.expiry() {
+            Some(expiry) if expiry <= now => ConversationPlan::Delete(Deletion {
+                place: place.clone(),
+                uid: entry.uid.clone(),
+                resource_version: entry.resource_version.clone(),
+                expiry,
+            }),
+            expiry => nothing(expiry),
+        }
     }
 
     fn plan_status(place: &Place, entry: &Entry, decision: Decision) -> ConversationPlan {

@@ -1,16 +1,16 @@
 //! Pieces of work that talk to the API server. Each ends in a write with a precondition, or in none. The only writer of status.
 
-use super::index::{Question, Release, StatusWrite, fingerprint};
+use super::index::{Deletion, Question, Release, StatusWrite, fingerprint};
 use super::queue::Task;
 use crate::api::{Conversation, Time};
 use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{ReleaseStep, Standing, adopt, release};
-use crate::core::lifecycle::{Holding, decide, news};
+use crate::core::lifecycle::{Holding, decide, expired, news};
 use crate::core::refusal::{Disclosure, already_bound_message};
 use crate::leader::Leadership;
 use crate::telemetry::events::Events;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -75,6 +75,11 @@ impl Worker {
         self.finish(task, self.apply(*write)).await
     }
 
+    /// Deletes a closed conversation whose time to live is over.
+    pub async fn delete(self, task: Task, deletion: Deletion) -> Finished {
+        self.finish(task, self.expire(deletion)).await
+    }
+
     /// Finds out who holds the binding of a conversation, and writes its status accordingly.
     pub async fn resolve(self, task: Task, question: Box<Question>) -> Finished {
         self.finish(task, self.find_holder(*question)).await
@@ -119,6 +124,26 @@ impl Worker {
                 Ok(Next::Wake(wake))
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn expire(&self, deletion: Deletion) -> Result<Next, Error> {
+        if !self.leadership.leads() {
+            return Ok(Next::Nothing);
+        }
+        let Deletion { place, uid, resource_version, expiry } = deletion;
+        let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: Some(resource_version) };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        match conversations.delete(&place.name, &parameters).await {
+            Ok(_) => {
+                tracing::info!(conversation = %place, "deleted a closed conversation whose time to live is over");
+                self.events.tell(&place, &uid, &expired(expiry)).await;
+                Ok(Next::Nothing)
+            }
+            // It has changed, or is gone: an event tells so.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
             Err(error) => Err(error.into()),
         }

@@ -25,6 +25,8 @@ pub struct Facts {
     pub close_after: Option<u64>,
     /// `timers.closeUnassignedAfter`, in milliseconds.
     pub close_unassigned_after: Option<u64>,
+    /// `ttlAfterClosed`, in milliseconds.
+    pub ttl_after_closed: Option<u64>,
     /// What the status said, as far as the next one rests on it.
     pub status: StatusFacts,
 }
@@ -81,6 +83,7 @@ impl Facts {
             inactive_after: milliseconds(timers.inactive_after),
             close_after: milliseconds(timers.close_after),
             close_unassigned_after: milliseconds(timers.close_unassigned_after),
+            ttl_after_closed: milliseconds(spec.ttl_after_closed),
             status: conversation.status.as_ref().map(StatusFacts::of).unwrap_or_default(),
         })
     }
@@ -89,6 +92,19 @@ impl Facts {
     #[must_use]
     pub fn holds(&self) -> Option<&Binding> {
         self.binding.as_ref().filter(|_| self.state.max(self.status.state.unwrap_or_default()) != State::Closed)
+    }
+
+    /// When the conversation, being closed, is to be deleted; nothing where it is open or to be kept.
+    #[must_use]
+    pub fn expiry(&self) -> Option<Time> {
+        let closed = self.status.closed_time.filter(|_| self.status.state == Some(State::Closed));
+        closed.zip(self.ttl_after_closed).map(|(closed, ttl)| closed.after(ttl))
+    }
+
+    /// Whether the stored status was decided on the spec as it is now.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.status.observed_generation == self.generation
     }
 
     /// Whether the stored status says `Bound=True`.
@@ -230,6 +246,8 @@ pub enum FactReason {
     Reactivated,
     /// The conversation became Closed.
     Closed,
+    /// The closed conversation was deleted, since its time to live is over.
+    TTLExpired,
 }
 
 impl FactReason {
@@ -242,6 +260,7 @@ impl FactReason {
             Self::Inactive => "Inactive",
             Self::Reactivated => "Reactivated",
             Self::Closed => "Closed",
+            Self::TTLExpired => "TTLExpired",
         }
     }
 
@@ -286,6 +305,13 @@ pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
         note: format!("The conversation is {word}: {because}"),
     });
     conditions.chain(change).collect()
+}
+
+/// What people are told of a conversation that was deleted at `expiry`.
+#[must_use]
+pub fn expired(expiry: Time) -> Fact {
+    let note = "The conversation was closed for longer than ttlAfterClosed, and is deleted".to_owned();
+    Fact { reason: FactReason::TTLExpired, time: expiry, note }
 }
 
 /// A closed conversation stays as it is: only its conditions follow the generation of the spec.
@@ -378,6 +404,7 @@ mod tests {
             inactive_after: None,
             close_after: None,
             close_unassigned_after: None,
+            ttl_after_closed: None,
             status: StatusFacts::default(),
         }
     }
@@ -585,6 +612,29 @@ mod tests {
             assert_eq!(first.last_transition_time, second.last_transition_time);
             assert_eq!(second.observed_generation, Some(2));
         }
+    }
+
+    #[test]
+    fn a_closed_conversation_expires_when_its_time_to_live_is_over() {
+        let mut facts = Facts { close_after: seconds(10), ttl_after_closed: seconds(100), ..facts() };
+        live(&mut facts, 1);
+        assert_eq!(facts.expiry(), None, "it is open");
+        live(&mut facts, 12);
+        assert_eq!(facts.expiry(), Some(at(112)), "from when its closing was decided");
+        facts.ttl_after_closed = None;
+        assert_eq!(facts.expiry(), None, "it is kept");
+    }
+
+    #[test]
+    fn a_closed_conversation_follows_the_generation_of_its_spec() {
+        let mut facts = Facts { state: State::Closed, ..facts() };
+        let closed = live(&mut facts, 1);
+        facts.generation = 2;
+        assert!(!facts.is_observed());
+        let status = live(&mut facts, 9);
+        assert!(facts.is_observed());
+        assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(2)));
+        assert_eq!((status.state, status.closed_time), (closed.state, closed.closed_time));
     }
 
     #[test]
