@@ -78,7 +78,7 @@ fn probe() {
                 lists: n("LISTS", 0),
             },
             leaders: n("LEADERS", 1).into(),
-            is_queued: n("QUEUED", 0) == 1,
+            unknown_leaders: n("UNKNOWN", 0).into(),
             has_statuses: n("STATUSES", 0) == 1,
             mutation: None,
         },

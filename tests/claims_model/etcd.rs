@@ -1,9 +1,9 @@
 //! The API server and etcd: one revision counter, names that exist once, preconditions, and the watch of each kind.
 
-use super::words::{Claim, Conversation, Place, Uids, Version, Write};
+use super::words::{Claim, Conversation, Place, Version, Write};
 
 /// What the watch of the conversations shows. Its selector is `status.state!=Closed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
     Shown(Place, Conversation),
     /// Deleted, or closed by its status; with the old content.
@@ -116,9 +116,19 @@ impl Etcd {
         self.conversations.iter().flatten().filter(|conversation| conversation.holds && counts(conversation)).count()
     }
 
-    /// The UIDs that are stored now.
-    pub fn stored_uids(&self) -> Uids {
-        self.conversations.iter().flatten().fold(Uids::NONE, |uids, stored| uids.and(Uids::one(stored.uid)))
+    /// Whether this write can never take effect any more, since no version comes back.
+    pub fn is_moot(&self, write: Write) -> bool {
+        match write {
+            Write::Create { .. } => false,
+            Write::Replace { version, .. } | Write::Delete { version, .. } => {
+                self.claim.is_none_or(|claim| claim.version != version)
+            }
+        }
+    }
+
+    /// Whether the claim names this place and records this UID.
+    pub fn records(&self, place: Place, uid: u8) -> bool {
+        self.claim.is_some_and(|claim| claim.holder == place && claim.admissions.has(uid))
     }
 
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {

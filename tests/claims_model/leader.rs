@@ -11,7 +11,7 @@ use switchboard::api::Time;
 use switchboard::core::claim::{ReleaseStep, Standing, Stored, adopt, release};
 
 /// What is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Task {
     Conversation(Place),
     Claim,
@@ -32,7 +32,7 @@ impl Task {
 }
 
 /// A piece of work, after its reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Job {
     Write(Write),
     Status {
@@ -44,8 +44,8 @@ pub enum Job {
     ReadTooEarly(Place, Option<Conversation>),
 }
 
-/// Which tasks wait in the queue. Unused where the configuration lets every task run at any time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Which tasks wait in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Asked {
     conversations: [bool; 2],
     claim: bool,
@@ -63,7 +63,7 @@ impl Asked {
 }
 
 /// One replica.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Leader {
     conversations: [Option<Conversation>; 2],
     claim: Option<Claim>,
@@ -75,7 +75,7 @@ pub struct Leader {
 }
 
 /// A look at something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Look {
     pub task: Task,
     /// How many events of each kind are delivered right before it.
@@ -91,6 +91,111 @@ pub struct World<'a> {
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
     pub saw: &'a mut dyn FnMut(Saw),
+}
+
+/// What `release` says, except in mutations.
+fn next_release(
+    claim: Claim,
+    live: Option<Conversation>,
+    in_flight: Uids,
+    expired: Uids,
+    world: &mut World<'_>,
+) -> ReleaseStep {
+    let is_skipped = match world.mutation {
+        Some(Mutation::GraceSkipped) => true,
+        Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.holds),
+        _ => false,
+    };
+    let standing = |uid: &str| {
+        let uid = words::number(uid);
+        if !in_flight.has(uid) {
+            Standing::Decided
+        } else if expired.has(uid) || is_skipped {
+            Standing::Expired
+        } else {
+            Standing::InFlight
+        }
+    };
+    let step = release(&claim.into(), live.map(Stored::from).as_ref(), standing);
+    match step {
+        ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.saw)(Saw::GraceOver),
+        ReleaseStep::AwaitGrace => (world.saw)(Saw::GraceAwaited),
+        _ => {}
+    }
+    step
+}
+
+fn write_of(step: ReleaseStep) -> Option<Job> {
+    match step {
+        ReleaseStep::Write(write) => Some(Job::Write(Write::from(&write))),
+        ReleaseStep::Keep | ReleaseStep::AwaitGrace => None,
+    }
+}
+
+/// The write of a job reaches the API server.
+pub fn carry_out(job: Job, world: &mut World<'_>) {
+    match job {
+        Job::Write(write) => {
+            let is_create = matches!(write, Write::Create { .. });
+            let is_delete = matches!(write, Write::Delete { .. });
+            let preconditions = match world.mutation {
+                Some(Mutation::DeleteUnconditional) if is_delete => {
+                    Preconditions { uid: false, version: false, absence: true }
+                }
+                Some(Mutation::DeleteWithoutVersion) if is_delete => {
+                    Preconditions { version: false, ..Preconditions::ALL }
+                }
+                Some(Mutation::PruneWithoutVersion) if !is_delete && !is_create => {
+                    Preconditions { version: false, ..Preconditions::ALL }
+                }
+                Some(Mutation::AdoptReplaces) => Preconditions { absence: false, ..Preconditions::ALL },
+                _ => Preconditions::ALL,
+            };
+            if world.etcd.write(write, preconditions) {
+                (world.saw)(match write {
+                    Write::Create { .. } => Saw::Adopted,
+                    Write::Replace { .. } => Saw::Pruned,
+                    Write::Delete { .. } => Saw::Released,
+                });
+            } else {
+                (world.saw)(Saw::LostLeaderWrite);
+            }
+        }
+        Job::Status { place, version, bound } => {
+            if let Some(conversation) = world.etcd.stored(place).filter(|stored| stored.version == version) {
+                world.etcd.change(place, Conversation { bound: Some(bound), ..conversation }, true);
+                (world.saw)(if bound { Saw::Bound } else { Saw::NotBound });
+            }
+        }
+        Job::ReadTooEarly(..) => {}
+    }
+}
+
+/// The adoption of a conversation that has no claim.
+fn adoption(place: Place, uid: u8) -> Job {
+    Job::Write(Write::from(&adopt(words::reference(place), uid.to_string(), Time::EPOCH)))
+}
+
+/// A look by some replica that believes that it leads, of which nothing is known: its watches may have shown anything that
+/// ever was, so it counts as decided or expired any UID that cannot be stored any more, and takes for stored whatever once was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Guess {
+    /// At the claim as it is: what is written on the ground of an older one fails.
+    Claim { expired: Uids },
+    /// At a conversation that once was stored.
+    Conversation { place: Place, uid: u8 },
+}
+
+/// What follows from a guess.
+pub fn guess(guess: Guess, world: &mut World<'_>) -> Option<Job> {
+    match guess {
+        Guess::Claim { expired } => {
+            let claim = world.etcd.claim?;
+            let live = world.etcd.stored(claim.holder);
+            write_of(next_release(claim, live, claim.admissions, expired, world))
+        }
+        Guess::Conversation { place, uid } => world.etcd.claim.is_none().then(|| adoption(place, uid)),
+    }
 }
 
 impl Leader {
@@ -112,9 +217,8 @@ impl Leader {
     }
 
     /// The process begins anew, lists both kinds and looks at everything.
-    pub fn restart(&mut self, etcd: &Etcd, keeps_jobs: bool) {
-        let jobs = if keeps_jobs { self.jobs } else { [None; 3] };
-        *self = Self { jobs, ..Self::default() };
+    pub fn restart(&mut self, etcd: &Etcd) {
+        *self = Self::default();
         self.list_conversations(etcd);
         self.list_claims(etcd);
         let conversations = [0, 1].map(|place: usize| self.conversations[place].is_some());
@@ -293,37 +397,9 @@ impl Leader {
         expired: Uids,
         world: &mut World<'_>,
     ) -> Option<Job> {
-        let in_flight = self.in_flight();
-        let is_held = live.is_some_and(|live| live.holds);
-        let standing = |uid: &str| {
-            let uid = words::number(uid);
-            let is_skipped = match world.mutation {
-                Some(Mutation::GraceSkipped) => true,
-                Some(Mutation::InFlightPruned) => is_held,
-                _ => false,
-            };
-            if !in_flight.has(uid) {
-                Standing::Decided
-            } else if expired.has(uid) || is_skipped {
-                Standing::Expired
-            } else {
-                Standing::InFlight
-            }
-        };
-        match release(&claim.into(), live.map(Stored::from).as_ref(), standing) {
-            ReleaseStep::Keep => None,
-            ReleaseStep::AwaitGrace => {
-                (world.saw)(Saw::GraceAwaited);
-                self.asked.grace = true;
-                None
-            }
-            ReleaseStep::Write(write) => {
-                if !in_flight.within(expired).is_empty() {
-                    (world.saw)(Saw::GraceOver);
-                }
-                Some(Job::Write(Write::from(&write)))
-            }
-        }
+        let step = next_release(claim, live, self.in_flight(), expired, world);
+        self.asked.grace |= step == ReleaseStep::AwaitGrace;
+        write_of(step)
     }
 
     fn look_at_conversation(&mut self, place: Place, world: &mut World<'_>) -> Option<Job> {
@@ -343,10 +419,7 @@ impl Leader {
         }
         if self.claim.is_none_or(|claim| claim.holder != place) {
             return match world.etcd.claim {
-                None if self.first_candidate() == Some(place) => {
-                    let write = adopt(words::reference(place), conversation.uid.to_string(), Time::EPOCH);
-                    Some(Job::Write(Write::from(&write)))
-                }
+                None if self.first_candidate() == Some(place) => Some(adoption(place, conversation.uid)),
                 None => None,
                 Some(claim) if claim.holder == place => None,
                 Some(claim) if world.etcd.holds(claim.holder) => status(false),
@@ -365,52 +438,20 @@ impl Leader {
         status(true)
     }
 
-    /// The write of a job reaches the API server.
+    /// A job goes on.
     pub fn land(&mut self, slot: usize, world: &mut World<'_>) {
-        let Some(job) = self.jobs[slot].take() else { return };
-        match job {
-            Job::Write(write) => {
-                let is_create = matches!(write, Write::Create { .. });
-                let is_delete = matches!(write, Write::Delete { .. });
-                let preconditions = match world.mutation {
-                    Some(Mutation::DeleteUnconditional) if is_delete => {
-                        Preconditions { uid: false, version: false, absence: true }
-                    }
-                    Some(Mutation::DeleteWithoutVersion) if is_delete => {
-                        Preconditions { version: false, ..Preconditions::ALL }
-                    }
-                    Some(Mutation::PruneWithoutVersion) if !is_delete && !is_create => {
-                        Preconditions { version: false, ..Preconditions::ALL }
-                    }
-                    Some(Mutation::AdoptReplaces) => Preconditions { absence: false, ..Preconditions::ALL },
-                    _ => Preconditions::ALL,
-                };
-                if world.etcd.write(write, preconditions) {
-                    (world.saw)(match write {
-                        Write::Create { .. } => Saw::Adopted,
-                        Write::Replace { .. } => Saw::Pruned,
-                        Write::Delete { .. } => Saw::Released,
-                    });
-                } else {
-                    (world.saw)(Saw::LostLeaderWrite);
-                }
-            }
-            Job::Status { place, version, bound } => {
-                if let Some(conversation) = world.etcd.stored(place).filter(|stored| stored.version == version) {
-                    world.etcd.change(place, Conversation { bound: Some(bound), ..conversation }, true);
-                    (world.saw)(if bound { Saw::Bound } else { Saw::NotBound });
-                }
-            }
-            Job::ReadTooEarly(holder, stored) => {
+        match self.jobs[slot].take() {
+            Some(Job::ReadTooEarly(holder, stored)) => {
                 let (conversations, claims) = self.undelivered(world.etcd);
                 self.deliver(conversations, claims, world.etcd, world.mutation);
                 if let Some(claim) = self.claim.filter(|claim| claim.holder == holder) {
                     self.jobs[slot] = self.decide_release(claim, stored, Uids::NONE, world);
                 }
             }
+            Some(job) => carry_out(job, world),
+            None => {}
         }
     }
-
     /// The write of a job fails on the way, and is asked for again.
     pub fn lose(&mut self, slot: usize) {
         self.jobs[slot] = None;
@@ -428,15 +469,26 @@ impl Leader {
             visit(&mut conversation.version);
         }
         for job in self.jobs.iter_mut().flatten() {
-            match job {
-                Job::Write(write) => write_versions(write, visit),
-                Job::Status { version, .. } => visit(version),
-                Job::ReadTooEarly(_, conversation) => {
-                    if let Some(conversation) = conversation {
-                        visit(&mut conversation.version);
-                    }
-                }
-            }
+            job_versions(job, visit);
+        }
+    }
+}
+
+pub fn job_versions(job: &mut Job, visit: &mut impl FnMut(&mut Version)) {
+    match job {
+        Job::Write(write) => write_versions(write, visit),
+        Job::Status { version, .. } => visit(version),
+        Job::ReadTooEarly(_, conversation) => conversation.iter_mut().for_each(|stored| visit(&mut stored.version)),
+    }
+}
+
+impl Job {
+    /// Whether it can never take effect any more.
+    pub fn is_moot(self, etcd: &Etcd) -> bool {
+        match self {
+            Self::Write(write) => etcd.is_moot(write),
+            Self::Status { place, version, .. } => etcd.stored(place).is_none_or(|stored| stored.version != version),
+            Self::ReadTooEarly(..) => false,
         }
     }
 }

@@ -11,11 +11,11 @@ mod words;
 pub use webhook::Create;
 
 use etcd::Etcd;
-use leader::{Leader, Look, Task, World};
+use leader::{Guess, Job, Leader, Look, Task, World};
 use stateright::{Model, Property};
 use std::sync::atomic::{AtomicU64, Ordering};
 use switchboard::core::claim::Answer;
-use webhook::{Attempt, Phase, Progress, Review};
+use webhook::{Attempt, Phase, Progress, Review, Step};
 use words::{Place, Uids, Version};
 
 /// One thing done otherwise than the protocol does it. Each must have a counterexample.
@@ -61,8 +61,23 @@ pub enum Mutation {
     BoundAtOnce,
 }
 
+impl Mutation {
+    /// Whether some write may take effect though its precondition does not hold.
+    fn drops_preconditions(self) -> bool {
+        use Mutation as M;
+        matches!(
+            self,
+            M::LostWriteTakenAsDone
+                | M::ReplaceWithoutVersion
+                | M::DeleteUnconditional
+                | M::DeleteWithoutVersion
+                | M::PruneWithoutVersion
+        )
+    }
+}
+
 /// What must not happen, of a single step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Flaw {
     /// I4: an answer says that another one holds the binding, or exists, and none was read that does.
     RefusedWithoutHolder,
@@ -125,7 +140,7 @@ impl Saw {
 }
 
 /// How often what may happen at any time does happen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Budget {
     /// Closings by the spec, and removals of the contact: the conversation stays in the watch and holds nothing.
     pub releases: u8,
@@ -151,8 +166,8 @@ pub struct Configuration {
     pub creates: Vec<Create>,
     pub budget: Budget,
     pub leaders: usize,
-    /// Tasks run only when the index asked for them, as they do; otherwise at any time. Rest means more with it.
-    pub is_queued: bool,
+    /// How many writes of leaders of which nothing is known may be under way at once.
+    pub unknown_leaders: usize,
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
 }
@@ -161,6 +176,8 @@ pub struct Configuration {
 #[derive(Debug)]
 pub struct ClaimsModel {
     pub configuration: Configuration,
+    /// Goes on where an answer is wrong, to see what comes of it.
+    pub goes_on: bool,
     saw: Vec<AtomicU64>,
 }
 
@@ -170,12 +187,14 @@ pub struct Cluster {
     etcd: Etcd,
     attempts: Vec<Attempt>,
     leaders: Vec<Leader>,
+    /// What leaders of which nothing is known are about to write.
+    strays: Vec<Job>,
     left: Budget,
     flaw: Option<Flaw>,
 }
 
 /// What may happen next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// The create is sent, and its review takes its first step.
     Begin(usize),
@@ -202,6 +221,9 @@ pub enum Action {
     Look(usize, Look),
     Land(usize, usize),
     Lose(usize, usize),
+    Guess(Guess),
+    LandStray(usize),
+    LoseStray(usize),
     Restart(usize),
     ListConversations(usize),
     ListClaims(usize),
@@ -210,7 +232,7 @@ pub enum Action {
 impl ClaimsModel {
     pub fn new(configuration: Configuration) -> Self {
         let saw = Saw::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { configuration, saw }
+        Self { configuration, goes_on: false, saw }
     }
 
     /// How many steps did this, in all states that were visited.
@@ -222,6 +244,10 @@ impl ClaimsModel {
         self.saw[what as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    fn has_no_leader(&self) -> bool {
+        self.configuration.leaders + self.configuration.unknown_leaders == 0
+    }
+
     fn is_weak(&self) -> bool {
         self.configuration.budget.hand_deletions > 0
     }
@@ -229,20 +255,16 @@ impl ClaimsModel {
     /// Lets a review go one step on.
     fn review(&self, cluster: &mut Cluster, attempt: usize, review: Option<usize>) {
         let Cluster { etcd, attempts, .. } = cluster;
-        let Attempt { phase, reviews, is_recorded } = &mut attempts[attempt];
-        let is_orphan = *phase != Phase::InReview || review.is_some_and(|review| review + 1 < reviews.len());
+        let Attempt { phase, reviews } = &mut attempts[attempt];
+        let counts = *phase == Phase::InReview && review.is_none_or(|review| review + 1 == reviews.len());
         let mut work = Review {
             create: self.configuration.creates[attempt],
             uid: u8::try_from(attempt).unwrap(),
             etcd,
-            is_recorded,
+            counts,
+            is_checked: !self.goes_on,
             mutation: self.configuration.mutation,
-            saw: &mut |what| {
-                if is_orphan && matches!(what, Saw::Added | Saw::TakenOver | Saw::Claimed) {
-                    self.saw(Saw::OrphanWrote);
-                }
-                self.saw(what);
-            },
+            saw: &mut |what| self.saw(what),
         };
         let progress = match review {
             None => work.begin(),
@@ -255,13 +277,21 @@ impl ClaimsModel {
                 if let Some(review) = review {
                     reviews.remove(review);
                 }
-                if !is_orphan {
+                if counts {
                     let is_admitted = answer == Answer::Allow && !self.configuration.creates[attempt].is_dry_run;
-                    *phase = if is_admitted { Phase::Admitted } else { Phase::Ended };
+                    *phase = if is_admitted { Phase::Admitted } else { Phase::Failed };
                 }
             }
             (Err(flaw), _) => cluster.flaw = Some(flaw),
         }
+    }
+
+    /// Whether every create that was admitted and may still be stored stands in the claim: why I1 holds.
+    fn records_what_is_in_flight(&self, cluster: &Cluster) -> bool {
+        let creates = self.configuration.creates.iter().zip(0..);
+        cluster.attempts.iter().zip(creates).all(|(attempt, (create, uid))| {
+            attempt.phase != Phase::Admitted || create.is_unseen || cluster.etcd.records(create.place, uid)
+        })
     }
 
     fn store(&self, cluster: &mut Cluster, attempt: usize) {
@@ -275,41 +305,29 @@ impl ClaimsModel {
                 self.saw(Saw::NameTaken);
             }
         }
-        cluster.attempts[attempt].end();
+        let is_stored = cluster.etcd.stored(create.place).is_some_and(|stored| stored.uid == uid);
+        cluster.attempts[attempt].phase = if is_stored { Phase::Stored } else { Phase::Failed };
     }
 
-    fn with_world<T>(
-        &self,
-        cluster: &mut Cluster,
-        leader: usize,
-        work: impl FnOnce(&mut Leader, &mut World<'_>) -> T,
-    ) -> T {
-        let Cluster { etcd, leaders, .. } = cluster;
-        let mut world = World {
+    fn with_world<T>(&self, etcd: &mut Etcd, work: impl FnOnce(&mut World<'_>) -> T) -> T {
+        work(&mut World {
             etcd,
             has_statuses: self.configuration.has_statuses,
             mutation: self.configuration.mutation,
             saw: &mut |what| self.saw(what),
-        };
-        let result = work(&mut leaders[leader], &mut world);
-        if !self.configuration.is_queued {
-            leaders[leader].asked = leader::Asked::default();
-        }
-        result
+        })
     }
 
     fn looks(&self, cluster: &Cluster, index: usize, actions: &mut Vec<Action>) {
         let undecided = undecided(cluster);
         let leader = &cluster.leaders[index];
         let (conversations, claims) = leader.undelivered(&cluster.etcd);
-        let is_queued = self.configuration.is_queued;
         for (conversations, claims) in
             (0..=conversations).flat_map(|conversations| (0..=claims).map(move |claims| (conversations, claims)))
         {
             let later = leader.later(conversations, claims, &cluster.etcd, self.configuration.mutation);
             for task in Task::ALL {
-                if !leader.is_free(task) || (is_queued && !later.is_asked(task)) || (!is_queued && task == Task::Grace)
-                {
+                if !leader.is_free(task) || !later.is_asked(task) {
                     continue;
                 }
                 let may_expire = match task {
@@ -322,38 +340,34 @@ impl ClaimsModel {
         }
     }
 
+    fn guesses(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
+        if let Some(claim) = cluster.etcd.claim {
+            let may_expire = claim.admissions.without(undecided(cluster));
+            actions.extend(may_expire.subsets().map(|expired| Action::Guess(Guess::Claim { expired })));
+        }
+        for (attempt, (create, uid)) in cluster.attempts.iter().zip(self.configuration.creates.iter().zip(0..)) {
+            if attempt.phase == Phase::Stored {
+                actions.push(Action::Guess(Guess::Conversation { place: create.place, uid }));
+            }
+        }
+    }
+
     /// Lets the leaders work, each in its turn, until there is nothing to do; whether it comes to that.
     fn settle(&self, cluster: &mut Cluster) -> bool {
         const ROUNDS: usize = 40;
-        (0..ROUNDS).any(|_| {
-            let mut is_quiet = true;
-            for index in 0..cluster.leaders.len() {
-                is_quiet &= self.take_turn(cluster, index);
+        let Cluster { etcd, leaders, strays, .. } = cluster;
+        self.with_world(etcd, |world| {
+            for job in strays.drain(..) {
+                leader::carry_out(job, world);
             }
-            is_quiet
-        })
-    }
-
-    /// Whether the leader had nothing to do.
-    fn take_turn(&self, cluster: &mut Cluster, index: usize) -> bool {
-        let is_queued = self.configuration.is_queued;
-        self.with_world(cluster, index, |leader, world| {
-            let mut is_quiet = true;
-            for slot in 0..leader.jobs.len() {
-                is_quiet &= leader.jobs[slot].is_none();
-                leader.land(slot, world);
+            if leaders.is_empty() {
+                // Somebody will lead.
+                let mut leader = Leader::default();
+                leader.restart(world.etcd);
+                leaders.push(leader);
             }
-            let (conversations, claims) = leader.undelivered(world.etcd);
-            is_quiet &= (conversations, claims) == (0, 0);
-            leader.deliver(conversations, claims, world.etcd, world.mutation);
-            for task in Task::ALL {
-                if leader.is_free(task) && (leader.is_asked(task) || !is_queued) {
-                    let expired = leader.in_flight();
-                    leader.run(task, expired, world);
-                    is_quiet &= !is_queued && leader.is_free(task);
-                }
-            }
-            is_quiet
+            (0..ROUNDS)
+                .any(|_| leaders.iter_mut().map(|leader| take_turn(leader, world)).fold(true, |all, one| all && one))
         })
     }
 
@@ -380,12 +394,31 @@ impl ClaimsModel {
     fn rests_well(&self, cluster: &Cluster) -> bool {
         let is_client_at_work = cluster.attempts.iter().any(Attempt::is_active);
         let is_claim_going = cluster.etcd.claim.is_some_and(|claim| claim.is_going);
-        if cluster.leaders.is_empty() || is_client_at_work || is_claim_going || cluster.flaw.is_some() {
+        if self.has_no_leader() || is_client_at_work || is_claim_going || cluster.flaw.is_some() {
             return true;
         }
         let mut settled = cluster.clone();
         self.settle(&mut settled) && self.is_as_it_should_be(&settled)
     }
+}
+
+/// Lets a leader do all that it would do; whether that was nothing.
+fn take_turn(leader: &mut Leader, world: &mut World<'_>) -> bool {
+    let mut is_quiet = true;
+    for slot in 0..leader.jobs.len() {
+        is_quiet &= leader.jobs[slot].is_none();
+        leader.land(slot, world);
+    }
+    let (conversations, claims) = leader.undelivered(world.etcd);
+    is_quiet &= (conversations, claims) == (0, 0);
+    leader.deliver(conversations, claims, world.etcd, world.mutation);
+    for task in Task::ALL {
+        if leader.is_free(task) && leader.is_asked(task) {
+            leader.run(task, leader.in_flight(), world);
+            is_quiet = false;
+        }
+    }
+    is_quiet
 }
 
 /// The UIDs that may be stored yet.
@@ -394,9 +427,23 @@ fn undecided(cluster: &Cluster) -> Uids {
     undecided.fold(Uids::NONE, |uids, (uid, _)| uids.and(Uids::one(uid)))
 }
 
+/// Takes writes whose precondition can never be met any more for lost at once, which is all that can come of them.
+fn forget_moot_writes(cluster: &mut Cluster) {
+    let Cluster { etcd, attempts, leaders, strays, .. } = cluster;
+    strays.retain(|job| !job.is_moot(etcd));
+    for job in leaders.iter_mut().flat_map(|leader| &mut leader.jobs) {
+        *job = job.filter(|job| !job.is_moot(etcd));
+    }
+    for step in attempts.iter_mut().flat_map(|attempt| &mut attempt.reviews) {
+        if matches!(step, Step::Write(write) if etcd.is_moot(*write)) {
+            *step = Step::ReadClaim;
+        }
+    }
+}
+
 /// Forgets what nobody can see any more, and numbers the revisions anew: only whether two are equal means anything.
 fn canonicalize(cluster: &mut Cluster) {
-    let Cluster { etcd, attempts, leaders, .. } = cluster;
+    let Cluster { etcd, attempts, leaders, strays, .. } = cluster;
     let delivered = |of: fn(&Leader) -> u8, length: usize| {
         leaders.iter().map(|leader| usize::from(of(leader))).min().unwrap_or(length)
     };
@@ -408,6 +455,8 @@ fn canonicalize(cluster: &mut Cluster) {
         leader.conversations_delivered -= u8::try_from(conversations).unwrap();
         leader.claims_delivered -= u8::try_from(claims).unwrap();
     }
+    // Leaders are alike.
+    leaders.sort();
     let mut numbers = [0; 256];
     let mut last = 0;
     let mut visit = |version: &mut Version| {
@@ -427,6 +476,10 @@ fn canonicalize(cluster: &mut Cluster) {
     for attempt in attempts {
         attempt.versions(&mut visit);
     }
+    strays.sort();
+    for job in strays {
+        leader::job_versions(job, &mut visit);
+    }
     etcd.revision = last;
 }
 
@@ -439,6 +492,7 @@ impl Model for ClaimsModel {
             etcd: Etcd::default(),
             attempts: self.configuration.creates.iter().map(|_| Attempt::not_begun()).collect(),
             leaders: vec![Leader::default(); self.configuration.leaders],
+            strays: Vec::new(),
             left: self.configuration.budget,
             flaw: None,
         }]
@@ -448,7 +502,7 @@ impl Model for ClaimsModel {
         if cluster.flaw.is_some() {
             return;
         }
-        let Cluster { etcd, attempts, leaders, left, .. } = cluster;
+        let Cluster { etcd, attempts, leaders, strays, left, .. } = cluster;
         for (index, attempt) in attempts.iter().enumerate() {
             let orphans = match attempt.phase {
                 Phase::NotBegun => {
@@ -474,7 +528,7 @@ impl Model for ClaimsModel {
                     actions.extend([Action::Store(index), Action::Fail(index)]);
                     attempt.reviews.len()
                 }
-                Phase::Ended => attempt.reviews.len(),
+                Phase::Stored | Phase::Failed => attempt.reviews.len(),
             };
             actions.extend((0..attempt.reviews.len()).map(|review| Action::Step(index, review)));
             actions.extend((0..orphans).map(|review| Action::Drop(index, review)));
@@ -498,6 +552,10 @@ impl Model for ClaimsModel {
             }
             _ => {}
         }
+        actions.extend((0..strays.len()).flat_map(|index| [Action::LandStray(index), Action::LoseStray(index)]));
+        if strays.len() < self.configuration.unknown_leaders {
+            self.guesses(cluster, actions);
+        }
         for (index, leader) in leaders.iter().enumerate() {
             self.looks(cluster, index, actions);
             let under_way = (0..leader.jobs.len()).filter(|slot| leader.jobs[*slot].is_some());
@@ -514,78 +572,76 @@ impl Model for ClaimsModel {
     fn next_state(&self, before: &Cluster, action: Action) -> Option<Cluster> {
         let mut cluster = before.clone();
         let has_statuses = self.configuration.has_statuses;
+        let Cluster { etcd, attempts, leaders, strays, left, .. } = &mut cluster;
         match action {
             Action::Begin(index) if self.configuration.creates[index].is_unseen => {
-                cluster.attempts[index].phase = Phase::Admitted;
+                attempts[index].phase = Phase::Admitted;
             }
             Action::Begin(index) => {
-                cluster.attempts[index].phase = Phase::InReview;
+                attempts[index].phase = Phase::InReview;
                 self.review(&mut cluster, index, None);
             }
             Action::Step(index, review) => self.review(&mut cluster, index, Some(review)),
             Action::GiveUp(index) => {
-                cluster.attempts[index].reviews.pop();
-                cluster.attempts[index].end();
+                attempts[index].reviews.pop();
+                attempts[index].phase = Phase::Failed;
             }
             Action::Abandon(index) => {
-                cluster.left.abandoned -= 1;
-                cluster.attempts[index].end();
+                left.abandoned -= 1;
+                attempts[index].phase = Phase::Failed;
             }
             Action::Repeat(index) => {
-                cluster.left.repeats -= 1;
+                left.repeats -= 1;
                 self.review(&mut cluster, index, None);
             }
             Action::Drop(index, review) => {
-                cluster.attempts[index].reviews.remove(review);
+                attempts[index].reviews.remove(review);
             }
             Action::Store(index) => self.store(&mut cluster, index),
-            Action::Fail(index) => cluster.attempts[index].end(),
+            Action::Fail(index) => attempts[index].phase = Phase::Failed,
             Action::Release(place) => {
-                cluster.left.releases -= 1;
-                let conversation = words::Conversation { holds: false, ..cluster.etcd.stored(place)? };
-                cluster.etcd.change(place, conversation, has_statuses);
+                left.releases -= 1;
+                let conversation = words::Conversation { holds: false, ..etcd.stored(place)? };
+                etcd.change(place, conversation, has_statuses);
             }
             Action::Close(place) => {
-                cluster.left.closings -= 1;
-                let conversation = words::Conversation { holds: false, is_hidden: true, ..cluster.etcd.stored(place)? };
-                cluster.etcd.change(place, conversation, has_statuses);
+                left.closings -= 1;
+                let conversation = words::Conversation { holds: false, is_hidden: true, ..etcd.stored(place)? };
+                etcd.change(place, conversation, has_statuses);
             }
             Action::Delete(place) => {
-                cluster.left.deletions -= 1;
-                cluster.etcd.delete(place);
+                left.deletions -= 1;
+                etcd.delete(place);
             }
             Action::DeleteClaimByHand | Action::DeleteClaimByHandInForeground => {
-                cluster.left.hand_deletions -= 1;
-                cluster.etcd.delete_claim_by_hand(action == Action::DeleteClaimByHandInForeground);
+                left.hand_deletions -= 1;
+                etcd.delete_claim_by_hand(action == Action::DeleteClaimByHandInForeground);
             }
-            Action::Vanish => cluster.etcd.delete_claim_by_hand(false),
-            Action::Look(index, look) => {
-                self.with_world(&mut cluster, index, |leader, world| leader.look(look, world));
-                // Without a queue a look that leads to nothing changes nothing.
-                if !self.configuration.is_queued && cluster.leaders[index].jobs == before.leaders[index].jobs {
-                    return None;
-                }
+            Action::Vanish => etcd.delete_claim_by_hand(false),
+            Action::Look(index, look) => self.with_world(etcd, |world| leaders[index].look(look, world)),
+            Action::Land(index, slot) => self.with_world(etcd, |world| leaders[index].land(slot, world)),
+            Action::Lose(index, slot) => leaders[index].lose(slot),
+            Action::Guess(guess) => strays.push(self.with_world(etcd, |world| leader::guess(guess, world))?),
+            Action::LandStray(index) => {
+                let job = strays.remove(index);
+                self.with_world(etcd, |world| leader::carry_out(job, world));
             }
-            Action::Land(index, slot) => self.with_world(&mut cluster, index, |leader, world| leader.land(slot, world)),
-            Action::Lose(index, slot) => self.with_world(&mut cluster, index, |leader, _| leader.lose(slot)),
+            Action::LoseStray(index) => drop(strays.remove(index)),
             Action::Restart(index) => {
-                cluster.left.restarts -= 1;
-                let keeps_jobs = !self.configuration.is_queued;
-                self.with_world(&mut cluster, index, |leader, world| leader.restart(world.etcd, keeps_jobs));
+                left.restarts -= 1;
+                leaders[index].restart(etcd);
             }
             Action::ListConversations(index) => {
-                cluster.left.lists -= 1;
-                self.with_world(&mut cluster, index, |leader, world| leader.list_conversations(world.etcd));
+                left.lists -= 1;
+                leaders[index].list_conversations(etcd);
             }
             Action::ListClaims(index) => {
-                cluster.left.lists -= 1;
-                self.with_world(&mut cluster, index, |leader, world| leader.list_claims(world.etcd));
+                left.lists -= 1;
+                leaders[index].list_claims(etcd);
             }
         }
-        for attempt in &mut cluster.attempts {
-            if !attempt.is_undecided() {
-                attempt.is_recorded = false;
-            }
+        if !self.configuration.mutation.is_some_and(Mutation::drops_preconditions) {
+            forget_moot_writes(&mut cluster);
         }
         canonicalize(&mut cluster);
         Some(cluster)
@@ -596,6 +652,9 @@ impl Model for ClaimsModel {
             Property::always(ONE_HOLDER, |model: &Self, cluster: &Cluster| {
                 let is_admitted = |uid: u8| !model.configuration.creates[usize::from(uid)].is_unseen;
                 model.is_weak() || cluster.etcd.holders(|conversation| is_admitted(conversation.uid)) <= 1
+            }),
+            Property::always(RECORDED, |model: &Self, cluster: &Cluster| {
+                model.is_weak() || model.records_what_is_in_flight(cluster)
             }),
             Property::always(ONE_BOUND, |_, cluster: &Cluster| {
                 cluster.etcd.holders(|conversation| conversation.bound == Some(true)) <= 1
@@ -608,6 +667,8 @@ impl Model for ClaimsModel {
 
 /// I1.
 pub const ONE_HOLDER: &str = "I1: at most one admitted conversation holds the binding";
+/// What I1 follows from.
+pub const RECORDED: &str = "the claim records every create that was admitted and may still be stored";
 /// The weaker promise, which holds also where claims are deleted by hand and conversations are made past the webhook.
 pub const ONE_BOUND: &str = "at most one conversation that holds the binding is Bound";
 /// I4 and I5.

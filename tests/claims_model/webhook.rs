@@ -23,18 +23,20 @@ pub struct Create {
 }
 
 /// How far a create is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     NotBegun,
     /// The API server waits for an answer to the last of the reviews.
     InReview,
     /// It was admitted, and will be stored, or fail.
     Admitted,
-    Ended,
+    /// It was stored, and may be gone again.
+    Stored,
+    Failed,
 }
 
 /// What a review does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     ReadClaim,
     ReadHolder(Claim),
@@ -47,13 +49,11 @@ pub struct Attempt {
     pub phase: Phase,
     /// The reviews under way. While it is in review, the answer to the last one counts. Nobody waits for the others.
     pub reviews: Vec<Step>,
-    /// A write that records it has taken effect.
-    pub is_recorded: bool,
 }
 
 impl Attempt {
     pub fn not_begun() -> Self {
-        Self { phase: Phase::NotBegun, reviews: Vec::new(), is_recorded: false }
+        Self { phase: Phase::NotBegun, reviews: Vec::new() }
     }
 
     /// Whether it may be stored yet.
@@ -63,11 +63,6 @@ impl Attempt {
 
     pub fn is_active(&self) -> bool {
         self.is_undecided() || !self.reviews.is_empty()
-    }
-
-    pub fn end(&mut self) {
-        self.phase = Phase::Ended;
-        self.is_recorded = false;
     }
 
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {
@@ -92,7 +87,10 @@ pub struct Review<'a> {
     pub create: Create,
     pub uid: u8,
     pub etcd: &'a mut Etcd,
-    pub is_recorded: &'a mut bool,
+    /// Whether the API server waits for its answer.
+    pub counts: bool,
+    /// Whether a wrong answer is told, or followed to see what comes of it.
+    pub is_checked: bool,
     pub mutation: Option<Mutation>,
     pub saw: &'a mut dyn FnMut(Saw),
 }
@@ -119,7 +117,8 @@ impl Review<'_> {
                 AdmitStep::ReadClaim => return Ok(Progress::Next(Step::ReadClaim)),
                 AdmitStep::ReadHolder(claim) => return Ok(Progress::Next(Step::ReadHolder(Claim::from(&claim)))),
                 AdmitStep::Write(write) => return Ok(Progress::Next(Step::Write(Write::from(&write)))),
-                AdmitStep::Answer(answer) => return self.check(step, answer),
+                AdmitStep::Answer(answer) if self.is_checked => return self.check(step, answer),
+                AdmitStep::Answer(answer) => return Ok(Progress::Answered(answer)),
             };
         }
     }
@@ -142,7 +141,9 @@ impl Review<'_> {
                         Some(_) if was_ours => Saw::Added,
                         Some(_) => Saw::TakenOver,
                     });
-                    *self.is_recorded = true;
+                    if !self.counts {
+                        (self.saw)(Saw::OrphanWrote);
+                    }
                 } else {
                     (self.saw)(Saw::LostWrite);
                 }
@@ -214,7 +215,9 @@ impl Review<'_> {
         };
         match &answer {
             Answer::Allow if self.create.is_dry_run => (self.saw)(Saw::DryRunAllowed),
-            Answer::Allow if !*self.is_recorded => return Err(Flaw::AllowedWithoutClaim),
+            Answer::Allow if self.counts && !self.etcd.records(self.create.place, self.uid) => {
+                return Err(Flaw::AllowedWithoutClaim);
+            }
             Answer::Refuse { holder, .. } => {
                 let holder = words::place(holder);
                 if read != Some(holder) || !self.etcd.holds(holder) || holder == self.create.place {

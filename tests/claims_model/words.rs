@@ -16,7 +16,7 @@ static BINDING: LazyLock<Binding> =
 static NAME: LazyLock<BindingName> = LazyLock::new(|| BINDING.name());
 
 /// A set of UIDs of conversations. A UID is the number of the create that it was given to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uids(u8);
 
 impl Uids {
@@ -57,7 +57,7 @@ impl Uids {
 }
 
 /// An AddressBinding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     pub uid: Version,
     pub version: Version,
@@ -67,7 +67,7 @@ pub struct Claim {
 }
 
 /// A stored conversation, as far as the protocol cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conversation {
     pub uid: u8,
     /// It is open and has a contact.
@@ -80,15 +80,11 @@ pub struct Conversation {
 }
 
 /// A write of a claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Write {
     Create { holder: Place, admissions: Uids },
     Replace { uid: Version, version: Version, holder: Place, admissions: Uids },
     Delete { uid: Version, version: Version },
-}
-
-pub fn binding_name() -> &'static BindingName {
-    &NAME
 }
 
 pub fn reference(place: Place) -> ConversationReference {

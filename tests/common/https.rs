@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
@@ -65,8 +66,8 @@ where
                 let handle = handle.clone();
                 async move {
                     let (parts, body) = request.into_parts();
-                    let body = body.collect().await?.to_bytes();
-                    handle(Request::from_parts(parts, body)).await.ok_or_else(|| Error::from("cut on purpose"))
+                    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+                    handle(Request::from_parts(parts, body)).await.ok_or(io::Error::other("cut on purpose"))
                 }
             });
             // What goes wrong with a connection is what the test is about.

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test file uses a part of it.
 
 pub mod cluster;
+pub mod faulty;
 pub mod https;
 pub mod oracle;
 pub mod proxy;
@@ -28,7 +29,8 @@ fn start() -> ControlPlane {
     control_plane
 }
 
-fn install_crds(control_plane: &ControlPlane) {
+/// Serves both kinds of `crds/`.
+pub fn install_crds(control_plane: &ControlPlane) {
     let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/");
     succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
     succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));

@@ -8,6 +8,7 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::ops::RangeInclusive;
 use switchboard::api::ConversationReference as Place;
 
 /// How many changes of one binding a failure shows.
@@ -227,17 +228,19 @@ impl Oracle {
         self.ledgers.get(binding).map(|ledger| ledger.tenures.as_slice()).unwrap_or_default()
     }
 
-    /// Whether that conversation held the binding at that revision or later (I4).
-    pub fn has_held(&self, binding: &Binding, place: &Place, since: u64) -> bool {
-        self.tenures(binding)
-            .iter()
-            .any(|tenure| tenure.place == *place && tenure.until.is_none_or(|until| until >= since))
+    /// Whether that conversation held the binding at one of these revisions (I4).
+    pub fn has_held(&self, binding: &Binding, place: &Place, when: &RangeInclusive<u64>) -> bool {
+        self.tenures(binding).iter().any(|tenure| {
+            tenure.place == *place
+                && tenure.from <= *when.end()
+                && tenure.until.is_none_or(|until| until > *when.start())
+        })
     }
 
     /// The last changes of a binding, a line each.
     pub fn trail(&self, binding: &Binding) -> String {
         let lines = self.ledgers.get(binding).into_iter().flat_map(|ledger| &ledger.trail);
-        lines.map(|line| format!("\n  {line}")).collect()
+        lines.fold(String::new(), |trail, line| trail + "\n  " + line)
     }
 
     /// How many bindings are remembered.

@@ -73,7 +73,7 @@ struct Fault {
     number: usize,
     stage: Stage,
     applies: Box<dyn Fn(&Call) -> bool + Send>,
-    met: Arc<AtomicUsize>,
+    met: watch::Sender<usize>,
     what: What,
 }
 
@@ -108,14 +108,21 @@ struct Shared {
 pub struct InForce {
     shared: Arc<Shared>,
     number: usize,
-    met: Arc<AtomicUsize>,
+    met: watch::Sender<usize>,
     held: mpsc::UnboundedReceiver<Held>,
 }
 
 impl InForce {
     /// How many requests it has met.
     pub fn count(&self) -> usize {
-        self.met.load(Ordering::SeqCst)
+        *self.met.borrow()
+    }
+
+    /// Waits until it has met that many requests.
+    pub async fn wait_for(&self, count: usize) {
+        let mut met = self.met.subscribe();
+        let reached = timeout(PATIENCE, met.wait_for(|met| *met >= count)).await;
+        drop(reached.unwrap_or_else(|_| panic!("fewer than {count} requests that the fault applies to")));
     }
 
     /// The next request that it holds.
@@ -225,7 +232,7 @@ impl Proxy {
         held: mpsc::UnboundedReceiver<Held>,
     ) -> InForce {
         let number = self.shared.numbers.fetch_add(1, Ordering::SeqCst);
-        let met = Arc::new(AtomicUsize::new(0));
+        let met = watch::Sender::new(0);
         let fault = Fault { number, stage, applies: Box::new(applies), met: met.clone(), what };
         self.shared.faults.lock().unwrap().push(fault);
         InForce { shared: self.shared.clone(), number, met, held }
@@ -265,7 +272,7 @@ impl Shared {
             let Some(fault) = faults.iter().find(|fault| fault.stage == stage && (fault.applies)(call)) else {
                 return Fate::Pass;
             };
-            fault.met.fetch_add(1, Ordering::SeqCst);
+            fault.met.send_modify(|met| *met += 1);
             match &fault.what {
                 What::Do(fate) => return *fate,
                 What::Hold(held) => {
@@ -280,12 +287,7 @@ impl Shared {
 }
 
 /// What the server answers; nothing where it does not.
-async fn forward(
-    shared: &Shared,
-    client: &Client,
-    call: &Call,
-    request: Request<Bytes>,
-) -> Option<Response<Body>> {
+async fn forward(shared: &Shared, client: &Client, call: &Call, request: Request<Bytes>) -> Option<Response<Body>> {
     let (mut parts, body) = request.into_parts();
     for name in [HOST, CONNECTION, TRANSFER_ENCODING] {
         parts.headers.remove(name);
@@ -311,6 +313,7 @@ async fn forward(
 }
 
 fn failure(code: u16) -> Response<Body> {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "by the proxy"});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "by the proxy"});
     json(StatusCode::from_u16(code).unwrap(), &status)
 }

@@ -29,7 +29,7 @@ const TO: &str = "/registry/switchboard.dev0";
 const MARK: &str = "/registry/switchboard.dev/recorder";
 
 /// How long etcd may take to show what has happened, or to come back.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two attempts to reach etcd.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -92,6 +92,11 @@ impl Recorder {
         self.shared.progress.borrow().revision
     }
 
+    /// A way to ask for the present revision. It belongs to the runtime that it is made in.
+    pub fn clock(&self) -> Clock {
+        Clock { client: client(self.etcd) }
+    }
+
     /// Lets `oracle` judge what has happened up to the present moment.
     ///
     /// # Panics
@@ -132,6 +137,24 @@ impl Recorder {
             }
             sleep(PAUSE).await;
         }
+    }
+}
+
+/// Tells the time in revisions.
+#[derive(Clone)]
+pub struct Clock {
+    client: Client,
+}
+
+impl Clock {
+    /// The revision that etcd has now, by a linearizable read: what was stored before this call has one that is not higher.
+    ///
+    /// # Panics
+    /// Where etcd does not answer.
+    pub async fn now(&self) -> u64 {
+        let range = post("/v3/kv/range", &json!({"key": BASE64.encode(MARK.as_bytes()), "count_only": true}));
+        let answer = self.client.request::<Answer>(range).await.expect("etcd does not answer");
+        answer.header.revision.parse().unwrap()
     }
 }
 

@@ -1,0 +1,189 @@
+//! Claims about conversations that no webhook saw, because none was installed when they were made: they are found, and bound when
+//! their binding is free. Tier: processes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::cluster::{Desk, PATIENCE};
+use common::faulty::{Faulty, PAUSE, Witness, alone, claim_create, kill_around};
+use common::oracle::Oracle;
+use common::proxy::Stage;
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::json;
+use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation};
+use tokio::time::{Instant, sleep};
+
+/// A desk all of whose conversations may have been made while no webhook was installed.
+async fn desk_of(faulty: &Faulty) -> (Desk, Witness) {
+    let (desk, _) = faulty.desk().await;
+    let witness = faulty.witness(&desk, Oracle::default().unseen_by_webhooks(|place| place.name.starts_with("unseen")));
+    (desk, witness)
+}
+
+/// Creates these, in this order, while no webhook is installed.
+async fn create_unseen(desk: &Desk, names: &[&str]) {
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
+    let mut configuration = configurations.get("switchboard").await.unwrap();
+    configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    for name in names {
+        // The API server goes on asking for a moment.
+        while let Err(refusal) = desk.create(name, json!({})).await {
+            assert!(Instant::now() < deadline, "the webhook stays in force: {refusal:?}");
+            sleep(PAUSE).await;
+        }
+    }
+    configuration.metadata.resource_version = None;
+    configuration.metadata.uid = None;
+    configurations.create(&PostParams::default(), &configuration).await.unwrap();
+}
+
+/// A dry run of the binding that is held is refused once a webhook is asked.
+async fn wait_for_the_webhook(desk: &Desk) {
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let probe = desk.conversation("probe", json!({}));
+    let deadline = Instant::now() + PATIENCE;
+    while desk.create_object(&probe, &dry_run).await.is_ok() {
+        assert!(Instant::now() < deadline, "the webhook is not in force");
+        sleep(PAUSE).await;
+    }
+}
+
+async fn bound(desk: &Desk, name: &str) -> Conversation {
+    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
+}
+
+/// Waits until the conversation is told that another one holds its binding, and returns what it is told.
+async fn not_bound(desk: &Desk, name: &str) -> String {
+    let (conversation, reason) = desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::False).await;
+    assert_eq!(reason, ConditionReason::AddressAlreadyBound);
+    let conditions = conversation.status.unwrap().conditions;
+    conditions.into_iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap().message
+}
+
+async fn held_by(desk: &Desk) -> Option<String> {
+    desk.claim().await.map(|claim| claim.spec.conversation_ref.name)
+}
+
+/// Waits for an event of that reason about the conversation, and returns its note.
+async fn event(desk: &Desk, name: &str, reason: &str) -> String {
+    let events = Api::<Event>::namespaced(desk.client.clone(), &desk.namespace);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let is_it = |event: &&Event| {
+            event.reason.as_deref() == Some(reason)
+                && event.regarding.as_ref().is_some_and(|regarding| regarding.name.as_deref() == Some(name))
+        };
+        if let Some(event) = all.iter().find(is_it) {
+            return event.note.clone().unwrap_or_default();
+        }
+        assert!(Instant::now() < deadline, "no event {reason} of {name} among {all:?}");
+        sleep(PAUSE).await;
+    }
+}
+
+/// Those two in the order in which they get the binding: the older one first, and of two of the same second the one with the lower UID.
+async fn in_order<'a>(desk: &Desk, names: [&'a str; 2]) -> [&'a str; 2] {
+    let mut ages = Vec::new();
+    for name in names {
+        let metadata = desk.conversations().get(name).await.unwrap().metadata;
+        ages.push((metadata.creation_timestamp.unwrap().0, metadata.uid.unwrap(), name));
+    }
+    ages.sort();
+    [ages[0].2, ages[1].2]
+}
+
+#[tokio::test]
+async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
+    let faulty = alone().await;
+    let (desk, mut witness) = desk_of(&faulty).await;
+    create_unseen(&desk, &["unseen"]).await;
+    wait_for_the_webhook(&desk).await;
+    let unseen = bound(&desk, "unseen").await;
+    witness.show_rest().await;
+    let claim = desk.claim().await.unwrap();
+    assert_eq!(Some(&claim.spec.admissions[0].uid), unseen.metadata.uid.as_ref());
+    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    assert!(refusal.message.contains("48031"), "{refusal:?}");
+    desk.change("unseen", json!({"state": "Closed"})).await.unwrap();
+    desk.create("bob", json!({})).await.expect("a close frees the binding at once");
+    witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn of_two_for_one_binding_the_older_is_bound_and_the_other_as_soon_as_it_is_free() {
+    let faulty = alone().await;
+    let (desk, mut witness) = desk_of(&faulty).await;
+    // Both are there when the leader sees the first of them.
+    faulty.proxy.freeze_watches(true);
+    create_unseen(&desk, &["unseen-1", "unseen-2"]).await;
+    faulty.proxy.freeze_watches(false);
+    let [older, younger] = in_order(&desk, ["unseen-1", "unseen-2"]).await;
+    bound(&desk, older).await;
+    let told = not_bound(&desk, younger).await;
+    assert!(told.starts_with("48031: ") && told.contains(&format!("{}/{older}", desk.namespace)), "{told}");
+    witness.show_rest().await;
+    assert_eq!(held_by(&desk).await.as_deref(), Some(older));
+    desk.change(older, json!({"state": "Closed"})).await.unwrap();
+    bound(&desk, younger).await;
+    witness.show_rest().await;
+    assert_eq!(held_by(&desk).await.as_deref(), Some(younger));
+}
+
+#[tokio::test]
+async fn who_finds_the_binding_held_is_told_so_in_an_event() {
+    let faulty = alone().await;
+    let (desk, mut witness) = desk_of(&faulty).await;
+    desk.create("alice", json!({})).await.unwrap();
+    bound(&desk, "alice").await;
+    create_unseen(&desk, &["unseen"]).await;
+    not_bound(&desk, "unseen").await;
+    let note = event(&desk, "unseen", "AddressAlreadyBound").await;
+    assert!(note.contains("48031"), "{note}");
+    witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
+    let faulty = alone().await;
+    let (desk, mut witness) = desk_of(&faulty).await;
+    desk.create("alice", json!({})).await.unwrap();
+    bound(&desk, "alice").await;
+    create_unseen(&desk, &["unseen"]).await;
+    not_bound(&desk, "unseen").await;
+    witness.show_rest().await;
+    assert_eq!(held_by(&desk).await.as_deref(), Some("alice"));
+    desk.delete("alice").await;
+    bound(&desk, "unseen").await;
+    witness.show_rest().await;
+}
+
+async fn killed_around_the_claim_for_one_that_no_webhook_saw(stage: Stage) {
+    let faulty = alone().await;
+    let (desk, mut witness) = desk_of(&faulty).await;
+    kill_around(&faulty, stage, claim_create(&desk), create_unseen(&desk, &["unseen"])).await;
+    wait_for_the_webhook(&desk).await;
+    bound(&desk, "unseen").await;
+    witness.show_rest().await;
+    assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
+}
+
+#[tokio::test]
+async fn killed_before_the_leader_claims_a_binding_it_does_so_after_the_restart() {
+    killed_around_the_claim_for_one_that_no_webhook_saw(Stage::Before).await;
+}
+
+#[tokio::test]
+async fn killed_after_the_leader_claimed_a_binding_it_stays_claimed() {
+    killed_around_the_claim_for_one_that_no_webhook_saw(Stage::After).await;
+}
