@@ -1,5 +1,12 @@
 //! The chart's admission policies and roles, on real API servers: who may write claims and status, and who may not.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
 mod common;
 
 use common::cluster::{Cluster, Desk};

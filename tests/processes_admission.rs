@@ -1,5 +1,12 @@
 //! Admission, by real API servers and replicas of the operator: who gets a binding, and what the others are told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
 mod common;
 
 use common::cluster::{Cluster, Desk, create_namespace};
@@ -188,7 +195,7 @@ async fn an_unassigned_holder_is_named_with_the_ways_out_that_apply() {
     assert!(desk.create("bob", json!({})).await.unwrap_err().message.contains("agent-9"), "the holder is read live");
 }
 
-/// Lets a user do in a namespace what a ClusterRole says.
+/// Lets a user do in a namespace what a `ClusterRole` says.
 async fn grant(desk: &Desk, namespace: &str, user: &str, role: &str) {
     let binding = serde_json::from_value(json!({
         "metadata": {"name": format!("{user}-{role}")},

@@ -1,5 +1,12 @@
 //! The command line, by the real binary: what it refuses, in one line with the remedy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
 use std::process::{Command, Output};
 
 fn switchboard(arguments: &[&str]) -> Output {

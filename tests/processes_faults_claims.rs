@@ -75,7 +75,10 @@ async fn edit_claim(desk: &Desk, spec: Value) -> kube::Result<AddressBinding> {
 }
 
 fn assert_forbidden<T: std::fmt::Debug>(result: kube::Result<T>, policy: &str) {
-    let Err(kube::Error::Api(status)) = &result else { panic!("{result:?}") };
+    let status = match result {
+        Err(kube::Error::Api(status)) => status,
+        other => panic!("{other:?}"),
+    };
     assert!(status.code == 403 && status.message.contains(policy), "{status:?}");
 }
 

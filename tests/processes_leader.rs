@@ -1,5 +1,12 @@
 //! Leadership, by real replicas: one leads, another takes over, and nothing that was due is lost.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
 mod common;
 
 use common::cluster::{Cluster, PATIENCE};
@@ -18,7 +25,7 @@ fn cluster() -> Cluster {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2);
     let flags = ["--lease-duration=4s", "--drain-delay=1s"];
-    Cluster::install(control_plane, flags.into_iter().fold(installation, control_plane::InstallationBuilder::flag))
+    Cluster::install(control_plane, &flags.into_iter().fold(installation, control_plane::InstallationBuilder::flag))
 }
 
 /// Waits until the Lease has a holder that `is_it`, and returns that holder.

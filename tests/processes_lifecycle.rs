@@ -1,5 +1,12 @@
 //! The life of a conversation, by real API servers and replicas of the operator: conditions, timers, activity, closing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
 mod common;
 
 use common::cluster::{Cluster, condition};

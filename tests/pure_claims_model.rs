@@ -11,6 +11,7 @@ use claims_model::{Budget, ClaimsModel, Configuration, Create, Saw};
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;
 
+#[allow(dead_code, reason = "mutations")]
 mod claims_model;
 
 fn create(place: u8) -> Create {

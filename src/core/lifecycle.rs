@@ -409,6 +409,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "as a timer stands in the facts")]
     fn seconds(seconds: u64) -> Option<u64> {
         Some(seconds * 1_000)
     }
@@ -503,9 +504,9 @@ mod tests {
 
     #[test]
     fn rule_9_a_conversation_without_participants_is_unassigned_and_has_a_timer_of_its_own() {
+        use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
         let mut facts = Facts { is_unassigned: true, close_unassigned_after: seconds(60), ..facts() };
         let status = live(&mut facts, 1);
-        use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
         assert_eq!(condition(&status, Type::Unassigned), (Status::True, Reason::NoParticipants));
         assert_eq!(status.unassigned_time, Some(at(0)), "at first sight, since its creation");
         assert_eq!(status.deadlines.unwrap().close_time, Some(at(60)));

@@ -62,6 +62,28 @@ pub enum Mutation {
 }
 
 impl Mutation {
+    pub const ALL: [Self; 19] = [
+        Self::AddReplaces,
+        Self::AddForgets,
+        Self::OursNeedsNoWrite,
+        Self::LostWriteTakenAsDone,
+        Self::ReplaceWithoutVersion,
+        Self::UndecidedReplaced,
+        Self::RefusalWithoutRead,
+        Self::WaitAllows,
+        Self::DryRunWrites,
+        Self::ReleaseReadsTooEarly,
+        Self::ReleaseTrustsWatch,
+        Self::OldContentBelieved,
+        Self::DeleteUnconditional,
+        Self::DeleteWithoutVersion,
+        Self::PruneWithoutVersion,
+        Self::GraceSkipped,
+        Self::InFlightPruned,
+        Self::AdoptReplaces,
+        Self::BoundAtOnce,
+    ];
+
     /// Whether some write may take effect though its precondition does not hold.
     fn drops_preconditions(self) -> bool {
         use Mutation as M;
@@ -367,7 +389,7 @@ impl ClaimsModel {
                 leaders.push(leader);
             }
             (0..ROUNDS)
-                .any(|_| leaders.iter_mut().map(|leader| take_turn(leader, world)).fold(true, |all, one| all && one))
+                .any(|_| leaders.iter_mut().map(|leader| take_turn(leader, world)).filter(|quiet| !quiet).count() == 0)
         })
     }
 

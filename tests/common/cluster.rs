@@ -23,7 +23,7 @@ use switchboard::core::binding::{Binding, BindingName};
 use tokio::time::timeout;
 
 /// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A control plane and what is installed on it.
 pub struct Cluster {
@@ -38,7 +38,7 @@ impl Cluster {
         let start = || {
             let control_plane = ControlPlane::builder().api_servers(2).user("insider", &[]).user("outsider", &[]);
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
-            Self::install(control_plane, Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
+            Self::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
         };
         // What fails for the first test is not tried once more by each of the others.
         let cluster = CLUSTER.get_or_init(|| std::panic::catch_unwind(start).ok());
@@ -46,7 +46,7 @@ impl Cluster {
     }
 
     /// One that a test has for itself.
-    pub fn install(control_plane: ControlPlane, installation: control_plane::InstallationBuilder) -> Self {
+    pub fn install(control_plane: ControlPlane, installation: &control_plane::InstallationBuilder) -> Self {
         let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
         Self { control_plane, installation }
     }
@@ -154,13 +154,11 @@ impl Desk {
     /// Waits until the conversation is as `is_so` says, and returns it.
     pub async fn wait_for(&self, name: &str, what: &str, is_so: impl Fn(&Conversation) -> bool) -> Conversation {
         let condition = |object: Option<&Conversation>| object.is_some_and(&is_so);
-        match timeout(PATIENCE, await_condition(self.conversations(), name, condition)).await {
-            Ok(object) => object.unwrap().unwrap(),
-            Err(_) => {
-                let now = self.conversations().get_opt(name).await.unwrap();
-                panic!("{name} did not become {what} within {PATIENCE:?}; it is {now:#?}")
-            }
+        if let Ok(object) = timeout(PATIENCE, await_condition(self.conversations(), name, condition)).await {
+            return object.unwrap().unwrap();
         }
+        let now = self.conversations().get_opt(name).await.unwrap();
+        panic!("{name} did not become {what} within {PATIENCE:?}; it is {now:#?}")
     }
 
     pub async fn wait_for_state(&self, name: &str, state: State) -> Conversation {

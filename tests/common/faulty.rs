@@ -64,7 +64,7 @@ impl Faulty {
             .env("SWITCHBOARD_LOG", "info,switchboard=debug")
             .env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
         let installation = flags.iter().fold(installation, |installation, flag| installation.flag(*flag));
-        Self { cluster: Cluster::install(control_plane, installation), proxy }
+        Self { cluster: Cluster::install(control_plane, &installation), proxy }
     }
 
     pub fn replica(&self) -> &Replica {

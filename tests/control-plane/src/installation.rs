@@ -26,7 +26,7 @@ pub const NAMESPACE: &str = "switchboard-system";
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/switchboard");
 
 /// How long the API servers have to take up the chart's objects. It takes about a second.
-const IN_FORCE_WITHIN: Duration = Duration::from_secs(60);
+const IN_FORCE_WITHIN: Duration = Duration::from_mins(1);
 
 /// What to install; see [`Installation::builder`].
 pub struct Builder {

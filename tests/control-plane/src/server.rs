@@ -18,7 +18,7 @@ use crate::{
 pub(crate) type Ready = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// A machine under load, such as one that runs all tests in parallel, needs many times the usual three seconds.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+const READY_WITHIN: Duration = Duration::from_mins(2);
 
 /// etcd, an API server, or a replica of the operator. It is killed when it is dropped.
 pub struct Server {
