@@ -32,8 +32,9 @@ test: require ## Everything that must hold: format, lints, tests, licences (cold
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
 	$(call stage,licences,.ci/cargo-deny --locked check licenses bans sources)
 
-generate: ## Write crds/ anew from the Rust types
+generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings
 	cargo run --locked -- crds --directory crds
+	UPDATE=1 cargo test --locked --quiet --test chart_documentation --test chart_rendering -- the_readme the_schema_says each_case
 
 fmt: ## Format the code
 	cargo fmt --all

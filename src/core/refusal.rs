@@ -173,9 +173,7 @@ pub fn invalid_binding(error: &InvalidBinding) -> Refusal {
     }
 }
 
-/// The state as the API spells it.
-#[must_use]
-pub fn state_word(state: State) -> &'static str {
+fn state_word(state: State) -> &'static str {
     match state {
         State::Active => "Active",
         State::Inactive => "Inactive",

@@ -50,3 +50,136 @@ know. Called with (dict "root" $ "file" "conversations.yaml").
 {{- end -}}
 {{- toYaml (mergeOverwrite $crd (dict "metadata" $ours)) -}}
 {{- end }}
+
+{{/*
+The operator's image. A digest says exactly which one; a tag then only says what people call it.
+*/}}
+{{- define "switchboard.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{/*
+Not empty where the operator makes its certificate itself: neither cert-manager does, nor did somebody give the chart a CA.
+*/}}
+{{- define "switchboard.managesItsCertificate" -}}
+{{- if not (or .Values.certManager.enabled .Values.webhook.caBundle) -}}true{{- end -}}
+{{- end }}
+
+{{/*
+The Secret in which the operator keeps a certificate that it makes itself.
+*/}}
+{{- define "switchboard.tlsSecretName" -}}
+{{ include "switchboard.name" . }}-webhook-tls
+{{- end }}
+
+{{/*
+The host at which the API server calls the webhook, which is whom the certificate is for.
+*/}}
+{{- define "switchboard.webhookHost" -}}
+{{- with .Values.webhook.url -}}
+{{- $host := (urlParse .).host -}}
+{{- if hasPrefix "[" $host -}}
+{{- regexReplaceAll "^\\[(.*)\\].*$" $host "${1}" -}}
+{{- else -}}
+{{- regexReplaceAll ":[0-9]+$" $host "" -}}
+{{- end -}}
+{{- else -}}
+{{ include "switchboard.name" . }}.{{ .Release.Namespace }}.svc
+{{- end -}}
+{{- end }}
+
+{{/*
+webhook.drainDelay in seconds.
+*/}}
+{{- define "switchboard.drainDelaySeconds" -}}
+{{ trimSuffix "s" .Values.webhook.drainDelay }}
+{{- end }}
+
+{{/*
+The port in an OTLP endpoint, which is the argument.
+*/}}
+{{- define "switchboard.otlpPort" -}}
+{{- $url := urlParse . -}}
+{{- if regexMatch ":[0-9]+$" $url.host -}}
+{{- regexFind "[0-9]+$" $url.host -}}
+{{- else -}}
+{{- eq $url.scheme "https" | ternary 443 80 -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+The flags of `switchboard run`, each by its environment variable. What a value does not change is left to the operator's own
+default.
+*/}}
+{{- define "switchboard.environment" -}}
+- name: SWITCHBOARD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: SWITCHBOARD_IDENTITY
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: SWITCHBOARD_WEBHOOK_ADDRESS
+  value: 0.0.0.0:{{ .Values.webhook.port }}
+- name: SWITCHBOARD_HEALTH_ADDRESS
+  value: 0.0.0.0:{{ .Values.health.port }}
+- name: SWITCHBOARD_DRAIN_DELAY
+  value: {{ .Values.webhook.drainDelay }}
+{{- if .Values.certManager.enabled }}
+- name: SWITCHBOARD_TLS_CERT_FILE
+  value: /etc/switchboard/tls/tls.crt
+- name: SWITCHBOARD_TLS_KEY_FILE
+  value: /etc/switchboard/tls/tls.key
+{{- else }}
+- name: SWITCHBOARD_TLS_SECRET_NAME
+  value: {{ include "switchboard.tlsSecretName" . }}
+- name: SWITCHBOARD_WEBHOOK_CONFIGURATION
+  value: {{ include "switchboard.name" . }}
+- name: SWITCHBOARD_WEBHOOK_DNS_NAME
+  value: {{ include "switchboard.webhookHost" . | quote }}
+{{- end }}
+{{- with .Values.webhook.clientCA }}
+{{- if .configMap }}
+- name: SWITCHBOARD_CLIENT_CA_FILE
+  value: /etc/switchboard/client-ca/ca.crt
+{{- with .names }}
+- name: SWITCHBOARD_CLIENT_NAME
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+- name: SWITCHBOARD_LEASE_NAME
+  value: {{ include "switchboard.name" . }}
+- name: SWITCHBOARD_LEASE_DURATION
+  value: {{ .Values.leaseDuration }}
+- name: SWITCHBOARD_GRACE_PERIOD
+  value: {{ .Values.gracePeriod }}
+- name: SWITCHBOARD_LOG_FORMAT
+  value: {{ .Values.log.format }}
+{{- with .Values.log.filter }}
+- name: SWITCHBOARD_LOG
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.tracing.otlpEndpoint }}
+- name: SWITCHBOARD_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/*
+What is mounted into the pod besides its token: nothing, unless certificates come from outside.
+*/}}
+{{- define "switchboard.volumes" -}}
+{{- if .Values.certManager.enabled }}
+- name: tls
+  secret:
+    secretName: {{ include "switchboard.name" . }}-tls
+{{- end }}
+{{- with .Values.webhook.clientCA.configMap }}
+- name: client-ca
+  configMap:
+    name: {{ . }}
+{{- end }}
+{{- end }}

@@ -110,6 +110,7 @@ impl Builder {
         let mut helm = control_plane.helm()?;
         helm.args(["upgrade", "--install", "switchboard", CHART])
             .args(["--namespace", NAMESPACE, "--create-namespace"])
+            .args(["--set", "deployment.enabled=false"])
             .args(["--set-string", &format!("webhook.url=https://{}/admit", balancer.address())])
             .args(["--set-string", &format!("webhook.caBundle={}", BASE64.encode(authority.certificate().as_bytes()))]);
         for value in &self.values {

@@ -1,5 +1,6 @@
-//! Builds kube-apiserver, etcd, kubectl and helm with Go, once for a machine, and keeps them in the user's cache directory. What
-//! is pinned is said by `go.mod` and `go.sum` beside this crate; nothing prebuilt is fetched.
+//! Builds kube-apiserver, etcd, kubectl and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
+//! the same means what documents and checks the chart. What is pinned is said by `go.mod` and `go.sum` beside this crate and in its
+//! `chart-tools`; nothing prebuilt is fetched.
 
 use std::{
     env, fmt,
@@ -7,6 +8,7 @@ use std::{
     io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::Command,
+    ptr,
     time::{Duration, Instant},
 };
 
@@ -18,11 +20,31 @@ use crate::{
     process::{self, Process},
 };
 
-const MODULE: &str = env!("CARGO_MANIFEST_DIR");
-const GO_MOD: &str = include_str!("../go.mod");
-const GO_SUM: &str = include_str!("../go.sum");
+/// A Go module that pins tools by its `tool` directives.
+struct Module {
+    directory: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+    flags: fn() -> Vec<String>,
+}
 
-/// A part of the control plane, or what talks to it.
+static CONTROL_PLANE: Module = Module {
+    directory: env!("CARGO_MANIFEST_DIR"),
+    go_mod: include_str!("../go.mod"),
+    go_sum: include_str!("../go.sum"),
+    flags: || flags(&[], &version()),
+};
+
+/// Apart from the control plane, so that neither decides on the other's dependencies.
+static CHART_TOOLS: Module = Module {
+    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/chart-tools"),
+    go_mod: include_str!("../chart-tools/go.mod"),
+    go_sum: include_str!("../chart-tools/go.sum"),
+    // promtool without the clients of every cloud in which Prometheus can discover something.
+    flags: || flags(&["-tags", "remove_all_sd"], ""),
+};
+
+/// A part of the control plane, what talks to it, or what documents and checks the chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
     /// The API server.
@@ -33,11 +55,16 @@ pub enum Tool {
     Kubectl,
     /// Installs charts.
     Helm,
+    /// Writes a chart's README from the comments in its values.
+    HelmDocs,
+    /// Checks and tests rules of Prometheus.
+    Promtool,
 }
 
 impl Tool {
     /// All that there are.
-    pub const ALL: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
+    pub const ALL: [Self; 6] =
+        [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm, Self::HelmDocs, Self::Promtool];
 
     /// The name of its binary.
     #[must_use]
@@ -47,6 +74,15 @@ impl Tool {
             Self::Etcd => "etcd",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
+            Self::HelmDocs => "helm-docs",
+            Self::Promtool => "promtool",
+        }
+    }
+
+    fn module(self) -> &'static Module {
+        match self {
+            Self::KubeApiserver | Self::Etcd | Self::Kubectl | Self::Helm => &CONTROL_PLANE,
+            Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
         }
     }
 
@@ -56,6 +92,8 @@ impl Tool {
             Self::Etcd => "go.etcd.io/etcd/server/v3",
             Self::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
             Self::Helm => "helm.sh/helm/v4/cmd/helm",
+            Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
+            Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
         }
     }
 
@@ -63,8 +101,9 @@ impl Tool {
     fn usual(self) -> Duration {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
-            Self::Etcd => 15,
+            Self::Etcd | Self::HelmDocs => 15,
             Self::Kubectl | Self::Helm => 30,
+            Self::Promtool => 120,
         })
     }
 }
@@ -82,17 +121,24 @@ impl fmt::Display for Tool {
 pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
-    if tools.iter().all(|tool| asset(*tool).is_some()) {
-        return Ok(tools.map(|tool| asset(tool).unwrap_or_default()));
+    let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
+    for module in [&CONTROL_PLANE, &CHART_TOOLS] {
+        let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(tool.module(), module);
+        if !tools.iter().any(|tool| wanted(*tool)) {
+            continue;
+        }
+        let cache = Cache::open(module)?;
+        let missing = || tools.into_iter().filter(|tool| wanted(*tool) && !cache.path(*tool).is_file());
+        if missing().next().is_some() {
+            let _lock = cache.lock()?;
+            // Looked at again: another process may have built them while this one waited.
+            cache.build_all(&missing().collect::<Vec<_>>())?;
+        }
+        for (tool, path) in tools.into_iter().zip(&mut paths).filter(|(tool, _)| wanted(*tool)) {
+            *path = cache.path(tool);
+        }
     }
-    let cache = Cache::open()?;
-    let missing = || tools.into_iter().filter(|tool| asset(*tool).is_none() && !cache.path(*tool).is_file());
-    if missing().next().is_some() {
-        let _lock = cache.lock()?;
-        // Looked at again: another process may have built them while this one waited.
-        cache.build_all(&missing().collect::<Vec<_>>())?;
-    }
-    Ok(tools.map(|tool| asset(tool).unwrap_or_else(|| cache.path(tool))))
+    Ok(paths)
 }
 
 /// Where this repository keeps what it builds for itself, and the locks on ports: `$SWITCHBOARD_CACHE`, else `switchboard` in the
@@ -108,23 +154,25 @@ pub(crate) fn cache_directory() -> Result<PathBuf, Error> {
         })
 }
 
-/// The directory for one state of `go.mod`, `go.sum`, flags and Go: a change of any of them is another directory, and leaves those
-/// who still work with the old one alone.
+/// The directory for one state of a module's `go.mod`, `go.sum`, flags and Go: a change of any of them is another directory, and
+/// leaves those who still work with the old one alone.
 struct Cache {
+    module: &'static Module,
     directory: PathBuf,
 }
 
 impl Cache {
-    fn open() -> Result<Self, Error> {
-        let check = process::output(Command::new("sh").arg(Path::new(MODULE).join("require-go.sh")))?;
+    fn open(module: &'static Module) -> Result<Self, Error> {
+        let check = process::output(Command::new("sh").arg(Path::new(CONTROL_PLANE.directory).join("require-go.sh")))?;
         if !check.status.success() {
             return Err(Error::Toolchain(String::from_utf8_lossy(&check.stderr).trim().to_owned()));
         }
-        let version = process::output(Command::new("go").arg("version").current_dir(MODULE))?.stdout;
-        let directory = cache_directory()?.join(format!("tools-{}", key(GO_MOD, GO_SUM, &flags(), &version)));
+        let version = process::output(Command::new("go").arg("version").current_dir(module.directory))?.stdout;
+        let key = key(module.go_mod, module.go_sum, &(module.flags)(), &version);
+        let directory = cache_directory()?.join(format!("tools-{key}"));
         fs::create_dir_all(&directory)
             .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
-        Ok(Self { directory })
+        Ok(Self { module, directory })
     }
 
     fn path(&self, tool: Tool) -> PathBuf {
@@ -138,7 +186,7 @@ impl Cache {
         let lock = File::create(&path).map_err(Error::io(doing.clone()))?;
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => say("Another process is building the control plane: waiting for it."),
+            Err(TryLockError::WouldBlock) => say("Another process is building what this one needs: waiting for it."),
             Err(TryLockError::Error(error)) => return Err(Error::io(doing)(error)),
         }
         lock.lock().map_err(Error::io(doing))?;
@@ -168,10 +216,10 @@ impl Cache {
         let mut command = Command::new("go");
         command
             .arg("build")
-            .args(flags())
+            .args((self.module.flags)())
             .arg("-o")
             .args([unfinished.as_os_str(), tool.package().as_ref()])
-            .current_dir(MODULE)
+            .current_dir(self.module.directory)
             .env("CGO_ENABLED", "0")
             // What a user has set for other work must not change what is built under this key.
             .env("GOFLAGS", "")
@@ -199,20 +247,30 @@ impl Cache {
     }
 }
 
+/// What every build is given: `more`, and `link` for the linker.
+fn flags(more: &[&str], link: &str) -> Vec<String> {
+    let linker = format!("-s -w {link}");
+    [&["-trimpath", "-buildvcs=false"], more, &["-ldflags", linker.trim_end()]]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
+}
+
 /// `-X …`: without a version the API server calls itself v0.0.0, and clients complain.
-fn flags() -> Vec<String> {
-    let version = GO_MOD
+fn version() -> String {
+    let version = CONTROL_PLANE
+        .go_mod
         .lines()
         .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v")?.split(' ').next())
         .unwrap_or("0.0.0");
     let mut numbers = version.split('.');
     let package = "k8s.io/component-base/version";
-    let linker = format!(
-        "-s -w -X {package}.gitVersion=v{version} -X {package}.gitMajor={} -X {package}.gitMinor={}",
+    format!(
+        "-X {package}.gitVersion=v{version} -X {package}.gitMajor={} -X {package}.gitMinor={}",
         numbers.next().unwrap_or_default(),
         numbers.next().unwrap_or_default(),
-    );
-    ["-trimpath", "-buildvcs=false", "-ldflags", &linker].map(str::to_owned).to_vec()
+    )
 }
 
 /// Each part is preceded by its length, so that no two different inputs are the same text.
@@ -286,7 +344,7 @@ fn say(line: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{flags, key};
+    use super::{CONTROL_PLANE, key};
 
     #[test]
     fn another_module_sum_flag_or_go_is_another_directory() {
@@ -302,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_api_server_is_told_the_version_that_go_mod_pins() {
-        let linker = flags().pop().unwrap();
+        let linker = (CONTROL_PLANE.flags)().pop().unwrap();
         assert!(linker.contains(".gitVersion=v1.37.2 "), "{linker}");
         assert!(linker.ends_with(".gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"), "{linker}");
     }
