@@ -4,6 +4,7 @@ use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationR
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{AdmitStep, Answer, Claim, Request, Seen, Stored, Undecidable, Write, admit};
+use crate::telemetry::metrics::{ClaimWrite, Metrics, WriteOutcome};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub struct Claims {
     client: Client,
     clock: Clock,
     grace_period: Duration,
+    metrics: Metrics,
 }
 
 /// Why the claims could not be read or written.
@@ -55,9 +57,10 @@ pub enum Outcome {
 
 impl Claims {
     /// The claims that `client` reaches. `grace_period` is how long a create that was admitted may take to be stored.
+    /// Writes are counted into `metrics`.
     #[must_use]
-    pub fn new(client: Client, clock: Clock, grace_period: Duration) -> Self {
-        Self { client, clock, grace_period }
+    pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: Metrics) -> Self {
+        Self { client, clock, grace_period, metrics }
     }
 
     /// How long a create that was admitted may take to be stored.
@@ -142,27 +145,32 @@ impl Claims {
             };
             AddressBinding::new(name.as_str(), spec)
         };
-        let (result, lost): (_, &[u16]) = match write {
+        let (kind, result, lost): (_, _, &[u16]) = match write {
             Write::Create { holder, admissions } => {
-                (claims.create(&parameters, &object(holder, admissions)).await.map(drop), &[ALREADY_EXISTS])
+                let created = claims.create(&parameters, &object(holder, admissions)).await;
+                (ClaimWrite::Create, created.map(drop), &[ALREADY_EXISTS])
             }
             Write::Replace { uid, resource_version, holder, admissions } => {
                 let mut object = object(holder, admissions);
                 object.meta_mut().uid = Some(uid);
                 object.meta_mut().resource_version = Some(resource_version);
-                (claims.replace(name.as_str(), &parameters, &object).await.map(drop), &[CONFLICT, NOT_FOUND])
+                let replaced = claims.replace(name.as_str(), &parameters, &object).await;
+                (ClaimWrite::Replace, replaced.map(drop), &[CONFLICT, NOT_FOUND])
             }
             Write::Delete { uid, resource_version } => {
                 let preconditions = Preconditions { uid: Some(uid), resource_version: Some(resource_version) };
                 let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-                (claims.delete(name.as_str(), &parameters).await.map(drop), &[CONFLICT, NOT_FOUND])
+                let deleted = claims.delete(name.as_str(), &parameters).await;
+                (ClaimWrite::Delete, deleted.map(drop), &[CONFLICT, NOT_FOUND])
             }
         };
-        match result {
-            Ok(()) => Ok(Outcome::Done),
-            Err(kube::Error::Api(status)) if lost.contains(&status.code) => Ok(Outcome::Lost),
-            Err(error) => Err(error.into()),
-        }
+        let (counted, outcome) = match result {
+            Ok(()) => (WriteOutcome::Done, Ok(Outcome::Done)),
+            Err(kube::Error::Api(status)) if lost.contains(&status.code) => (WriteOutcome::Lost, Ok(Outcome::Lost)),
+            Err(error) => (WriteOutcome::Failed, Err(error.into())),
+        };
+        self.metrics.claim_write(kind, counted);
+        outcome
     }
 }
 

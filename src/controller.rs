@@ -3,6 +3,7 @@
 //! One task owns the index and the queue and is the only one to change them: events and finished work come in, work goes out
 //! to a bounded number of tasks that talk to the API server. Every replica keeps the index, the leader alone works.
 
+mod census;
 mod index;
 mod queue;
 mod work;
@@ -13,6 +14,7 @@ use crate::clock::Clock;
 use crate::leader::Leadership;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
+use crate::telemetry::metrics::Metrics;
 use futures::{Stream, StreamExt};
 use index::{ClaimPlan, ConversationPlan, Index};
 use kube::core::DeserializeGuard;
@@ -38,6 +40,7 @@ pub struct Controller {
     clock: Clock,
     leadership: Leadership,
     readiness: Readiness,
+    metrics: Metrics,
     index: Index,
     queue: Queue,
     worker: Worker,
@@ -47,7 +50,8 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// One that works while `leadership` says so, tells people by `events`, and reports to `readiness` when it knows what is stored.
+    /// One that works while `leadership` says so, tells people by `events`, counts into `metrics`, and reports to
+    /// `readiness` when it knows what is stored.
     #[must_use]
     pub fn new(
         client: Client,
@@ -56,15 +60,17 @@ impl Controller {
         leadership: Leadership,
         events: Events,
         readiness: Readiness,
+        metrics: Metrics,
     ) -> Self {
         let grace_period = claims.grace_period();
-        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), events);
+        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), events, metrics.clone());
         let queue = Queue::default();
         Self {
             client,
             clock,
             leadership,
             readiness,
+            metrics,
             index: Index::default(),
             queue,
             worker,
@@ -101,6 +107,7 @@ impl Controller {
                 continue;
             }
             self.readiness.synced();
+            self.publish();
             let led = std::mem::replace(&mut self.leads, self.leadership.leads());
             if self.leads && !led {
                 for task in self.index.everything() {
@@ -118,6 +125,14 @@ impl Controller {
             }
         }
         while jobs.join_next().await.is_some() {}
+    }
+
+    fn publish(&self) {
+        for (channel, state, count) in self.index.census().open() {
+            self.metrics.conversations(channel, state, count);
+        }
+        let (count, oldest) = self.index.census().unassigned();
+        self.metrics.unassigned(count, oldest);
     }
 
     fn wake(&self) -> tokio::time::Instant {

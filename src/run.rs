@@ -4,15 +4,20 @@ use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::leader::{self, Elector};
+use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
+use crate::telemetry::metrics::Metrics;
 use crate::webhook::{Admitter, Limits, TlsError, load_tls, serve};
+use hyper::body::Bytes;
+use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -90,28 +95,37 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let health = listen(settings.health_address, "probes", "--health-address").await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let client = connect().await?;
+    let metrics = Metrics::new(clock);
+    let client = connect(&metrics).await?;
 
     let readiness = Readiness::default();
-    let claims = Claims::new(client.clone(), clock, settings.grace_period);
+    readiness.serving();
+    let (_tls, tls) = watch::channel(Some(tls));
+    let claims = Claims::new(client.clone(), clock, settings.grace_period, metrics.clone());
     let events = Events::new(client.clone(), settings.lease.identity.clone());
     let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
-    let controller = Controller::new(client.clone(), claims.clone(), clock, leadership, events, readiness.clone());
+    metrics.leadership(leadership.clone());
+    let controller =
+        Controller::new(client.clone(), claims.clone(), clock, leadership, events, readiness.clone(), metrics.clone());
     let admitter = Admitter::new(client, claims);
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
     let mut parts: JoinSet<&'static str> = JoinSet::new();
     parts.spawn({
-        let readiness = readiness.clone();
+        let (readiness, metrics) = (readiness.clone(), metrics.clone());
         async move {
-            let _ = health::serve(health, readiness).await;
+            health::serve(health, readiness, metrics).await;
             "the probes' listener"
         }
     });
     parts.spawn({
         let closing = closing.clone();
         async move {
-            let _ = serve(webhook, tls, admitter, clock, Limits::default(), closing).await;
+            let answer = move |body: Bytes, deadline| {
+                let admitter = admitter.clone();
+                async move { admitter.answer(&body, deadline).await }
+            };
+            serve(webhook, tls, answer, clock, Limits::default(), metrics, closing).await;
             "the webhook"
         }
     });
@@ -160,10 +174,11 @@ async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> 
     TcpListener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
 }
 
-async fn connect() -> Result<Client, Error> {
+async fn connect(metrics: &Metrics) -> Result<Client, Error> {
     let config = Config::infer().await?;
     let url = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(Error::BadConfig)?;
+    let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
+    let client = builder.with_layer(&CallLayer::new(metrics.clone())).build();
     let why = match timeout(FIRST_CONTACT, client.apiserver_version()).await {
         Ok(Ok(version)) => {
             tracing::info!(%url, version = version.git_version, "reached the API server");

@@ -1,5 +1,7 @@
 //! What the process tells of itself. It must not decide anything.
 
+pub mod calls;
 pub mod events;
 pub mod health;
 pub mod logs;
+pub mod metrics;

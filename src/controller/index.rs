@@ -2,11 +2,12 @@
 //!
 //! It holds what is decided from and no objects. No client, no async; the time is handed in.
 
+use super::census::{Census, Counted};
 use super::queue::Task;
 use crate::api::{AddressBinding, Conversation, ConversationReference, ConversationStatus, State, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::{Claim, Standing};
-use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, news};
+use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, due, news};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,6 +31,7 @@ pub struct Index {
     closed: HashMap<Place, Entry>,
     /// UIDs that were shown and are gone, and since when.
     departed: HashMap<String, Instant>,
+    census: Census,
     conversation_list: List<Place>,
     claim_list: List<BindingName>,
     closed_list: List<Place>,
@@ -45,6 +47,7 @@ struct Entry {
     binding: Option<BindingName>,
     /// Tells whether the stored status is the one that was decided.
     fingerprint: u64,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -101,6 +104,8 @@ pub struct StatusWrite {
     pub status: ConversationStatus,
     /// When the state will change by itself after it.
     pub wake: Option<Time>,
+    /// When the timer was due that brings the state about; nothing where none does.
+    pub due: Option<Time>,
 }
 
 /// A closed conversation whose time to live is over.
@@ -187,6 +192,11 @@ impl Index {
         self.conversation_list.is_complete && self.claim_list.is_complete
     }
 
+    /// The open conversations, counted.
+    pub fn census(&self) -> &Census {
+        &self.census
+    }
+
     /// Everything that a new leader looks at.
     pub fn everything(&self) -> Vec<Task> {
         let conversations = self.conversations.keys().chain(self.closed.keys()).cloned().map(Task::Conversation);
@@ -227,7 +237,8 @@ impl Index {
         };
         self.closed_list.saw(place.clone());
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        self.closed.insert(place.clone(), Entry { uid, resource_version, facts, binding: None, fingerprint });
+        let counted = Counted::of(conversation);
+        self.closed.insert(place.clone(), Entry { uid, resource_version, facts, binding: None, fingerprint, counted });
         vec![Task::Conversation(place)]
     }
 
@@ -269,8 +280,14 @@ impl Index {
         }
         let binding = facts.holds().map(crate::core::binding::Binding::name);
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let entry = Entry { uid, resource_version, facts, binding: binding.clone(), fingerprint };
-        let before = self.conversations.insert(place.clone(), entry).and_then(|before| before.binding);
+        let counted = Counted::of(conversation);
+        let entry = Entry { uid, resource_version, facts, binding: binding.clone(), fingerprint, counted };
+        self.census.add(counted);
+        let before = self.conversations.insert(place.clone(), entry);
+        if let Some(before) = &before {
+            self.census.remove(before.counted);
+        }
+        let before = before.and_then(|before| before.binding);
         if before != binding {
             affected.extend(before.into_iter().flat_map(|name| self.give_up(&place, &name)));
         }
@@ -301,6 +318,7 @@ impl Index {
         let Some(entry) = self.conversations.remove(place) else {
             return Vec::new();
         };
+        self.census.remove(entry.counted);
         self.departed.insert(entry.uid, now);
         let mut affected = entry.binding.map(|name| self.give_up(place, &name)).unwrap_or_default();
         affected.push(Task::Conversation(place.clone()));
@@ -444,6 +462,7 @@ impl Index {
             uid: entry.uid.clone(),
             resource_version: entry.resource_version.clone(),
             news: news(&entry.facts.status, &decision.status),
+            due: due(&entry.facts, &decision.status),
             status: decision.status,
             wake: decision.next,
         }))

@@ -5,11 +5,12 @@ use super::queue::Task;
 use crate::api::{Conversation, Time};
 use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
 use crate::clock::Clock;
-use crate::core::claim::{ReleaseStep, Standing, adopt, release};
-use crate::core::lifecycle::{Holding, decide, expired, news};
+use crate::core::claim::{ReleaseStep, Standing, Write, adopt, release};
+use crate::core::lifecycle::{Holding, decide, due, expired, news};
 use crate::core::refusal::{Disclosure, already_bound_message};
 use crate::leader::Leadership;
 use crate::telemetry::events::Events;
+use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub struct Worker {
     clock: Clock,
     leadership: Leadership,
     events: Events,
+    metrics: Metrics,
 }
 
 /// A piece of work has ended.
@@ -63,11 +65,28 @@ enum Error {
     TimedOut,
 }
 
+impl Error {
+    fn class(&self) -> Failure {
+        match self {
+            Self::Claims(claims::Error::Foreign(_)) => Failure::Foreign,
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => Failure::of(error),
+            Self::TimedOut => Failure::TimedOut,
+        }
+    }
+}
+
 impl Worker {
     /// One that writes while `leadership` says so.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, events: Events) -> Self {
-        Self { client, claims, clock, leadership, events }
+    pub fn new(
+        client: Client,
+        claims: Claims,
+        clock: Clock,
+        leadership: Leadership,
+        events: Events,
+        metrics: Metrics,
+    ) -> Self {
+        Self { client, claims, clock, leadership, events, metrics }
     }
 
     /// Writes a status.
@@ -91,7 +110,15 @@ impl Worker {
     }
 
     async fn finish(&self, task: Task, work: impl Future<Output = Result<Next, Error>>) -> Finished {
-        let next = match timeout(PATIENCE, work).await.unwrap_or(Err(Error::TimedOut)) {
+        let began = self.clock.monotonic();
+        let ended = timeout(PATIENCE, work).await.unwrap_or(Err(Error::TimedOut));
+        let kind = match &task {
+            Task::Conversation(_) => Reconciled::Conversation,
+            Task::Claim(_) => Reconciled::Claim,
+        };
+        let took = self.clock.monotonic().duration_since(began);
+        self.metrics.reconciled(kind, took, ended.as_ref().err().map(Error::class));
+        let next = match ended {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, ?task, "a piece of work failed, and is tried again");
@@ -102,7 +129,7 @@ impl Worker {
     }
 
     async fn apply(&self, write: StatusWrite) -> Result<Next, Error> {
-        let StatusWrite { place, uid, resource_version, news, status, wake } = write;
+        let StatusWrite { place, uid, resource_version, news, status, wake, due } = write;
         if !self.leadership.leads() {
             return Ok(Next::Nothing);
         }
@@ -118,6 +145,9 @@ impl Worker {
         match conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await {
             Ok(_) => {
                 tracing::info!(conversation = %place, ?state, "wrote the status");
+                if let Some(due) = due {
+                    self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
+                }
                 for fact in &news {
                     self.events.tell(&place, &uid, fact).await;
                 }
@@ -190,8 +220,9 @@ impl Worker {
             return Ok(Next::Wake(decision.next));
         }
         let news = news(&facts.status, &decision.status);
+        let due = due(&facts, &decision.status);
         let (status, wake) = (decision.status, decision.next);
-        self.apply(StatusWrite { place, uid, resource_version, news, status, wake }).await
+        self.apply(StatusWrite { place, uid, resource_version, news, status, wake, due }).await
     }
 
     async fn try_release(&self, to_release: Release) -> Result<Next, Error> {
@@ -207,7 +238,10 @@ impl Worker {
                     return Ok(Next::Nothing);
                 }
                 tracing::info!(conversation = %claim.holder, binding = %claim.name, ?write, "releasing or pruning a claim");
-                self.claims.write(&claim.binding, write).await?;
+                let is_release = matches!(write, Write::Delete { .. });
+                if self.claims.write(&claim.binding, write).await? == Outcome::Done && is_release {
+                    self.metrics.released(standings.values().any(|standing| *standing == Standing::Expired));
+                }
                 Ok(Next::Nothing)
             }
         }

@@ -222,6 +222,22 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
     Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
 }
 
+/// When the timer was due that brought about the state in `status`; nothing where the state is as before, or no timer did.
+#[must_use]
+pub fn due(facts: &Facts, status: &ConversationStatus) -> Option<Time> {
+    if status.state == facts.status.state {
+        return None;
+    }
+    let activity = status.last_activity_time.unwrap_or(facts.creation_time);
+    let (since, after) = match status.state_reason? {
+        StateReason::InactiveTimer => (activity, facts.inactive_after?),
+        StateReason::CloseTimer => (activity, facts.close_after?),
+        StateReason::UnassignedTimer => (status.unassigned_time?, facts.close_unassigned_after?),
+        StateReason::Spec | StateReason::Activity => return None,
+    };
+    Some(since.after(after))
+}
+
 /// Something that a person would want to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {

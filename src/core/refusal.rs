@@ -173,7 +173,9 @@ pub fn invalid_binding(error: &InvalidBinding) -> Refusal {
     }
 }
 
-fn state_word(state: State) -> &'static str {
+/// The state as the API spells it.
+#[must_use]
+pub fn state_word(state: State) -> &'static str {
     match state {
         State::Active => "Active",
         State::Inactive => "Inactive",

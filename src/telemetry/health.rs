@@ -1,7 +1,9 @@
-//! `/livez` and `/readyz`, on a port of their own.
+//! `/livez`, `/readyz` and `/metrics`, on a port of their own.
 
+use super::metrics::{self, Metrics};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -12,17 +14,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What must be so before the process is ready. Each part reports for itself.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Parts>);
 
 #[derive(Debug, Default)]
 struct Parts {
+    has_certificate: AtomicBool,
     has_synced: AtomicBool,
     is_draining: AtomicBool,
 }
 
 impl Readiness {
+    /// The webhook serves a certificate.
+    pub fn serving(&self) {
+        self.0.has_certificate.store(true, Ordering::Release);
+    }
+
     /// The watches have shown everything that is stored.
     pub fn synced(&self) {
         self.0.has_synced.store(true, Ordering::Release);
@@ -37,25 +48,32 @@ impl Readiness {
     fn missing(&self) -> Option<&'static str> {
         if self.0.is_draining.load(Ordering::Acquire) {
             Some("shutting down\n")
-        } else if self.0.has_synced.load(Ordering::Acquire) {
-            None
-        } else {
+        } else if !self.0.has_certificate.load(Ordering::Acquire) {
+            Some("the webhook has no certificate yet\n")
+        } else if !self.0.has_synced.load(Ordering::Acquire) {
             Some("the watches have not synced\n")
+        } else {
+            None
         }
     }
 }
 
-/// Answers probes for as long as the process lives.
-///
-/// # Errors
-/// Where connections can no longer be accepted.
-pub async fn serve(listener: TcpListener, readiness: Readiness) -> std::io::Result<()> {
+/// Answers probes, and whoever collects the metrics, for as long as the process lives.
+pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) {
     loop {
-        let (stream, _) = listener.accept().await?;
-        let readiness = readiness.clone();
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Of one connection that went away before it was accepted, or of the process being out of descriptors.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a probe's connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (readiness, metrics) = (readiness.clone(), metrics.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = route(&request, &readiness);
+                let response = route(&request, &readiness, &metrics);
                 async { Ok::<_, Infallible>(response) }
             });
             let mut builder = http1::Builder::new();
@@ -67,14 +85,22 @@ pub async fn serve(listener: TcpListener, readiness: Readiness) -> std::io::Resu
     }
 }
 
-fn route(request: &Request<Incoming>, readiness: &Readiness) -> Response<Full<Bytes>> {
+fn route(request: &Request<Incoming>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, text) = match request.uri().path() {
         "/livez" => (StatusCode::OK, "ok\n"),
+        "/metrics" => match metrics.encode() {
+            Ok(text) => {
+                let mut response = Response::new(Full::from(text));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+                return response;
+            }
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+        },
         "/readyz" => match readiness.missing() {
             None => (StatusCode::OK, "ok\n"),
             Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
         },
-        _ => (StatusCode::NOT_FOUND, "here are /livez and /readyz\n"),
+        _ => (StatusCode::NOT_FOUND, "here are /livez, /readyz and /metrics\n"),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;

@@ -1,10 +1,12 @@
-//! HTTPS in and out: accepts connections, keeps to the limits, and hands bodies to the service.
+//! HTTPS in and out: accepts connections, keeps to the limits, and hands bodies to whoever answers reviews.
 
-use super::service::Admitter;
+use super::review::Unreadable;
 use crate::clock::Clock;
+use crate::telemetry::metrics::{Admission, Metrics};
+use futures::FutureExt;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -12,16 +14,24 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustls::ServerConfig;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// The one path that is served.
 const PATH: &str = "/admit";
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What connections are served with; nothing while there is no certificate. A change is for the connections that come after it.
+pub type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 
 /// What a caller may cost.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +39,8 @@ pub struct Limits {
     /// The largest body, in bytes; beyond it the answer is 413. A review carries an object of at most 3 MiB, and may carry
     /// the one before it.
     pub body_bytes: usize,
-    /// How long a TLS handshake, the header or the body of a request may take; beyond it the connection is cut.
+    /// How long a TLS handshake, the header or the body of a request may take; beyond it the connection is cut, or the answer
+    /// is 408.
     pub read: Duration,
     /// How long an answer may take where the review does not say: the webhook's time-out is 10 s, and less is left of it.
     pub answer: Duration,
@@ -51,98 +62,142 @@ impl Default for Limits {
     }
 }
 
-struct Server {
-    admitter: Admitter,
+struct Server<A> {
+    answer: A,
     clock: Clock,
     limits: Limits,
+    metrics: Metrics,
     places: Semaphore,
 }
 
-/// Serves until `shutdown`, then answers what is in flight.
-///
-/// # Errors
-/// Where connections can no longer be accepted.
-pub async fn serve(
+/// Serves until `shutdown`, then answers what is in flight. `answer` makes of the body of a review, by a deadline, that of the
+/// answer; where it panics, that is one 500.
+pub async fn serve<A, F>(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    admitter: Admitter,
+    tls: Tls,
+    answer: A,
     clock: Clock,
     limits: Limits,
+    metrics: Metrics,
     shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    let acceptor = TlsAcceptor::from(tls);
-    let server = Arc::new(Server { admitter, clock, limits, places: Semaphore::new(limits.concurrency) });
+) where
+    A: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(Admission, Vec<u8>), Unreadable>> + Send + 'static,
+{
+    let server = Arc::new(Server { answer, clock, limits, metrics, places: Semaphore::new(limits.concurrency) });
     let connections = GracefulShutdown::new();
     loop {
-        let (stream, _) = tokio::select! {
+        let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
+                Ok((stream, _)) => stream,
                 // Of one connection that went away before it was accepted, or of the process being out of descriptors.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             },
             () = shutdown.cancelled() => break,
         };
-        let (acceptor, server, watcher) = (acceptor.clone(), server.clone(), connections.watcher());
+        let Some(config) = tls.borrow().clone() else { continue };
+        let (server, watcher) = (server.clone(), connections.watcher());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let Ok(Ok(stream)) = timeout(limits.read, acceptor.accept(stream)).await else {
+            let Ok(Ok(stream)) = timeout(limits.read, TlsAcceptor::from(config).accept(stream)).await else {
                 return;
             };
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.read);
             builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
+            let heard = Arc::new(AtomicBool::new(false));
+            let has_asked = heard.clone();
             let service = service_fn(move |request| {
+                has_asked.store(true, Ordering::Relaxed);
                 let server = server.clone();
                 async move { Ok::<_, Infallible>(server.route(request).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(%error, "a connection ended badly");
+            tokio::select! {
+                ended = watcher.watch(connection) => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended badly");
+                },
+                () = silence(limits.read, &heard) => tracing::debug!("a connection without a request was cut"),
             }
         });
     }
     drop(listener);
     let _ = timeout(limits.drain, connections.shutdown()).await;
-    Ok(())
 }
 
-impl Server {
+/// Ends when `patience` is over and nothing was `heard`. An HTTP/2 connection has no limit of its own for its first header.
+async fn silence(patience: Duration, heard: &AtomicBool) {
+    sleep(patience).await;
+    if heard.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl<A, F> Server<A>
+where
+    A: Fn(Bytes, Instant) -> F,
+    F: Future<Output = Result<(Admission, Vec<u8>), Unreadable>>,
+{
     async fn route(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, "reviews are answered at /admit alone");
         }
         if request.method() != Method::POST {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "a review comes by POST");
-            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("POST"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
             return response;
         }
+        let began = self.clock.monotonic();
+        let answered = AssertUnwindSafe(self.review(request, began)).catch_unwind().await;
+        let (outcome, response) = answered.unwrap_or_else(|_| {
+            self.metrics.panicked();
+            (Admission::Panicked, text(StatusCode::INTERNAL_SERVER_ERROR, "switchboard failed: its log says where"))
+        });
+        self.metrics.admission(outcome, self.clock.monotonic().duration_since(began));
+        response
+    }
+
+    async fn review(&self, request: Request<Incoming>, began: Instant) -> (Admission, Response<Full<Bytes>>) {
         let Ok(_place) = self.places.try_acquire() else {
-            return text(StatusCode::TOO_MANY_REQUESTS, "too many reviews at once");
+            let refusal = text(StatusCode::TOO_MANY_REQUESTS, "too many reviews at once");
+            return (Admission::TooMany, refusal);
         };
-        let deadline = self.clock.monotonic() + self.limits.answer.min(time_left(request.uri().query()));
-        let body = Limited::new(request.into_body(), self.limits.body_bytes);
-        let body = match timeout(self.limits.read, body.collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return text(StatusCode::PAYLOAD_TOO_LARGE, "the review is larger than any object can be");
-            }
-            Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body could not be read"),
-            Err(_) => {
-                return text(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
-            }
+        let deadline = began + self.limits.answer.min(time_left(request.uri().query()));
+        let body = match self.read(request.into_body()).await {
+            Ok(body) => body,
+            Err(refused) => return refused,
         };
-        match self.admitter.answer(&body, deadline).await {
-            Ok(review) => {
+        match (self.answer)(body, deadline).await {
+            Ok((outcome, review)) => {
                 let mut response = Response::new(Full::from(review));
-                let json = hyper::header::HeaderValue::from_static("application/json");
-                response.headers_mut().insert(CONTENT_TYPE, json);
-                response
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                (outcome, response)
             }
-            Err(error) => text(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(error) => (Admission::Unreadable, text(StatusCode::BAD_REQUEST, &error.to_string())),
+        }
+    }
+
+    async fn read(&self, body: Incoming) -> Result<Bytes, (Admission, Response<Full<Bytes>>)> {
+        let too_large = || {
+            let refusal = text(StatusCode::PAYLOAD_TOO_LARGE, "the review is larger than any object can be");
+            (Admission::TooLarge, refusal)
+        };
+        // What says that it is too large is not read first.
+        if body.size_hint().lower() > self.limits.body_bytes as u64 {
+            return Err(too_large());
+        }
+        match timeout(self.limits.read, Limited::new(body, self.limits.body_bytes).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(_)) => Err((Admission::Unreadable, text(StatusCode::BAD_REQUEST, "the body could not be read"))),
+            Err(_) => {
+                let refusal = text(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+                Err((Admission::TooSlow, refusal))
+            }
         }
     }
 }

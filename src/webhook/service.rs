@@ -5,6 +5,7 @@ use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Answer, Request};
 use crate::core::refusal::{self, Disclosure, Refusal};
+use crate::telemetry::metrics::Admission;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
@@ -25,36 +26,36 @@ impl Admitter {
         Self { client, claims }
     }
 
-    /// The bytes of the review that answers the one in `body`, by `deadline`.
+    /// The bytes of the review that answers the one in `body`, by `deadline`, and what was answered.
     ///
     /// # Errors
     /// Where the body is no review that can be answered.
-    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<Vec<u8>, Unreadable> {
+    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(Admission, Vec<u8>), Unreadable> {
         let review = Review::parse(body)?;
-        let refusal = match review.asked()? {
-            Asked::NoClaim => None,
-            Asked::Invalid(error) => Some(refusal::invalid_binding(&error)),
-            Asked::Claim(request) => self.refusal(&request, review.user(), deadline).await,
+        let (outcome, refusal) = match review.asked()? {
+            Asked::NoClaim => (Admission::NoClaim, None),
+            Asked::Invalid(error) => (Admission::Invalid, Some(refusal::invalid_binding(&error))),
+            Asked::Claim(request) => self.claim(&request, review.user(), deadline).await,
         };
-        Ok(respond(&review, refusal)?)
+        Ok((outcome, respond(&review, refusal)?))
     }
 
-    async fn refusal(&self, request: &Request, user: &UserInfo, deadline: Instant) -> Option<Refusal> {
+    async fn claim(&self, request: &Request, user: &UserInfo, deadline: Instant) -> (Admission, Option<Refusal>) {
         let answer = self.claims.admit(request, deadline).await;
         let outcome = match &answer {
-            Answer::Allow => "allowed",
-            Answer::Refuse { .. } => "refused",
-            Answer::AlreadyExists => "already-exists",
-            Answer::Undecidable(_) => "undecidable",
+            Answer::Allow => Admission::Allowed,
+            Answer::Refuse { .. } => Admission::Refused,
+            Answer::AlreadyExists => Admission::AlreadyExists,
+            Answer::Undecidable(_) => Admission::Undecidable,
         };
         tracing::debug!(
             conversation = %request.conversation,
             binding = %request.binding.name(),
             dry_run = request.is_dry_run,
-            outcome,
+            outcome = outcome.as_str(),
             "answered a create"
         );
-        match answer {
+        let refusal = match answer {
             Answer::Allow => None,
             Answer::AlreadyExists => Some(refusal::already_exists(&request.conversation.name)),
             Answer::Undecidable(why) => Some(refusal::undecidable(why)),
@@ -66,7 +67,8 @@ impl Admitter {
                 };
                 Some(refusal::already_bound(&request.binding, &holder, &stored, disclosure))
             }
-        }
+        };
+        (outcome, refusal)
     }
 
     /// A holder in another namespace is named only to somebody who may read it. Where that cannot be found out it is not.

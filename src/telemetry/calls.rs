@@ -1,0 +1,139 @@
+//! A layer around the client of the API server: counts each call by verb, resource and answer.
+
+use super::metrics::Metrics;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hyper::{Method, Request, Response, Uri};
+use kube::client::Body;
+use std::task::{Context, Poll};
+use tower::{Layer, Service};
+
+/// Counts the calls of a client.
+#[derive(Clone, Debug)]
+pub struct CallLayer(Metrics);
+
+impl CallLayer {
+    /// Counts into `metrics`.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self(metrics)
+    }
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Calls<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Calls { inner, metrics: self.0.clone() }
+    }
+}
+
+/// A client whose calls are counted.
+#[derive(Clone, Debug)]
+pub struct Calls<S> {
+    inner: S,
+    metrics: Metrics,
+}
+
+impl<S, B> Service<Request<Body>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (verb, resource) = call_of(request.method(), request.uri());
+        let metrics = self.metrics.clone();
+        self.inner
+            .call(request)
+            .inspect(move |answer| {
+                let code = answer.as_ref().map_or(0, |response| response.status().as_u16());
+                metrics.api_call(verb, resource, code);
+            })
+            .boxed()
+    }
+}
+
+/// What the operator calls. Everything else is `other`, so that no path makes a label.
+const RESOURCES: [&str; 8] = [
+    "addressbindings",
+    "conversations",
+    "conversations/status",
+    "events",
+    "leases",
+    "secrets",
+    "subjectaccessreviews",
+    "validatingwebhookconfigurations",
+];
+
+/// The verb, in the words of RBAC, and the resource of a request.
+fn call_of(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
+    let mut segments: Vec<_> = uri.path().trim_matches('/').split('/').collect();
+    // `api/v1` or `apis/GROUP/VERSION`, then perhaps a namespace; what is left is `RESOURCE[/NAME[/SUBRESOURCE]]`.
+    let prefix = if segments.first() == Some(&"api") { 2 } else { 3 };
+    segments.drain(..prefix.min(segments.len()));
+    if segments.first() == Some(&"namespaces") && segments.len() > 2 {
+        segments.drain(..2);
+    }
+    let resource = RESOURCES.into_iter().find(|known| {
+        let (kind, subresource) = known.split_once('/').map_or((*known, None), |(kind, sub)| (kind, Some(sub)));
+        (segments.first(), segments.get(2)) == (Some(&kind), subresource.as_ref())
+    });
+    let is_watch = uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+    let verb = match *method {
+        Method::GET if is_watch => "watch",
+        Method::GET if segments.len() > 1 => "get",
+        Method::GET => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "other",
+    };
+    (verb, resource.unwrap_or("other"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::call_of;
+    use hyper::Method;
+
+    #[test]
+    fn a_call_is_told_by_the_words_of_rbac() {
+        for (method, uri, expected) in [
+            (Method::GET, "/apis/switchboard.dev/v1alpha1/conversations?&limit=500", ("list", "conversations")),
+            (
+                Method::GET,
+                "/apis/switchboard.dev/v1alpha1/conversations?&watch=true&timeoutSeconds=290",
+                ("watch", "conversations"),
+            ),
+            (
+                Method::GET,
+                "/apis/switchboard.dev/v1alpha1/namespaces/sales/conversations/alice",
+                ("get", "conversations"),
+            ),
+            (
+                Method::PATCH,
+                "/apis/switchboard.dev/v1alpha1/namespaces/sales/conversations/alice/status?&fieldManager=switchboard",
+                ("patch", "conversations/status"),
+            ),
+            (Method::POST, "/apis/switchboard.dev/v1alpha1/addressbindings?", ("create", "addressbindings")),
+            (Method::DELETE, "/apis/switchboard.dev/v1alpha1/addressbindings/sms-a", ("delete", "addressbindings")),
+            (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/s/leases/switchboard?", ("update", "leases")),
+            (Method::GET, "/api/v1/namespaces/s/secrets/switchboard-webhook-tls", ("get", "secrets")),
+            // A namespace, or an object, that is called like a resource.
+            (Method::GET, "/api/v1/namespaces/secrets/secrets/leases", ("get", "secrets")),
+            (Method::GET, "/version", ("list", "other")),
+            (Method::GET, "/api/v1/namespaces/sales", ("get", "other")),
+        ] {
+            assert_eq!(call_of(&method, &uri.parse().unwrap()), expected, "{method} {uri}");
+        }
+    }
+}

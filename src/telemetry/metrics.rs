@@ -1,0 +1,539 @@
+//! Every metric of the process: its name, its labels, and what it means. METRICS.md tells the same to people, and a test compares
+//! the two with what `/metrics` serves.
+//!
+//! Names begin with `switchboard_`, units are the base units, and each label has few values: none is an address, a namespace or a
+//! name.
+
+use crate::api::{Channel, State, Time};
+use crate::clock::Clock;
+use crate::core::refusal::state_word;
+use crate::leader::Leadership;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The media type of what [`Metrics::encode`] makes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of the buckets of what takes an API call or two, in seconds.
+const CALLS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds of the buckets of what may be late by a whole outage, in seconds.
+const LATENESS: [f64; 11] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0, 300.0, 3600.0];
+
+/// What became of a review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It was allowed, with a claim.
+    Allowed,
+    /// It was allowed, since it needs no claim.
+    NoClaim,
+    /// 48031: another conversation holds the binding.
+    Refused,
+    /// Its addresses make no binding.
+    Invalid,
+    /// The conversation exists.
+    AlreadyExists,
+    /// It could not be decided in time.
+    Undecidable,
+    /// It was no review that can be answered.
+    Unreadable,
+    /// Its body did not arrive in time.
+    TooSlow,
+    /// Its body was larger than any review is.
+    TooLarge,
+    /// There were too many at once.
+    TooMany,
+    /// The handler panicked.
+    Panicked,
+}
+
+impl Admission {
+    const ALL: [Self; 11] = [
+        Self::Allowed,
+        Self::NoClaim,
+        Self::Refused,
+        Self::Invalid,
+        Self::AlreadyExists,
+        Self::Undecidable,
+        Self::Unreadable,
+        Self::TooSlow,
+        Self::TooLarge,
+        Self::TooMany,
+        Self::Panicked,
+    ];
+
+    /// The word for it in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.parts().0
+    }
+
+    /// The code that it is answered with: of the review's status, or of HTTP where no review is answered.
+    #[must_use]
+    pub fn code(self) -> u16 {
+        self.parts().1
+    }
+
+    fn parts(self) -> (&'static str, u16) {
+        match self {
+            Self::Allowed => ("allowed", 200),
+            Self::NoClaim => ("no_claim", 200),
+            Self::Refused => ("refused", 403),
+            Self::Invalid => ("invalid", 403),
+            Self::AlreadyExists => ("already_exists", 409),
+            Self::Undecidable => ("undecidable", 503),
+            Self::Unreadable => ("unreadable", 400),
+            Self::TooSlow => ("too_slow", 408),
+            Self::TooLarge => ("too_large", 413),
+            Self::TooMany => ("too_many", 429),
+            Self::Panicked => ("panicked", 500),
+        }
+    }
+}
+
+/// What was written to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimWrite {
+    /// It was made.
+    Create,
+    /// Its content was replaced.
+    Replace,
+    /// It was deleted.
+    Delete,
+}
+
+/// What became of a write to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// It took effect.
+    Done,
+    /// A precondition did not hold.
+    Lost,
+    /// The API server did not do it.
+    Failed,
+}
+
+impl ClaimWrite {
+    const ALL: [Self; 3] = [Self::Create, Self::Replace, Self::Delete];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Replace => "replace",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl WriteOutcome {
+    const ALL: [Self; 3] = [Self::Done, Self::Lost, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What a piece of the leader's work is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconciled {
+    /// A conversation.
+    Conversation,
+    /// A claim.
+    Claim,
+}
+
+/// Why a piece of the leader's work failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The API server could not be reached, or its answer not read.
+    Transport,
+    /// It did not answer in time.
+    TimedOut,
+    /// It asked for patience (429).
+    Throttled,
+    /// The operator lacks a right (401, 403).
+    Forbidden,
+    /// It refused for another reason (4xx).
+    Rejected,
+    /// It failed itself (5xx).
+    Server,
+    /// An AddressBinding does not bear the name of its binding.
+    Foreign,
+}
+
+impl Failure {
+    const ALL: [Self; 7] = [
+        Self::Transport,
+        Self::TimedOut,
+        Self::Throttled,
+        Self::Forbidden,
+        Self::Rejected,
+        Self::Server,
+        Self::Foreign,
+    ];
+
+    /// The class of an API call's error.
+    #[must_use]
+    pub fn of(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => match status.code {
+                429 => Self::Throttled,
+                401 | 403 => Self::Forbidden,
+                400..=499 => Self::Rejected,
+                _ => Self::Server,
+            },
+            _ => Self::Transport,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Transport => "transport",
+            Self::TimedOut => "timed_out",
+            Self::Throttled => "throttled",
+            Self::Forbidden => "forbidden",
+            Self::Rejected => "rejected",
+            Self::Server => "server",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// Which certificate expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// The one that is served.
+    Serving,
+    /// The one that signed it.
+    Authority,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    outcome: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClaimWriteLabels {
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConversationLabels {
+    channel: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TaskLabels {
+    task: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClassLabels {
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    verb: &'static str,
+    resource: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    certificate: &'static str,
+}
+
+/// What is counted and measured. A clone counts into the same.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    admissions: Family<AdmissionLabels, Counter>,
+    admission_duration: Histogram,
+    claim_writes: Family<ClaimWriteLabels, Counter>,
+    released: Counter,
+    orphans: Counter,
+    conversations: Family<ConversationLabels, Gauge>,
+    unassigned: Gauge,
+    lateness: Histogram,
+    reconcile_duration: Family<TaskLabels, Histogram>,
+    reconcile_errors: Family<ClassLabels, Counter>,
+    api_calls: Family<CallLabels, Counter>,
+    certificate_expiry: Family<CertificateLabels, Gauge>,
+    panics: Counter,
+    live: Arc<Live>,
+}
+
+/// What is found out when it is asked for.
+#[derive(Debug)]
+struct Live {
+    clock: Clock,
+    state: Mutex<LiveState>,
+}
+
+#[derive(Debug, Default)]
+struct LiveState {
+    leadership: Option<Leadership>,
+    oldest_unassigned: Option<Time>,
+    is_webhook_in_force: Option<bool>,
+}
+
+impl Metrics {
+    /// All metrics, at their beginning.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        let mut registry = Registry::with_prefix("switchboard");
+        let admissions = Family::<AdmissionLabels, Counter>::default();
+        for outcome in Admission::ALL {
+            drop(admissions.get_or_create(&AdmissionLabels { outcome: outcome.as_str(), code: outcome.code() }));
+        }
+        registry.register(
+            "admission_requests",
+            "Reviews by outcome, with the code they were answered with",
+            admissions.clone(),
+        );
+        let admission_duration = Histogram::new(CALLS);
+        registry.register(
+            "admission_duration_seconds",
+            "How long reviews took from their header to their answer",
+            admission_duration.clone(),
+        );
+        let claim_writes = Family::<ClaimWriteLabels, Counter>::default();
+        for operation in ClaimWrite::ALL.map(ClaimWrite::as_str) {
+            for outcome in WriteOutcome::ALL.map(WriteOutcome::as_str) {
+                drop(claim_writes.get_or_create(&ClaimWriteLabels { operation, outcome }));
+            }
+        }
+        registry.register(
+            "claim_writes",
+            "Writes to claims: done, lost to another writer, or failed",
+            claim_writes.clone(),
+        );
+        let released = Counter::default();
+        registry.register("claims_released", "Claims that the leader released", released.clone());
+        let orphans = Counter::default();
+        registry.register(
+            "orphans_collected",
+            "Released claims of creates that were admitted and never stored",
+            orphans.clone(),
+        );
+        let conversations = Family::<ConversationLabels, Gauge>::default();
+        registry.register("conversations", "Open conversations by channel and state in effect", conversations.clone());
+        let unassigned = Gauge::default();
+        registry.register("unassigned_conversations", "Open conversations without a participant", unassigned.clone());
+        let lateness = Histogram::new(LATENESS);
+        registry.register(
+            "timer_lateness_seconds",
+            "How long after its deadline a state that a timer brought about was written",
+            lateness.clone(),
+        );
+        let calls: fn() -> Histogram = || Histogram::new(CALLS);
+        let reconcile_duration = Family::<TaskLabels, Histogram>::new_with_constructor(calls);
+        for task in [Reconciled::Conversation, Reconciled::Claim] {
+            drop(reconcile_duration.get_or_create(&TaskLabels { task: task.as_str() }));
+        }
+        registry.register(
+            "reconcile_duration_seconds",
+            "How long the leader's work on a conversation or a claim took",
+            reconcile_duration.clone(),
+        );
+        let reconcile_errors = Family::<ClassLabels, Counter>::default();
+        for class in Failure::ALL.map(Failure::as_str) {
+            drop(reconcile_errors.get_or_create(&ClassLabels { class }));
+        }
+        registry.register(
+            "reconcile_errors",
+            "Pieces of the leader's work that failed, by class",
+            reconcile_errors.clone(),
+        );
+        let api_calls = Family::<CallLabels, Counter>::default();
+        registry.register(
+            "api_requests",
+            "Calls of the API server, by the code it answered with; 0 where there was no answer",
+            api_calls.clone(),
+        );
+        let certificate_expiry = Family::<CertificateLabels, Gauge>::default();
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate of the webhook expires, since 1970",
+            certificate_expiry.clone(),
+        );
+        let panics = Counter::default();
+        registry.register("panics", "Handlers that panicked", panics.clone());
+        let build = Info::new([("version", VERSION), ("commit", COMMIT)]);
+        registry.register("build", "What runs", build);
+        let live = Arc::new(Live { clock, state: Mutex::default() });
+        registry.register_collector(Box::new(live.clone()));
+        Self(Arc::new(Inner {
+            registry,
+            admissions,
+            admission_duration,
+            claim_writes,
+            released,
+            orphans,
+            conversations,
+            unassigned,
+            lateness,
+            reconcile_duration,
+            reconcile_errors,
+            api_calls,
+            certificate_expiry,
+            panics,
+            live,
+        }))
+    }
+
+    /// The text that Prometheus reads, of the type [`CONTENT_TYPE`].
+    ///
+    /// # Errors
+    /// Never in fact: text can be written to a string.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut encoded = String::new();
+        text::encode(&mut encoded, &self.0.registry)?;
+        Ok(encoded)
+    }
+
+    /// A review was answered.
+    pub fn admission(&self, outcome: Admission, took: Duration) {
+        let labels = AdmissionLabels { outcome: outcome.as_str(), code: outcome.code() };
+        self.0.admissions.get_or_create(&labels).inc();
+        self.0.admission_duration.observe(took.as_secs_f64());
+    }
+
+    /// A claim was to be written.
+    pub fn claim_write(&self, write: ClaimWrite, outcome: WriteOutcome) {
+        let labels = ClaimWriteLabels { operation: write.as_str(), outcome: outcome.as_str() };
+        self.0.claim_writes.get_or_create(&labels).inc();
+    }
+
+    /// The leader released a claim: `is_orphan` where it was that of a create that was never stored.
+    pub fn released(&self, is_orphan: bool) {
+        self.0.released.inc();
+        if is_orphan {
+            self.0.orphans.inc();
+        }
+    }
+
+    /// So many conversations are open on `channel` in `state`.
+    pub fn conversations(&self, channel: Channel, state: State, count: u64) {
+        let labels = ConversationLabels { channel: channel.as_str(), state: state_word(state) };
+        self.0.conversations.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many open conversations have no participant, the oldest of them since then.
+    pub fn unassigned(&self, count: usize, oldest: Option<Time>) {
+        self.0.unassigned.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.0.live.change(|state| state.oldest_unassigned = oldest);
+    }
+
+    /// A state that a timer brought about was written so long after its deadline.
+    pub fn late(&self, by: Duration) {
+        self.0.lateness.observe(by.as_secs_f64());
+    }
+
+    /// A piece of the leader's work has ended.
+    pub fn reconciled(&self, task: Reconciled, took: Duration, failure: Option<Failure>) {
+        self.0.reconcile_duration.get_or_create(&TaskLabels { task: task.as_str() }).observe(took.as_secs_f64());
+        if let Some(failure) = failure {
+            self.0.reconcile_errors.get_or_create(&ClassLabels { class: failure.as_str() }).inc();
+        }
+    }
+
+    /// The API server was called. `code` is 0 where it did not answer.
+    pub fn api_call(&self, verb: &'static str, resource: &'static str, code: u16) {
+        self.0.api_calls.get_or_create(&CallLabels { verb, resource, code }).inc();
+    }
+
+    /// A certificate expires then.
+    pub fn certificate_expires(&self, certificate: Certificate, time: Time) {
+        let labels = CertificateLabels {
+            certificate: match certificate {
+                Certificate::Serving => "serving",
+                Certificate::Authority => "authority",
+            },
+        };
+        self.0.certificate_expiry.get_or_create(&labels).set(time.timestamp().as_second());
+    }
+
+    /// A handler panicked.
+    pub fn panicked(&self) {
+        self.0.panics.inc();
+    }
+
+    /// Whether this replica leads is to be asked there.
+    pub fn leadership(&self, leadership: Leadership) {
+        self.0.live.change(|state| state.leadership = Some(leadership));
+    }
+
+    /// Whether the webhook was found to be in force; nothing where this replica does not know.
+    pub fn webhook_in_force(&self, is_in_force: Option<bool>) {
+        self.0.live.change(|state| state.is_webhook_in_force = is_in_force);
+    }
+}
+
+/// The version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit that was built, where whoever built it said so by `SWITCHBOARD_COMMIT`.
+pub const COMMIT: &str = match option_env!("SWITCHBOARD_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+impl Reconciled {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Conversation => "conversation",
+            Self::Claim => "claim",
+        }
+    }
+}
+
+impl Live {
+    fn change(&self, change: impl FnOnce(&mut LiveState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let leads = state.leadership.as_ref().is_some_and(Leadership::leads);
+        let mut gauge = |name, help, value: u64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("leader", "1 in the replica that leads, else 0", u64::from(leads))?;
+        let age = state.oldest_unassigned.map_or(0, |since| self.clock.now().milliseconds_since(since) / 1000);
+        gauge(
+            "oldest_unassigned_age_seconds",
+            "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
+            age,
+        )?;
+        if let Some(is_in_force) = state.is_webhook_in_force.filter(|_| leads) {
+            gauge(
+                "webhook_in_force",
+                "Whether the API server asked the webhook when the leader last tried; absent in the others",
+                u64::from(is_in_force),
+            )?;
+        }
+        Ok(())
+    }
+}
