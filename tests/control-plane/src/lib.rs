@@ -43,6 +43,7 @@ use ports::Port;
 
 pub use balancer::Balancer;
 pub use certificates::{Authority, ServingCertificate};
+pub use data_directory::copy_directory;
 pub use error::Error;
 pub use installation::{Builder as InstallationBuilder, Installation, Replica};
 pub use reaper::end_everything;
@@ -57,6 +58,7 @@ const ADMINISTRATOR: &str = "administrator";
 pub struct Builder {
     api_servers: usize,
     fsync: bool,
+    etcd_data: Option<PathBuf>,
     api_server_flags: Vec<String>,
     users: Vec<(String, Vec<String>)>,
 }
@@ -74,6 +76,13 @@ impl Builder {
     #[must_use]
     pub fn fsync(mut self, fsync: bool) -> Self {
         self.fsync = fsync;
+        self
+    }
+
+    /// What etcd begins with: a copy of the data directory of one that was stopped. Nothing unless set.
+    #[must_use]
+    pub fn etcd_data(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.etcd_data = Some(directory.into());
         self
     }
 
@@ -121,6 +130,9 @@ impl Builder {
             directory: directory.path().to_owned(),
         };
 
+        if let Some(data) = &self.etcd_data {
+            copy_directory(data, &directory.path().join(etcd::DATA))?;
+        }
         let etcd = etcd::start(etcd, &directory, &etcd_port, self.fsync)?;
         let plan = api_server::Plan {
             binary: api_server,
@@ -178,7 +190,7 @@ impl ControlPlane {
     /// One API server, etcd without fsync, and an administrator, unless asked otherwise.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { api_servers: 1, fsync: false, api_server_flags: Vec::new(), users: Vec::new() }
+        Builder { api_servers: 1, fsync: false, etcd_data: None, api_server_flags: Vec::new(), users: Vec::new() }
     }
 
     /// The API servers, in the order of their contexts.
@@ -205,7 +217,7 @@ impl ControlPlane {
     /// Where etcd has its data. To restore a backup, stop etcd, replace the directory, and start etcd again.
     #[must_use]
     pub fn etcd_data(&self) -> PathBuf {
-        self.data_dir().join("etcd")
+        self.data_dir().join(etcd::DATA)
     }
 
     /// The file for the administrator: a context for each API server (`api-1`, `api-2`, …), of which `api-1` is the current one.

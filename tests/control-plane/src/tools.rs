@@ -143,7 +143,7 @@ pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
 
 /// Where this repository keeps what it builds for itself, and the locks on ports: `$SWITCHBOARD_CACHE`, else `switchboard` in the
 /// user's cache directory.
-pub(crate) fn cache_directory() -> Result<PathBuf, Error> {
+pub fn cache_directory() -> Result<PathBuf, Error> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("SWITCHBOARD_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("switchboard")))
