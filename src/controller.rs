@@ -8,7 +8,7 @@ mod index;
 mod queue;
 mod work;
 
-use crate::api::{AddressBinding, Conversation};
+use crate::api::{AddressBinding, Conversation, ConversationReference, Time};
 use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
 use crate::leader::Leadership;
@@ -23,6 +23,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use queue::{Queue, Task};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
@@ -233,7 +234,7 @@ impl Controller {
     fn begin(&mut self, task: Task, jobs: &mut JoinSet<Finished>) {
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
         match &task {
-            Task::Conversation(place) => match self.index.plan_conversation(place, now) {
+            Task::Conversation(place) => match self.plan(place, now) {
                 ConversationPlan::Nothing { wake, look_at_first } => {
                     self.queue.set_deadline(place, wake);
                     self.ask_for(look_at_first);
@@ -265,17 +266,34 @@ impl Controller {
         }
     }
 
+    fn plan(&self, place: &Arc<ConversationReference>, now: Time) -> ConversationPlan {
+        let is_under_way =
+            |other: &Arc<ConversationReference>| self.queue.is_under_way(&Task::Conversation(other.clone()));
+        self.index.plan_conversation(place, is_under_way, now)
+    }
+
     fn finished(&mut self, finished: Finished) {
         let Finished { task, next } = finished;
         self.queue.done(&task);
         if !self.leads {
             return;
         }
+        if let Task::Conversation(place) = &task {
+            let waits_for_it = self.index.claimant(place);
+            self.ask_for(waits_for_it.into_iter().collect());
+        }
         match next {
             Next::Nothing => self.queue.succeeded(&task),
             Next::Wake(wake) => {
                 self.queue.succeeded(&task);
                 if let Task::Conversation(place) = &task {
+                    self.queue.set_deadline(place, wake);
+                }
+            }
+            Next::Written { resource_version, wake } => {
+                self.queue.succeeded(&task);
+                if let Task::Conversation(place) = &task {
+                    self.index.written(place, &resource_version);
                     self.queue.set_deadline(place, wake);
                 }
             }

@@ -48,6 +48,8 @@ struct Entry {
     /// Tells whether the stored status is the one that was decided.
     fingerprint: u64,
     counted: Counted,
+    /// Whether its status was written since, which the watch has yet to show.
+    is_behind: bool,
 }
 
 #[derive(Debug)]
@@ -200,8 +202,12 @@ impl Index {
     /// Everything that a new leader looks at.
     pub fn everything(&self) -> Vec<Task> {
         let conversations = self.conversations.keys().chain(self.closed.keys()).cloned().map(Task::Conversation);
-        let claims = self.claims.keys().filter(|name| !self.is_settled(name)).cloned().map(Task::Claim);
-        claims.chain(conversations).collect()
+        self.unsettled().chain(conversations).collect()
+    }
+
+    /// The claims that record anything but the conversation that holds them.
+    fn unsettled(&self) -> impl Iterator<Item = Task> {
+        self.claims.keys().filter(|name| !self.is_settled(name)).cloned().map(Task::Claim)
     }
 
     /// A list of the conversations begins.
@@ -213,7 +219,10 @@ impl Index {
     pub fn conversations_listed(&mut self, now: Instant) -> Vec<Task> {
         let listed = self.conversation_list.end();
         let gone: Vec<Place> = self.conversations.keys().filter(|place| !listed.contains(*place)).cloned().collect();
-        gone.iter().flat_map(|place| self.forget(place, now)).collect()
+        let mut affected: Vec<Task> = gone.iter().flat_map(|place| self.forget(place, now)).collect();
+        // What came and went while no watch was open was never shown: nothing else tells that its claim is left.
+        affected.extend(self.unsettled());
+        affected
     }
 
     /// A list of the closed conversations begins.
@@ -238,7 +247,8 @@ impl Index {
         self.closed_list.saw(place.clone());
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
         let counted = Counted::of(conversation);
-        self.closed.insert(place.clone(), Entry { uid, resource_version, facts, binding: None, fingerprint, counted });
+        let entry = Entry { uid, resource_version, facts, binding: None, fingerprint, counted, is_behind: false };
+        self.closed.insert(place.clone(), entry);
         vec![Task::Conversation(place)]
     }
 
@@ -281,7 +291,8 @@ impl Index {
         let binding = facts.holds().map(crate::core::binding::Binding::name);
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
         let counted = Counted::of(conversation);
-        let entry = Entry { uid, resource_version, facts, binding: binding.clone(), fingerprint, counted };
+        let entry =
+            Entry { uid, resource_version, facts, binding: binding.clone(), fingerprint, counted, is_behind: false };
         self.census.add(counted);
         let before = self.conversations.insert(place.clone(), entry);
         if let Some(before) = &before {
@@ -302,6 +313,15 @@ impl Index {
         }
         affected.push(Task::Conversation(place));
         affected
+    }
+
+    /// The status of a conversation was changed by a write that rested on this version: the next event about it shows that.
+    pub fn written(&mut self, place: &Place, resource_version: &str) {
+        if let Some(entry) = self.conversations.get_mut(place)
+            && entry.resource_version == resource_version
+        {
+            entry.is_behind = true;
+        }
     }
 
     /// A conversation is gone from the watch: it was deleted, or its status says Closed.
@@ -325,7 +345,7 @@ impl Index {
         affected
     }
 
-    /// `place` no longer needs the binding.
+    /// `place` no longer needs the binding. Others may have waited for it.
     fn give_up(&mut self, place: &Place, name: &BindingName) -> Vec<Task> {
         if let Some(candidates) = self.candidates.get_mut(name) {
             candidates.remove(place);
@@ -333,7 +353,9 @@ impl Index {
                 self.candidates.remove(name);
             }
         }
-        vec![Task::Claim(name.clone())]
+        let mut affected = self.candidates_of(name);
+        affected.push(Task::Claim(name.clone()));
+        affected
     }
 
     /// A claim is stored as `claim` says.
@@ -347,11 +369,12 @@ impl Index {
         };
         let observed =
             claim.admissions.iter().map(|admission| (admission.uid.clone(), since(&admission.uid))).collect();
-        let has_decided = claim.admissions.iter().any(|admission| self.is_decided(&claim, &admission.uid));
+        let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(&claim, &admission.uid)).count();
+        let waits = in_flight > 0 && in_flight == claim.admissions.len();
         self.claims.insert(name.clone(), ClaimEntry { claim, observed });
         let mut affected = self.candidates_of(&name);
-        // A claim whose UIDs are all in flight waits for them. One that has a decided UID may be to be released or pruned.
-        if has_decided && !self.is_settled(&name) {
+        // A claim whose UIDs are all in flight waits for them. One that has a decided UID, or none, may be to be released or pruned.
+        if !waits && !self.is_settled(&name) {
             affected.push(Task::Claim(name));
         }
         affected
@@ -399,8 +422,20 @@ impl Index {
         in_flight.map(|(_, since)| *since + grace_period).max()
     }
 
-    /// What is to be done about the conversation at `place`.
-    pub fn plan_conversation(&self, place: &Place, now: Time) -> ConversationPlan {
+    /// The conversation that the claim on the binding of `place` names, where that is another one: it may wait for `place`.
+    pub fn claimant(&self, place: &Place) -> Option<Task> {
+        let binding = self.conversations.get(place)?.binding.as_ref()?;
+        let (claimant, _) = self.conversations.get_key_value(&self.claims.get(binding)?.claim.holder)?;
+        (claimant != place).then(|| Task::Conversation(claimant.clone()))
+    }
+
+    /// What is to be done about the conversation at `place`, given which others are being written.
+    pub fn plan_conversation(
+        &self,
+        place: &Place,
+        is_under_way: impl Fn(&Place) -> bool,
+        now: Time,
+    ) -> ConversationPlan {
         let Some(entry) = self.conversations.get(place) else {
             return self.plan_closed(place, now);
         };
@@ -418,18 +453,15 @@ impl Index {
                 is_first: self.first_candidate(name) == Some(place),
             }));
         }
-        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first.
-        let bound_by_another: Vec<Task> = self
-            .candidates
-            .get(name)
-            .into_iter()
-            .flatten()
-            .filter(|other| {
-                *other != place && self.conversations.get(*other).is_some_and(|other| other.facts.is_bound())
-            })
-            .cloned()
-            .map(Task::Conversation)
-            .collect();
+        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first, and
+        // what is being or was just written of it, decided on an older claim, may say that it is bound.
+        let rivals = || self.candidates.get(name).into_iter().flatten().filter(|other| *other != place);
+        let is_behind = |other| self.conversations.get(other).is_some_and(|entry: &Entry| entry.is_behind);
+        if rivals().any(|other| is_under_way(other) || is_behind(other)) {
+            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
+        }
+        let is_bound = |other: &&Place| self.conversations.get(*other).is_some_and(|other| other.facts.is_bound());
+        let bound_by_another: Vec<Task> = rivals().filter(is_bound).cloned().map(Task::Conversation).collect();
         if !bound_by_another.is_empty() {
             return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
         }

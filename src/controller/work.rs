@@ -46,6 +46,13 @@ pub enum Next {
     Nothing,
     /// The conversation is as it should be until then.
     Wake(Option<Time>),
+    /// The status of the conversation was changed, on that version of it, and is as it should be until then.
+    Written {
+        /// The version that the write rested on.
+        resource_version: String,
+        /// When the state will change by itself.
+        wake: Option<Time>,
+    },
     /// Something else is to be looked at.
     LookAt(Task),
     /// The claim is to be looked at again when the grace period of its creates in flight is over.
@@ -143,7 +150,7 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         match conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await {
-            Ok(_) => {
+            Ok(written) => {
                 tracing::info!(conversation = %place, ?state, "wrote the status");
                 if let Some(due) = due {
                     self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
@@ -151,7 +158,9 @@ impl Worker {
                 for fact in &news {
                     self.events.tell(&place, &uid, fact).await;
                 }
-                Ok(Next::Wake(wake))
+                // What changes nothing makes no event.
+                let is_changed = written.metadata.resource_version.as_deref() != Some(&resource_version);
+                Ok(if is_changed { Next::Written { resource_version, wake } } else { Next::Wake(wake) })
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),

@@ -4,6 +4,7 @@
 
 pub mod chart;
 pub mod cluster;
+pub mod etcd;
 pub mod faulty;
 pub mod https;
 pub mod oracle;
