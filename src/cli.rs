@@ -1,6 +1,7 @@
 //! The command line: commands, flags and the environment, made into settings. It does no work of its own.
 
 use crate::api::{address_binding_crd, conversation_crd};
+use crate::certificates::{self, Clients, Files};
 use crate::telemetry::logs;
 use crate::{leader, run};
 use clap::{Args, Parser, Subcommand};
@@ -44,18 +45,42 @@ struct Run {
     /// Where the API server's reviews are answered, by HTTPS, at the path /admit.
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
     webhook_address: SocketAddr,
-    /// The serving certificate with what it rests on, PEM.
-    #[arg(long, env = "SWITCHBOARD_TLS_CERT_FILE", default_value = "/etc/switchboard/tls/tls.crt")]
-    tls_cert_file: PathBuf,
-    /// The key of the serving certificate, PEM.
-    #[arg(long, env = "SWITCHBOARD_TLS_KEY_FILE", default_value = "/etc/switchboard/tls/tls.key")]
-    tls_key_file: PathBuf,
-    /// Where /livez and /readyz are answered, by HTTP.
+    /// The serving certificate with what it rests on, PEM, where somebody else renews it: cert-manager, say. It is read again
+    /// when it changes. Without it the operator makes a certificate, keeps it in a Secret, and writes the caBundle.
+    #[arg(long, env = "SWITCHBOARD_TLS_CERT_FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(long, env = "SWITCHBOARD_TLS_KEY_FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+    /// The Secret in which the operator keeps the certificate that it makes.
+    #[arg(long, env = "SWITCHBOARD_TLS_SECRET_NAME", default_value = "switchboard-webhook-tls")]
+    tls_secret_name: String,
+    /// How long a certificate that the operator makes is valid, such as 2160h. It is renewed at two thirds of that.
+    #[arg(long, env = "SWITCHBOARD_CERTIFICATE_LIFE", default_value = "2160h", value_parser = duration)]
+    certificate_life: Duration,
+    /// The ValidatingWebhookConfiguration whose caBundle the operator writes.
+    #[arg(long, env = "SWITCHBOARD_WEBHOOK_CONFIGURATION", default_value = "switchboard")]
+    webhook_configuration: String,
+    /// The DNS names and IP addresses at which the API server calls the webhook, separated by commas
+    /// [default: switchboard.NAMESPACE.svc]
+    #[arg(long, env = "SWITCHBOARD_WEBHOOK_DNS_NAME", value_delimiter = ',')]
+    webhook_dns_name: Vec<String>,
+    /// The CA of those who may call the webhook, PEM: whoever has no certificate of its is turned away. Without it, everybody
+    /// who reaches the port may call. The API server shows a certificate only where it was configured to.
+    #[arg(long, env = "SWITCHBOARD_CLIENT_CA_FILE")]
+    client_ca_file: Option<PathBuf>,
+    /// The common names that their certificates may have, separated by commas; none given: any.
+    #[arg(long, env = "SWITCHBOARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca_file")]
+    client_name: Vec<String>,
+    /// Where /livez, /readyz and /metrics are answered, by HTTP.
     #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
     health_address: SocketAddr,
-    /// The namespace of the Lease by which one replica leads.
-    #[arg(long, env = "SWITCHBOARD_LEASE_NAMESPACE", default_value = "switchboard-system")]
-    lease_namespace: String,
+    /// The namespace that the operator runs in: of its Secret, and of its Lease.
+    #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
+    namespace: String,
+    /// The namespace of the Lease by which one replica leads [default: as --namespace]
+    #[arg(long, env = "SWITCHBOARD_LEASE_NAMESPACE")]
+    lease_namespace: Option<String>,
     /// The name of the Lease.
     #[arg(long, env = "SWITCHBOARD_LEASE_NAME", default_value = "switchboard")]
     lease_name: String,
@@ -114,13 +139,26 @@ impl Run {
             );
         }
         logs::init(self.log_format, &self.log).map_err(|error| format!("--log cannot be read: {error}"))?;
+        let certificate = match self.tls_cert_file.zip(self.tls_key_file) {
+            Some((certificate, key)) => run::Certificate::Files(Files { certificate, key }),
+            None => run::Certificate::Kept(certificates::Settings {
+                namespace: self.namespace.clone(),
+                secret: self.tls_secret_name,
+                configuration: self.webhook_configuration,
+                names: match &self.webhook_dns_name[..] {
+                    [] => vec![format!("switchboard.{}.svc", self.namespace)],
+                    names => names.to_vec(),
+                },
+                life: self.certificate_life,
+            }),
+        };
         let settings = run::Settings {
             webhook_address: self.webhook_address,
-            certificate: self.tls_cert_file,
-            key: self.tls_key_file,
+            certificate,
+            clients: self.client_ca_file.map(|authority| Clients { authority, names: self.client_name }),
             health_address: self.health_address,
             lease: leader::Settings {
-                namespace: self.lease_namespace,
+                namespace: self.lease_namespace.unwrap_or(self.namespace),
                 name: self.lease_name,
                 identity: format!("{}_{}", self.identity, random_suffix()?),
                 duration: self.lease_duration,

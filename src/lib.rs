@@ -7,12 +7,13 @@
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, refusals;
 //! - [`claims`] is the only writer of AddressBindings, and carries the protocol out against the API server;
 //! - [`webhook`] serves admission, and [`controller`] keeps what is stored; they do not know each other;
-//! - [`leader`] keeps the Lease, [`clock`] reads the time, [`telemetry`] tells what happens;
+//! - [`certificates`] keeps what the webhook serves with, [`leader`] keeps the Lease, [`clock`] reads the time, [`telemetry`] tells what happens;
 //! - [`run`] wires these into one supervised process, and [`cli`] makes settings of a command line.
 //!
 //! ARCHITECTURE.md tells why, and why no binding can have two holders.
 
 pub mod api;
+pub mod certificates;
 pub mod claims;
 pub mod cli;
 pub mod clock;

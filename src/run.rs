@@ -1,5 +1,6 @@
 //! Wires everything into one supervised process: whatever part ends, ends the process.
 
+use crate::certificates::{self, Clients, Files, Keeper, Publisher, TlsError};
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
@@ -8,16 +9,14 @@ use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
-use crate::webhook::{Admitter, Limits, TlsError, load_tls, serve};
+use crate::webhook::{Admitter, Limits, serve};
 use hyper::body::Bytes;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,10 +29,10 @@ const FIRST_CONTACT: Duration = Duration::from_secs(10);
 pub struct Settings {
     /// Where reviews are answered.
     pub webhook_address: SocketAddr,
-    /// The serving certificate and what it rests on, PEM.
-    pub certificate: PathBuf,
-    /// Its key, PEM.
-    pub key: PathBuf,
+    /// Where the serving certificate comes from.
+    pub certificate: Certificate,
+    /// Who may call the webhook; nothing: everybody.
+    pub clients: Option<Clients>,
     /// Where probes are answered.
     pub health_address: SocketAddr,
     /// The Lease.
@@ -42,6 +41,15 @@ pub struct Settings {
     pub grace_period: Duration,
     /// How long after a SIGTERM new connections are still taken, so that those who route to this replica learn of it.
     pub drain_delay: Duration,
+}
+
+/// Where the serving certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Certificate {
+    /// The operator makes it.
+    Kept(certificates::Settings),
+    /// Somebody else renews it.
+    Files(Files),
 }
 
 /// Why the process cannot run, in one line with the remedy.
@@ -90,24 +98,24 @@ pub enum Error {
 /// Where it cannot start, or a part of it ends.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let clock = Clock;
-    let tls = load_tls(&settings.certificate, &settings.key)?;
+    let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
+    let (mut publisher, tls) = Publisher::new(settings.clients, readiness.clone(), metrics.clone());
+    if let Certificate::Files(files) = &settings.certificate {
+        files.publish(&mut publisher)?;
+    }
     let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
     let health = listen(settings.health_address, "probes", "--health-address").await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let metrics = Metrics::new(clock);
     let client = connect(&metrics).await?;
 
-    let readiness = Readiness::default();
-    readiness.serving();
-    let (_tls, tls) = watch::channel(Some(tls));
     let claims = Claims::new(client.clone(), clock, settings.grace_period, metrics.clone());
     let events = Events::new(client.clone(), settings.lease.identity.clone());
     let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
     metrics.leadership(leadership.clone());
     let controller =
         Controller::new(client.clone(), claims.clone(), clock, leadership, events, readiness.clone(), metrics.clone());
-    let admitter = Admitter::new(client, claims);
+    let admitter = Admitter::new(client.clone(), claims);
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
     let mut parts: JoinSet<&'static str> = JoinSet::new();
@@ -117,6 +125,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             health::serve(health, readiness, metrics).await;
             "the probes' listener"
         }
+    });
+    parts.spawn(async move {
+        match settings.certificate {
+            Certificate::Kept(settings) => Keeper::new(client, settings, clock, publisher).run().await,
+            Certificate::Files(files) => files.run(publisher).await,
+        }
+        "the keeper of the certificate"
     });
     parts.spawn({
         let closing = closing.clone();
@@ -162,8 +177,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     shutdown.cancel();
     sleep(settings.drain_delay).await;
     closing.cancel();
-    // All but the probes' listener end.
-    while parts.len() > 1 {
+    // All end but the probes' listener and the keeper of the certificate.
+    while parts.len() > 2 {
         parts.join_next().await;
     }
     tracing::info!("stopped");

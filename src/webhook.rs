@@ -5,9 +5,7 @@
 mod review;
 mod server;
 mod service;
-mod tls;
 
 pub use review::respond;
-pub use server::{Limits, serve};
+pub use server::{Limits, Tls, serve};
 pub use service::Admitter;
-pub use tls::{TlsError, load as load_tls};

@@ -9,12 +9,17 @@
 
 mod common;
 
-use common::cluster::Cluster;
+use common::caller::Caller;
+use common::cluster::{Cluster, PATIENCE};
 use control_plane::Replica;
 use kube::{Client, Config};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use switchboard::api::State;
+use tokio::time::{sleep, timeout};
 
 /// What is known of one metric.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -126,4 +131,29 @@ async fn what_happens_to_a_conversation_is_counted() {
         assert!(after > before, "{sample} was {before} and is {after}");
     }
     assert!((sum(cluster, "switchboard_leader").await - 1.0).abs() < f64::EPSILON, "one leads");
+}
+
+#[tokio::test]
+async fn a_certificate_that_changes_in_its_file_is_served_without_a_restart() {
+    let cluster = Cluster::shared();
+    let authority = cluster.installation.authority();
+    let renewed = authority.issue("renewed").unwrap();
+    let directory = cluster.control_plane.data_dir();
+    // One after the other, as a careless hand does: a certificate without its key is passed over.
+    std::fs::write(directory.join("webhook.crt"), &renewed.certificate).unwrap();
+    std::fs::write(directory.join("webhook.key"), &renewed.key).unwrap();
+    let renewed = CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap();
+    let caller = Caller::new(authority.certificate().as_bytes(), None);
+    for replica in cluster.installation.replicas() {
+        let is_served = async {
+            loop {
+                let stream = caller.connect(replica.webhook_address()).await.unwrap();
+                if stream.get_ref().1.peer_certificates().unwrap()[0] == renewed {
+                    return;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, is_served).await.expect("the renewed one");
+    }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
+pub mod caller;
 pub mod chart;
 pub mod cluster;
 pub mod etcd;

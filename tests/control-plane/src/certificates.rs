@@ -13,6 +13,7 @@ pub struct Authority {
 }
 
 /// A certificate for a server on loopback, and its key. PEM.
+#[derive(Clone)]
 pub struct ServingCertificate {
     /// The certificate.
     pub certificate: String,
@@ -38,12 +39,12 @@ impl Authority {
         &self.certificate
     }
 
-    /// A certificate for a server on 127.0.0.1 or `localhost`.
+    /// A certificate for a server on 127.0.0.1 or `localhost`, which may also call others by that common name.
     pub fn issue(&self, name: &str) -> Result<ServingCertificate, Error> {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();

@@ -35,6 +35,7 @@ pub struct Builder {
     values: Vec<String>,
     flags: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    makes_its_certificate: bool,
 }
 
 impl Builder {
@@ -63,6 +64,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The operator makes its own certificate and writes the `caBundle`, as it does unless told otherwise; else a test brings one.
+    #[must_use]
+    pub fn self_managed(mut self) -> Self {
+        self.makes_its_certificate = true;
         self
     }
 
@@ -111,8 +119,11 @@ impl Builder {
         helm.args(["upgrade", "--install", "switchboard", CHART])
             .args(["--namespace", NAMESPACE, "--create-namespace"])
             .args(["--set", "deployment.enabled=false"])
-            .args(["--set-string", &format!("webhook.url=https://{}/admit", balancer.address())])
-            .args(["--set-string", &format!("webhook.caBundle={}", BASE64.encode(authority.certificate().as_bytes()))]);
+            .args(["--set-string", &format!("webhook.url=https://{}/admit", balancer.address())]);
+        if !self.makes_its_certificate {
+            let bundle = BASE64.encode(authority.certificate().as_bytes());
+            helm.args(["--set-string", &format!("webhook.caBundle={bundle}")]);
+        }
         for value in &self.values {
             helm.args(["--set", value]);
         }
@@ -134,13 +145,17 @@ impl Builder {
         command
             .arg("run")
             .args(["--webhook-address", &webhook.address().to_string()])
-            .args([OsStr::new("--tls-cert-file"), files.certificate.as_os_str()])
-            .args([OsStr::new("--tls-key-file"), files.key.as_os_str()])
             .args(["--health-address", &health.address().to_string()])
-            .args(["--lease-namespace", NAMESPACE, "--identity", &name])
-            .args(&self.flags)
+            .args(["--namespace", NAMESPACE, "--identity", &name])
             .env("KUBECONFIG", control_plane.directory.write(&format!("{name}.kubeconfig"), &kubeconfig)?)
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if self.makes_its_certificate {
+            command.args(["--webhook-dns-name", &webhook.address().ip().to_string()]);
+        } else {
+            command.args([OsStr::new("--tls-cert-file"), files.certificate.as_os_str()]);
+            command.args([OsStr::new("--tls-key-file"), files.key.as_os_str()]);
+        }
+        command.args(&self.flags);
         let address = health.address();
         let ready = Box::new(move || http::is_ok(address, "/readyz"));
         let server = Server::new(&name, control_plane.directory.log(&name), command, address, ready)?;
@@ -171,6 +186,7 @@ impl Installation {
             values: Vec::new(),
             flags: Vec::new(),
             environment: Vec::new(),
+            makes_its_certificate: false,
         }
     }
 

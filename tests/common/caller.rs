@@ -1,0 +1,83 @@
+//! Calls a webhook without an API server: by TLS, byte for byte.
+
+use control_plane::ServingCertificate;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Who calls: whom it trusts, and who it says it is.
+pub struct Caller {
+    connector: TlsConnector,
+}
+
+/// An HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub code: u16,
+    pub body: String,
+}
+
+impl Caller {
+    /// One that trusts the CAs of that PEM, has that certificate if any, and speaks HTTP/1.1.
+    pub fn new(trusted: &[u8], identity: Option<&ServingCertificate>) -> Self {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(trusted) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(ServingCertificate { certificate, key }) => {
+                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            }
+        };
+        Self { connector: TlsConnector::from(Arc::new(config)) }
+    }
+
+    /// A connection; an error where either side does not like the other's certificate.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await?;
+        self.connector.connect(ServerName::from(address.ip()), stream).await
+    }
+
+    /// Sends those bytes as the body of a review on a connection of its own.
+    pub async fn review(&self, address: SocketAddr, body: &[u8]) -> io::Result<Answer> {
+        let mut stream = self.connect(address).await?;
+        stream.write_all(&request(body.len(), body)).await?;
+        answer(&mut stream).await
+    }
+}
+
+/// The bytes of a review's request that says it has so many bytes.
+pub fn request(length: usize, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST /admit?timeout=10s HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// What is answered until the connection ends; an error where nothing is.
+pub async fn answer(stream: &mut TlsStream<TcpStream>) -> io::Result<Answer> {
+    let mut bytes = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut bytes).await
+        && bytes.is_empty()
+    {
+        return Err(error);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) =
+        text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("no answer but {text:?}")))?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok(Answer { code: code.ok_or_else(|| io::Error::other(head.to_owned()))?, body: body.to_owned() })
+}

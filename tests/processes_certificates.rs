@@ -1,0 +1,216 @@
+//! The serving certificate that the operator makes for itself, and the one that it may ask of its callers, by real API servers and
+//! replicas.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::caller::Caller;
+use common::cluster::{Cluster, Desk, PATIENCE};
+use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::time::timeout;
+
+const SECRET: &str = "switchboard-webhook-tls";
+const NAMESPACE: &str = "switchboard-system";
+
+/// Two replicas that make their own certificate, valid for `life`, with those flags besides.
+fn cluster(control_plane: control_plane::Builder, life: &str, flags: &[String]) -> Cluster {
+    let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed();
+    let installation = installation.flag(format!("--certificate-life={life}"));
+    Cluster::install(control_plane, &flags.iter().fold(installation, control_plane::InstallationBuilder::flag))
+}
+
+fn configurations(client: &Client) -> Api<ValidatingWebhookConfiguration> {
+    Api::all(client.clone())
+}
+
+/// What the API servers are to trust.
+fn bundle(configuration: &ValidatingWebhookConfiguration) -> Vec<u8> {
+    let webhook = &configuration.webhooks.as_ref().unwrap()[0];
+    webhook.client_config.ca_bundle.clone().map(|bundle| bundle.0).unwrap_or_default()
+}
+
+fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().unwrap()
+}
+
+fn part(secret: &Secret, key: &str) -> Vec<u8> {
+    secret.data.as_ref().and_then(|data| data.get(key)).map(|part| part.0.clone()).unwrap_or_default()
+}
+
+/// The certificate that a replica serves to somebody who trusts what the API servers are to trust at that moment; an error where it
+/// is not trusted, or does not trust `identity`.
+async fn served(
+    client: &Client,
+    replica: &Replica,
+    identity: Option<&ServingCertificate>,
+) -> std::io::Result<CertificateDer<'static>> {
+    let configurations = configurations(client);
+    let mut trusted = bundle(&configurations.get("switchboard").await.unwrap());
+    loop {
+        let error = match Caller::new(&trusted, identity).connect(replica.webhook_address()).await {
+            Ok(stream) => return Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()),
+            Err(error) => error,
+        };
+        // It may have changed since it was read.
+        let now = bundle(&configurations.get("switchboard").await.unwrap());
+        if now == trusted {
+            return Err(error);
+        }
+        trusted = now;
+    }
+}
+
+/// Opens and closes conversations through one of the API servers until `done`, and counts them.
+async fn create_all_the_time(desk: &Desk, client: Client, name: &str, done: &AtomicBool, count: &AtomicUsize) {
+    let desk = Desk { client, ..desk.clone() };
+    let proxy = format!("+1501772000{name}");
+    while !done.load(Ordering::Relaxed) {
+        let conversation = desk.conversation(&format!("c-{name}"), json!({"proxy": {"address": proxy}}));
+        let created = desk.conversations().create(&PostParams::default(), &conversation).await;
+        created.unwrap_or_else(|error| panic!("a create failed in a rotation: {error}"));
+        count.fetch_add(1, Ordering::Relaxed);
+        desk.conversations().delete(&format!("c-{name}"), &DeleteParams::default()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_rotations_under_constant_creates_fail_none_of_them() {
+    let cluster = cluster(ControlPlane::builder().api_servers(2), "15s", &[]);
+    let client = cluster.client(0).await;
+    let desk = cluster.desk().await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let creates = |name: &'static str, client: Client| create_all_the_time(&desk, client, name, &done, &count);
+    let rotate = async {
+        let mut before = secrets.get(SECRET).await.unwrap();
+        for _ in 0..2 {
+            let renewed = await_condition(secrets.clone(), SECRET, |secret: Option<&Secret>| {
+                secret.is_some_and(|secret| part(secret, "tls.crt") != part(&before, "tls.crt"))
+            });
+            let after = timeout(PATIENCE, renewed).await.expect("a renewal in time").unwrap().unwrap();
+            assert_eq!(certificates(&part(&after, "ca.crt")).len(), 2, "the old and the new CA");
+            let new = &certificates(&part(&after, "tls.crt"))[0];
+            for replica in cluster.installation.replicas() {
+                while served(&client, replica, None).await.expect("trusted at every moment") != *new {}
+            }
+            before = after;
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    let (first, second) = (cluster.client(0).await, cluster.client(1).await);
+    tokio::join!(rotate, creates("1", first), creates("2", second));
+    let count = count.load(Ordering::Relaxed);
+    println!("{count} creates during two rotations, none failed");
+    assert!(count > 0);
+}
+
+/// What an API server needs to be told in order to show a certificate to webhooks, and the flag of the operator's that asks for it.
+fn with_clients(directory: &Path, authority: &Authority, name: &str) -> (control_plane::Builder, [String; 2]) {
+    let write = |file: &str, content: &str| {
+        let path = directory.join(file);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let ServingCertificate { certificate, key } = authority.issue(name).unwrap();
+    let users = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "users": [{"name": "*", "user": {
+            "client-certificate": write("client.crt", &certificate),
+            "client-key": write("client.key", &key),
+        }}],
+    });
+    let configuration = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{"name": "ValidatingAdmissionWebhook", "configuration": {
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "WebhookAdmissionConfiguration",
+            "kubeConfigFile": write("users.json", &users.to_string()),
+        }}],
+    });
+    let configuration = write("admission.json", &configuration.to_string());
+    let flag = format!("--admission-control-config-file={configuration}");
+    let trusted = write("clients.crt", authority.certificate());
+    let flags = [format!("--client-ca-file={trusted}"), format!("--client-name={name}")];
+    (ControlPlane::builder().api_server_flag(flag), flags)
+}
+
+/// A directory that is gone when this is dropped.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nobody_in_but_the_api_server() {
+    let directory = Directory(std::env::temp_dir().join(format!("switchboard-clients-{}", std::process::id())));
+    std::fs::create_dir_all(&directory.0).unwrap();
+    let authority = Authority::new("clients").unwrap();
+    let (control_plane, flags) = with_clients(&directory.0, &authority, "api-server");
+    let cluster = cluster(control_plane, "90s", &flags);
+    let client = cluster.client(0).await;
+    let desk = cluster.desk().await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let secret = secrets.get(SECRET).await.unwrap();
+    let identity = authority.issue("api-server").unwrap();
+    for replica in cluster.installation.replicas() {
+        let served = served(&client, replica, Some(&identity)).await.unwrap();
+        assert_eq!(served, certificates(&part(&secret, "tls.crt"))[0], "every replica serves what the Secret holds");
+    }
+    assert_eq!(certificates(&part(&secret, "ca.crt")).len(), 1, "of two that started at once one has given way");
+
+    let review = |identity: Option<ServingCertificate>| {
+        let caller = Caller::new(&part(&secret, "ca.crt"), identity.as_ref());
+        let address = cluster.installation.replica(0).webhook_address();
+        async move { caller.review(address, b"{}").await }
+    };
+    let stranger = Authority::new("clients").unwrap();
+    assert_eq!(review(Some(identity.clone())).await.unwrap().code, 400, "it gets in, and is no review");
+    for (who, identity) in [
+        ("nobody", None),
+        ("somebody with a certificate of another CA", Some(stranger.issue("api-server").unwrap())),
+        ("somebody with another name", Some(authority.issue("kubelet").unwrap())),
+    ] {
+        let answer = review(identity).await;
+        assert!(answer.is_err(), "{who} got in: {answer:?}");
+    }
+
+    let wiped = json!({"webhooks": [{"name": "conversations.switchboard.dev", "clientConfig": {"caBundle": ""}}]});
+    let configurations = configurations(&client);
+    configurations.patch("switchboard", &PatchParams::default(), &Patch::Strategic(wiped)).await.unwrap();
+    let mended = |configuration: Option<&ValidatingWebhookConfiguration>| {
+        configuration.is_some_and(|configuration| bundle(configuration) == part(&secret, "ca.crt"))
+    };
+    let mended = timeout(PATIENCE, await_condition(configurations.clone(), "switchboard", mended)).await;
+    drop(mended.expect("the caBundle in time").unwrap());
+
+    secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
+    let made = await_condition(secrets.clone(), SECRET, |secret: Option<&Secret>| secret.is_some());
+    let made = timeout(PATIENCE, made).await.expect("a Secret in time").unwrap().unwrap();
+    let made = certificates(&part(&made, "tls.crt"));
+    for replica in cluster.installation.replicas() {
+        while served(&client, replica, Some(&identity)).await.ok().as_ref() != made.first() {}
+    }
+    desk.create("alice", json!({})).await.expect("the API server trusts it");
+}
