@@ -4,36 +4,45 @@
 //! to a bounded number of tasks that talk to the API server. Every replica keeps the index, the leader alone works.
 
 mod census;
+mod compact;
 mod index;
 mod queue;
+mod teller;
+mod watch;
 mod work;
 
-use crate::api::{AddressBinding, Conversation, ConversationReference, Time};
+use crate::api::{AddressBinding, Conversation};
 use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
+use crate::core::binding::BindingName;
 use crate::leader::Leadership;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::metrics::Metrics;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use index::{ClaimPlan, ConversationPlan, Index};
-use kube::core::DeserializeGuard;
-use kube::core::error_boundary::InvalidObject;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use kube::runtime::watcher::{self, Config, Event};
 use queue::{Queue, Task};
-use std::sync::Arc;
 use std::time::Duration;
+use teller::Teller;
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use watch::{Stored, Unreadable, watch};
 use work::{Finished, Next, Worker};
 
 /// How many pieces of work talk to the API server at once.
 const CONCURRENCY: usize = 16;
+/// How many tasks are looked at before events are: a new leader looks at everything.
+const AT_ONCE: usize = 256;
 /// The longest sleep while a deadline is set, so that a clock that jumps is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(2);
+/// How long after a status that follows activity the next one of the same conversation is written, however often it is reported.
+const BETWEEN_ROUTINE_WRITES: Duration = Duration::from_secs(1);
+/// What came about no longer ago may not have been told by who led before: a Lease expires, and a process starts, in less.
+const MAYBE_UNTOLD_MILLISECONDS: u64 = 120_000;
 
 /// The controller.
 pub struct Controller {
@@ -45,6 +54,7 @@ pub struct Controller {
     index: Index,
     queue: Queue,
     worker: Worker,
+    teller: Teller,
     grace_period: Duration,
     /// Whether this replica led when it last looked. The queue of one that does not is empty.
     leads: bool,
@@ -64,7 +74,8 @@ impl Controller {
         metrics: Metrics,
     ) -> Self {
         let grace_period = claims.grace_period();
-        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), events, metrics.clone());
+        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics.clone());
+        let teller = Teller::new(client.clone(), events);
         let queue = Queue::default();
         Self {
             client,
@@ -75,6 +86,7 @@ impl Controller {
             index: Index::default(),
             queue,
             worker,
+            teller,
             grace_period,
             leads: false,
         }
@@ -82,12 +94,12 @@ impl Controller {
 
     /// Works until `shutdown`, and then until what is under way has ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut conversations = Box::pin(watch_conversations(self.client.clone(), OPEN));
-        let mut closed = Box::pin(watch_conversations(self.client.clone(), CLOSED));
-        let mut claims = Box::pin(all_claims(self.client.clone()));
+        let mut conversations = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(OPEN)));
+        let mut closed = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(CLOSED)));
+        let mut claims = Box::pin(watch::<AddressBinding>(self.client.clone(), Config::default()));
         let mut jobs: JoinSet<Finished> = JoinSet::new();
         loop {
-            let wake = self.wake();
+            let wake = self.wake(jobs.len() < CONCURRENCY);
             tokio::select! {
                 Some(event) = conversations.next() => self.conversation(event),
                 Some(event) = claims.next() => self.claim(event),
@@ -100,6 +112,7 @@ impl Controller {
                         break;
                     }
                 },
+                () = self.teller.progress() => {}
                 () = self.leadership.changed() => {}
                 () = sleep_until(wake) => {}
                 () = shutdown.cancelled() => break,
@@ -109,23 +122,14 @@ impl Controller {
             }
             self.readiness.synced();
             self.publish();
-            let led = std::mem::replace(&mut self.leads, self.leadership.leads());
-            if self.leads && !led {
-                for task in self.index.everything() {
-                    self.queue.add(task);
-                }
-            } else if led && !self.leads {
-                self.queue.clear();
-            }
+            self.follow_leadership();
             if self.leads {
                 self.queue.wake(self.clock.now(), self.clock.monotonic());
-                while jobs.len() < CONCURRENCY {
-                    let Some(task) = self.queue.next() else { break };
-                    self.begin(task, &mut jobs);
-                }
+                self.work(&mut jobs);
             }
         }
         while jobs.join_next().await.is_some() {}
+        self.teller.end().await;
     }
 
     fn publish(&self) {
@@ -136,27 +140,56 @@ impl Controller {
         self.metrics.unassigned(count, oldest);
     }
 
-    fn wake(&self) -> tokio::time::Instant {
+    fn follow_leadership(&mut self) {
+        let led = std::mem::replace(&mut self.leads, self.leadership.leads());
+        if self.leads && !led {
+            for task in self.index.everything() {
+                self.queue.add_due(task);
+            }
+            let since = self.clock.now().before(MAYBE_UNTOLD_MILLISECONDS);
+            for place in self.index.changed_lately(since) {
+                self.teller.tell_since(place, since);
+            }
+        } else if led && !self.leads {
+            self.queue.clear();
+        }
+    }
+
+    fn work(&mut self, jobs: &mut JoinSet<Finished>) {
+        for _ in 0..AT_ONCE {
+            if jobs.len() >= CONCURRENCY {
+                return;
+            }
+            let Some(task) = self.queue.next() else { return };
+            self.begin(task, jobs);
+        }
+    }
+
+    /// When to go on though nothing has happened.
+    fn wake(&self, has_room: bool) -> Instant {
         let now = self.clock.monotonic();
+        if has_room && self.queue.has_waiting() {
+            return now;
+        }
         let wake = self.queue.next_wake(self.clock.now(), now).map_or(Duration::MAX, |after| after.min(LONGEST_SLEEP));
         now + wake.min(Duration::from_hours(1))
     }
 
-    fn conversation(&mut self, event: watcher::Result<Event<DeserializeGuard<Conversation>>>) {
+    fn conversation(&mut self, event: watcher::Result<Event<Stored<Conversation>>>) {
         let now = self.clock.monotonic();
         let affected = match event {
             Ok(Event::Init) => {
                 self.index.conversations_begin();
                 Vec::new()
             }
-            Ok(Event::InitApply(object) | Event::Apply(object)) => match object.0 {
+            Ok(Event::InitApply(Stored(object)) | Event::Apply(Stored(object))) => match object {
                 Ok(conversation) => self.index.conversation_seen(&conversation, now),
-                Err(error) => passed_over(&error),
+                Err(unreadable) => {
+                    passed_over(&unreadable);
+                    self.index.conversation_unreadable(&unreadable, now)
+                }
             },
-            Ok(Event::Delete(object)) => {
-                let metadata = object.0.map_or_else(|error| error.metadata, |conversation| conversation.metadata);
-                self.index.conversation_gone(&metadata, now)
-            }
+            Ok(Event::Delete(object)) => self.index.conversation_gone(metadata(&object), now),
             Ok(Event::InitDone) => self.index.conversations_listed(now),
             Err(error) => {
                 tracing::warn!(%error, "the watch of the conversations was interrupted, and goes on");
@@ -166,19 +199,24 @@ impl Controller {
         self.ask_for(affected);
     }
 
-    fn closed(&mut self, event: watcher::Result<Event<DeserializeGuard<Conversation>>>) {
+    fn closed(&mut self, event: watcher::Result<Event<Stored<Conversation>>>) {
         let affected = match event {
             Ok(Event::Init) => {
                 self.index.closed_begin();
                 Vec::new()
             }
-            Ok(Event::InitApply(object) | Event::Apply(object)) => match object.0 {
-                Ok(conversation) => self.index.closed_seen(&conversation),
-                Err(error) => passed_over(&error),
+            Ok(Event::InitApply(Stored(object)) | Event::Apply(Stored(object))) => match object {
+                Ok(conversation) => {
+                    let untold = self.clock.now().before(MAYBE_UNTOLD_MILLISECONDS);
+                    self.index.closed_seen(&conversation, untold)
+                }
+                Err(unreadable) => {
+                    passed_over(&unreadable);
+                    self.index.closed_unreadable(&unreadable)
+                }
             },
             Ok(Event::Delete(object)) => {
-                let metadata = object.0.map_or_else(|error| error.metadata, |conversation| conversation.metadata);
-                self.index.closed_gone(&metadata);
+                self.index.closed_gone(metadata(&object));
                 Vec::new()
             }
             Ok(Event::InitDone) => {
@@ -193,7 +231,7 @@ impl Controller {
         self.ask_for(affected);
     }
 
-    fn claim(&mut self, event: watcher::Result<Event<AddressBinding>>) {
+    fn claim(&mut self, event: watcher::Result<Event<Stored<AddressBinding>>>) {
         let now = self.clock.monotonic();
         let affected = match event {
             Ok(Event::Init) => {
@@ -201,19 +239,26 @@ impl Controller {
                 Vec::new()
             }
             Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                let Some(claim) = claim_of(&object) else {
-                    tracing::error!(claim = ?object.metadata.name, "an AddressBinding does not bear the name of its binding: delete it");
-                    return;
+                let Some(claim) = object.0.as_ref().ok().and_then(claim_of) else {
+                    let name = metadata(&object).name.clone().unwrap_or_default();
+                    tracing::error!(
+                        claim = name,
+                        "an AddressBinding cannot be read, or does not bear the name of its binding: delete it"
+                    );
+                    let affected = self.index.claim_gone(&BindingName::existing(name));
+                    return self.ask_for(affected);
                 };
-                let name = claim.name.clone();
-                let affected = self.index.claim_seen(claim, now);
+                let affected = self.index.claim_seen(&claim, now);
                 // Creates in flight are looked at again when their grace period is over, if need be.
-                if self.leads && self.index.grace_ends(&name, self.grace_period).is_some() {
-                    self.queue.add_at(Task::Claim(name), now + self.grace_period);
+                if self.leads && self.index.grace_ends(&claim.name, self.grace_period).is_some() {
+                    self.queue.add_at(Task::Claim(claim.name), now + self.grace_period);
                 }
                 affected
             }
-            Ok(Event::Delete(object)) => self.index.claim_gone(&object),
+            Ok(Event::Delete(object)) => {
+                let name = metadata(&object).name.clone().unwrap_or_default();
+                self.index.claim_gone(&BindingName::existing(name))
+            }
             Ok(Event::InitDone) => self.index.claims_listed(),
             Err(error) => {
                 tracing::warn!(%error, "the watch of the claims was interrupted, and goes on");
@@ -234,13 +279,25 @@ impl Controller {
     fn begin(&mut self, task: Task, jobs: &mut JoinSet<Finished>) {
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
         match &task {
-            Task::Conversation(place) => match self.plan(place, now) {
+            Task::Conversation(place) => match self.index.plan_conversation(place, now) {
                 ConversationPlan::Nothing { wake, look_at_first } => {
                     self.queue.set_deadline(place, wake);
                     self.ask_for(look_at_first);
-                    self.queue.done(&task);
+                    self.came_out_well(&task);
+                }
+                ConversationPlan::Report(telling) => {
+                    self.teller.tell(telling);
+                    self.came_out_well(&task);
                 }
                 ConversationPlan::Write(write) => {
+                    if write.is_routine {
+                        if let Some(until) = self.queue.rests(&task) {
+                            self.queue.set_deadline(place, write.wake);
+                            self.queue.add_at(task.clone(), until);
+                            return self.came_out_well(&task);
+                        }
+                        self.queue.rest(task.clone(), monotonic + BETWEEN_ROUTINE_WRITES);
+                    }
                     let worker = self.worker.clone();
                     jobs.spawn(async move { worker.write_status(task, write).await });
                 }
@@ -256,7 +313,7 @@ impl Controller {
             Task::Claim(name) => match self.index.plan_claim(name, self.grace_period, monotonic) {
                 ClaimPlan::Nothing { look_at } => {
                     self.ask_for(look_at);
-                    self.queue.done(&task);
+                    self.came_out_well(&task);
                 }
                 ClaimPlan::Release(release) => {
                     let worker = self.worker.clone();
@@ -266,34 +323,28 @@ impl Controller {
         }
     }
 
-    fn plan(&self, place: &Arc<ConversationReference>, now: Time) -> ConversationPlan {
-        let is_under_way =
-            |other: &Arc<ConversationReference>| self.queue.is_under_way(&Task::Conversation(other.clone()));
-        self.index.plan_conversation(place, is_under_way, now)
+    fn came_out_well(&mut self, task: &Task) {
+        self.queue.done(task);
+        self.queue.succeeded(task);
     }
 
     fn finished(&mut self, finished: Finished) {
-        let Finished { task, next } = finished;
+        let Finished { task, mut next } = finished;
         self.queue.done(&task);
+        // What was written is told, also by who leads no more.
+        if let Next::Tell(_, tellings) = &mut next {
+            for telling in std::mem::take(tellings) {
+                self.teller.tell(telling);
+            }
+        }
         if !self.leads {
             return;
         }
-        if let Task::Conversation(place) = &task {
-            let waits_for_it = self.index.claimant(place);
-            self.ask_for(waits_for_it.into_iter().collect());
-        }
         match next {
             Next::Nothing => self.queue.succeeded(&task),
-            Next::Wake(wake) => {
+            Next::Wake(wake) | Next::Tell(wake, _) => {
                 self.queue.succeeded(&task);
                 if let Task::Conversation(place) = &task {
-                    self.queue.set_deadline(place, wake);
-                }
-            }
-            Next::Written { resource_version, wake } => {
-                self.queue.succeeded(&task);
-                if let Task::Conversation(place) = &task {
-                    self.index.written(place, &resource_version);
                     self.queue.set_deadline(place, wake);
                 }
             }
@@ -309,31 +360,27 @@ impl Controller {
                     self.queue.add_at(task, ends.unwrap_or_else(|| self.clock.monotonic()));
                 }
             }
-            Next::Retry => self.queue.retry(task, self.clock.monotonic()),
+            Next::Retry(backoff) => self.queue.retry(task, backoff, self.clock.monotonic()),
         }
     }
 }
 
 /// A stored object that cannot be read stops nothing.
-fn passed_over(error: &InvalidObject) -> Vec<Task> {
-    let namespace = error.metadata.namespace.as_deref().unwrap_or_default();
-    let name = error.metadata.name.as_deref().unwrap_or_default();
-    tracing::error!(conversation = %format_args!("{namespace}/{name}"), %error, "a stored conversation cannot be read and is passed over");
-    Vec::new()
+fn passed_over(unreadable: &Unreadable) {
+    let Unreadable { metadata: ObjectMeta { namespace, name, .. }, error } = unreadable;
+    tracing::error!(
+        ?namespace,
+        ?name,
+        error,
+        "a stored conversation cannot be read and is passed over: correct or delete it"
+    );
+}
+
+fn metadata<K: watch::Kind>(object: &Stored<K>) -> &ObjectMeta {
+    kube::Resource::meta(object)
 }
 
 /// What the status does not call Closed. A conversation that closes leaves this watch as one that is deleted does.
 const OPEN: &str = "status.state!=Closed";
 /// What the status calls Closed: nothing waits for this watch, and next to nothing is kept of what it shows.
 const CLOSED: &str = "status.state=Closed";
-
-fn watch_conversations(
-    client: Client,
-    fields: &str,
-) -> impl Stream<Item = watcher::Result<Event<DeserializeGuard<Conversation>>>> + use<> {
-    watcher(Api::all(client), watcher::Config::default().fields(fields)).default_backoff()
-}
-
-fn all_claims(client: Client) -> impl Stream<Item = watcher::Result<Event<AddressBinding>>> {
-    watcher(Api::all(client), watcher::Config::default()).default_backoff()
-}

@@ -1,45 +1,51 @@
 //! An instant as the API shows it. It must not read the clock.
 
-use k8s_openapi::jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// An instant, RFC 3339 in UTC, to the millisecond. The last hours of the year 9999, which cannot be computed with, are read as
-/// the last instant that can.
+/// the last instant that can. It is kept as milliseconds since 1970, since there are many of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "std::borrow::Cow<'_, str>", into = "Timestamp")]
-pub struct Time(Timestamp);
+pub struct Time(i64);
 
 impl Time {
     /// The beginning of 1970, for what has no time of its own.
-    pub const EPOCH: Self = Self(Timestamp::UNIX_EPOCH);
+    pub const EPOCH: Self = Self(0);
 
     /// `timestamp`, with what is finer than a millisecond cut off.
     #[must_use]
     pub fn new(timestamp: Timestamp) -> Self {
-        let to_the_millisecond = TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Floor);
-        Self(timestamp.round(to_the_millisecond).unwrap_or(timestamp))
+        let milliseconds = timestamp.as_nanosecond().div_euclid(1_000_000);
+        // Every instant that can be written has so few.
+        Self(i64::try_from(milliseconds).unwrap_or(i64::MAX))
     }
 
     /// The same instant as the rest of Kubernetes' types have it.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
-        self.0
+        let nanoseconds = i128::from(self.0) * 1_000_000;
+        Timestamp::from_nanosecond(nanoseconds).unwrap_or(if self.0 < 0 { Timestamp::MIN } else { Timestamp::MAX })
     }
 
     /// The instant `milliseconds` after this one, or the last instant that can be written where that lies beyond it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
-        let later = i64::try_from(milliseconds)
-            .ok()
-            .and_then(|milliseconds| self.0.as_millisecond().checked_add(milliseconds))
-            .and_then(|milliseconds| Timestamp::from_millisecond(milliseconds).ok());
-        Self::new(later.unwrap_or(Timestamp::MAX))
+        let last = Self::new(Timestamp::MAX);
+        Self(self.0.saturating_add(i64::try_from(milliseconds).unwrap_or(i64::MAX))).min(last)
+    }
+
+    /// The instant `milliseconds` before this one.
+    #[must_use]
+    pub fn before(self, milliseconds: u64) -> Self {
+        let first = Self::new(Timestamp::MIN);
+        Self(self.0.saturating_sub(i64::try_from(milliseconds).unwrap_or(i64::MAX))).max(first)
     }
 
     /// How many milliseconds lie between `earlier` and this instant; 0 where `earlier` is the later one.
     #[must_use]
     pub fn milliseconds_since(self, earlier: Self) -> u64 {
-        u64::try_from(self.0.as_millisecond().saturating_sub(earlier.0.as_millisecond())).unwrap_or(0)
+        u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 }
 
@@ -69,13 +75,13 @@ impl TryFrom<std::borrow::Cow<'_, str>> for Time {
 
 impl From<Time> for Timestamp {
     fn from(time: Time) -> Self {
-        time.0
+        time.timestamp()
     }
 }
 
 impl std::fmt::Display for Time {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        self.timestamp().fmt(f)
     }
 }
 

@@ -1,8 +1,8 @@
 //! How many conversations are open, by channel and state, and which of them have been without participants for how long.
 //! Pure: it is told what comes and goes.
 
-use crate::api::{Channel, Conversation, State, Time};
-use crate::core::claim::state_in_effect;
+use crate::api::{Channel, State, Time};
+use crate::core::lifecycle::Facts;
 use std::collections::BTreeMap;
 
 /// What a conversation is counted as.
@@ -15,18 +15,9 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// What `conversation` is counted as.
-    pub fn of(conversation: &Conversation) -> Self {
-        let spec = &conversation.spec;
-        let status = conversation.status.as_ref();
-        let created = || conversation.metadata.creation_timestamp.as_ref().map(Time::from);
-        let is_unassigned = spec.participants.as_ref().is_none_or(Vec::is_empty);
-        Self {
-            channel: spec.channel,
-            state: state_in_effect(conversation),
-            unassigned_since: is_unassigned
-                .then(|| status.and_then(|status| status.unassigned_time).or_else(created).unwrap_or(Time::EPOCH)),
-        }
+    /// What the conversation of these facts is counted as.
+    pub fn of(facts: &Facts) -> Self {
+        Self { channel: facts.channel, state: facts.state_in_effect(), unassigned_since: facts.unassigned_since() }
     }
 }
 

@@ -1,93 +1,167 @@
 //! What is known of the open conversations and of the claims, from the watches: plain state that says what to do next.
 //!
-//! It holds what is decided from and no objects. No client, no async; the time is handed in.
+//! It holds what is decided from and no objects, in few bytes, since every replica holds all of it. No client, no async; the time
+//! is handed in.
 
 use super::census::{Census, Counted};
+use super::compact::{Place, Uid, Version};
 use super::queue::Task;
-use crate::api::{AddressBinding, Conversation, ConversationReference, ConversationStatus, State, Time};
-use crate::core::binding::BindingName;
+use super::watch::Unreadable;
+use crate::api::{Admission, Channel, Conversation, ConversationStatus, State, Time};
+use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{Claim, Standing};
-use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, due, news};
+use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, due, news, unreadable};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the UID of a conversation that is gone is remembered, so that a claim that is seen only later counts it as decided.
 const REMEMBERED: Duration = Duration::from_mins(10);
 
-type Place = Arc<ConversationReference>;
-
 /// What the watches have shown.
 #[derive(Debug, Default)]
 pub struct Index {
-    conversations: HashMap<Place, Entry>,
-    /// The open conversations that have a contact, by their binding.
-    candidates: HashMap<BindingName, BTreeSet<Place>>,
-    claims: HashMap<BindingName, ClaimEntry>,
+    conversations: HashMap<Place, Box<Entry>>,
+    /// What is known of each binding that an open conversation names, or that is claimed.
+    bindings: HashMap<BindingName, Box<BindingEntry>>,
     /// The closed conversations about which something is left to do: few, and nothing is kept of the others.
-    closed: HashMap<Place, Entry>,
-    /// UIDs that were shown and are gone, and since when.
-    departed: HashMap<String, Instant>,
+    closed: HashMap<Place, Box<Entry>>,
+    /// Those that closed lately, and when, in the order in which that was seen.
+    closed_lately: VecDeque<(Time, Place)>,
+    /// What is stored as a conversation and cannot be read.
+    unreadable: HashMap<Place, UnreadableEntry>,
+    departed: Departed,
     census: Census,
-    conversation_list: List<Place>,
-    claim_list: List<BindingName>,
-    closed_list: List<Place>,
+    conversation_list: List,
+    claim_list: List,
+    closed_list: List,
 }
 
 /// What is known of one conversation.
 #[derive(Debug)]
 struct Entry {
-    uid: String,
-    resource_version: String,
+    uid: Uid,
+    version: Version,
     facts: Facts,
-    /// The binding that it names while it is open and has a contact.
-    binding: Option<BindingName>,
     /// Tells whether the stored status is the one that was decided.
     fingerprint: u64,
-    counted: Counted,
-    /// Whether its status was written since, which the watch has yet to show.
-    is_behind: bool,
+    /// The list that showed it last.
+    list: u32,
 }
 
+#[derive(Debug)]
+struct UnreadableEntry {
+    uid: Uid,
+    fact: Fact,
+    /// Whether the watch of the closed ones showed it.
+    is_closed: bool,
+    /// The list of that watch that showed it last.
+    list: u32,
+}
+
+#[derive(Debug, Default)]
+struct BindingEntry {
+    /// The open conversations that name it as theirs: one but for what no webhook saw.
+    candidates: Vec<Place>,
+    claim: Option<ClaimEntry>,
+}
+
+/// A claim. Its binding is kept as text, since that takes less.
 #[derive(Debug)]
 struct ClaimEntry {
-    claim: Claim,
-    /// When each UID of the claim was first observed.
-    observed: Vec<(String, Instant)>,
+    uid: Uid,
+    version: Version,
+    is_being_deleted: bool,
+    holder: Place,
+    admissions: Box<[AdmissionEntry]>,
+    channel: Channel,
+    /// The contact's address and the proxy's; neither has a line's end in it.
+    addresses: Box<str>,
+    /// The list that showed it last.
+    list: u32,
 }
 
-/// The state of a list that a watch begins with, or begins anew with after it was interrupted.
 #[derive(Debug)]
-struct List<K> {
+struct AdmissionEntry {
+    uid: Uid,
+    time: Time,
+    /// When it was first observed.
+    since: Instant,
+}
+
+/// The lists that a watch begins with, and begins anew with after it was interrupted.
+#[derive(Debug, Default)]
+struct List {
+    /// Whether one has been complete.
     is_complete: bool,
-    /// What the list under way has shown so far.
-    shown: Option<HashSet<K>>,
+    /// How many have begun. What the last one has not shown when it is complete is gone.
+    number: u32,
 }
 
-impl<K> Default for List<K> {
-    fn default() -> Self {
-        Self { is_complete: false, shown: None }
-    }
-}
-
-impl<K: Eq + Hash> List<K> {
+impl List {
     fn begin(&mut self) {
-        self.shown = Some(HashSet::new());
+        self.number += 1;
     }
+}
 
-    fn saw(&mut self, key: K) {
-        if let Some(shown) = &mut self.shown {
-            shown.insert(key);
+/// UIDs that were shown and are gone, for a while.
+#[derive(Debug, Default)]
+struct Departed {
+    since: HashMap<Uid, Instant>,
+    in_order: VecDeque<(Instant, Uid)>,
+}
+
+impl Departed {
+    fn insert(&mut self, uid: Uid, now: Instant) {
+        while let Some((since, _)) = self.in_order.front()
+            && now.saturating_duration_since(*since) >= REMEMBERED
+            && let Some((since, uid)) = self.in_order.pop_front()
+        {
+            if self.since.get(&uid) == Some(&since) {
+                self.since.remove(&uid);
+            }
+        }
+        if !self.since.contains_key(&uid) {
+            self.since.insert(uid.clone(), now);
+            self.in_order.push_back((now, uid));
+        }
+    }
+}
+
+impl ClaimEntry {
+    fn of(claim: &Claim, before: Option<&Self>, list: u32, now: Instant) -> Self {
+        let admissions = claim.admissions.iter().map(|Admission { uid, time }| {
+            let uid = Uid::from(uid.as_str());
+            let known = before.and_then(|before| before.admissions.iter().find(|known| known.uid == uid));
+            AdmissionEntry { since: known.map_or(now, |known| known.since), uid, time: *time }
+        });
+        Self {
+            uid: claim.uid.as_str().into(),
+            version: claim.resource_version.as_str().into(),
+            is_being_deleted: claim.is_being_deleted,
+            holder: Place::from(&claim.holder),
+            admissions: admissions.collect(),
+            channel: claim.binding.channel(),
+            addresses: format!("{}\n{}", claim.binding.contact(), claim.binding.proxy()).into(),
+            list,
         }
     }
 
-    /// What was listed.
-    fn end(&mut self) -> HashSet<K> {
-        self.is_complete = true;
-        self.shown.take().unwrap_or_default()
+    /// The claim as it was seen.
+    fn claim(&self, name: &BindingName) -> Option<Claim> {
+        let (contact, proxy) = self.addresses.split_once('\n')?;
+        let admissions = self.admissions.iter();
+        Some(Claim {
+            binding: Binding::parse(self.channel, contact, proxy).ok()?,
+            name: name.clone(),
+            uid: self.uid.to_string(),
+            resource_version: self.version.to_string(),
+            is_being_deleted: self.is_being_deleted,
+            holder: self.holder.reference(),
+            admissions: admissions.map(|known| Admission { uid: known.uid.to_string(), time: known.time }).collect(),
+        })
     }
 }
 
@@ -97,11 +171,13 @@ pub struct StatusWrite {
     /// Which conversation.
     pub place: Place,
     /// Its UID.
-    pub uid: String,
+    pub uid: Uid,
     /// The version that the status was decided on.
-    pub resource_version: String,
+    pub version: Version,
     /// What people are to be told once it is written.
     pub news: Vec<Fact>,
+    /// Whether it only follows activity, and may wait a little for more of it.
+    pub is_routine: bool,
     /// The status, without what belongs to others.
     pub status: ConversationStatus,
     /// When the state will change by itself after it.
@@ -116,11 +192,22 @@ pub struct Deletion {
     /// Which conversation.
     pub place: Place,
     /// Its UID.
-    pub uid: String,
+    pub uid: Uid,
     /// The version that was seen to be closed.
-    pub resource_version: String,
+    pub version: Version,
     /// When it was to be deleted.
     pub expiry: Time,
+}
+
+/// Something that people are to be told of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telling {
+    /// Which conversation.
+    pub place: Place,
+    /// Its UID.
+    pub uid: Uid,
+    /// What.
+    pub fact: Fact,
 }
 
 /// What is to be done about a conversation.
@@ -137,6 +224,8 @@ pub enum ConversationPlan {
     Write(Box<StatusWrite>),
     /// Delete it.
     Delete(Deletion),
+    /// Tell people that it cannot be read.
+    Report(Telling),
     /// Find out who holds its binding, and write its status accordingly.
     Resolve(Box<Question>),
 }
@@ -147,9 +236,9 @@ pub struct Question {
     /// Which conversation.
     pub place: Place,
     /// Its UID.
-    pub uid: String,
+    pub uid: Uid,
     /// The version that is known.
-    pub resource_version: String,
+    pub version: Version,
     /// What is known of it.
     pub facts: Facts,
     /// The fingerprint of the stored status.
@@ -176,7 +265,7 @@ pub struct Release {
     /// The claim as the watch showed it.
     pub claim: Claim,
     /// What is known of each of its UIDs.
-    pub standings: HashMap<String, Standing>,
+    pub standings: HashMap<Uid, Standing>,
 }
 
 /// The fingerprint of the part of a status that switchboard writes.
@@ -199,15 +288,25 @@ impl Index {
         &self.census
     }
 
-    /// Everything that a new leader looks at.
+    /// Everything that a new leader looks at: first the conversations whose timers are due, in the order in which they are.
     pub fn everything(&self) -> Vec<Task> {
-        let conversations = self.conversations.keys().chain(self.closed.keys()).cloned().map(Task::Conversation);
-        self.unsettled().chain(conversations).collect()
+        // As of 1970 nothing is due, and all that will be lies ahead.
+        let deadline = |entry: &Entry| decide(&entry.facts, None, Time::EPOCH).next;
+        let mut by_deadline: Vec<_> =
+            self.conversations.iter().map(|(place, entry)| (deadline(entry), place)).collect();
+        by_deadline.sort_unstable_by_key(|(deadline, _)| (deadline.is_none(), *deadline));
+        let conversations = by_deadline.into_iter().map(|(_, place)| place);
+        let conversations = conversations.chain(self.closed.keys()).chain(self.unreadable.keys());
+        let claims = self.bindings.iter().filter(|(_, entry)| entry.claim.is_some()).map(|(name, _)| name);
+        let claims = claims.filter(|name| !self.is_settled(name)).cloned().map(Task::Claim);
+        conversations.cloned().map(Task::Conversation).chain(claims).collect()
     }
 
-    /// The claims that record anything but the conversation that holds them.
-    fn unsettled(&self) -> impl Iterator<Item = Task> {
-        self.claims.keys().filter(|name| !self.is_settled(name)).cloned().map(Task::Claim)
+    /// The conversations of which people are told something that came about at `since` or later.
+    pub fn changed_lately(&self, since: Time) -> Vec<Place> {
+        let open = self.conversations.iter().filter(|(_, entry)| entry.facts.status.has_recent(since));
+        let closed = self.closed_lately.iter().filter(|(closed, _)| *closed >= since).map(|(_, place)| place);
+        open.map(|(place, _)| place).chain(closed).cloned().collect()
     }
 
     /// A list of the conversations begins.
@@ -217,12 +316,12 @@ impl Index {
 
     /// A list of the conversations is complete: what it did not show is gone.
     pub fn conversations_listed(&mut self, now: Instant) -> Vec<Task> {
-        let listed = self.conversation_list.end();
-        let gone: Vec<Place> = self.conversations.keys().filter(|place| !listed.contains(*place)).cloned().collect();
-        let mut affected: Vec<Task> = gone.iter().flat_map(|place| self.forget(place, now)).collect();
-        // What came and went while no watch was open was never shown: nothing else tells that its claim is left.
-        affected.extend(self.unsettled());
-        affected
+        self.conversation_list.is_complete = true;
+        let number = self.conversation_list.number;
+        let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(place, _)| place);
+        let unreadable = self.unreadable.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
+        let gone: Vec<Place> = unlisted.chain(unreadable.map(|(place, _)| place)).cloned().collect();
+        gone.iter().flat_map(|place| self.forget(place, now)).collect()
     }
 
     /// A list of the closed conversations begins.
@@ -232,23 +331,29 @@ impl Index {
 
     /// A list of the closed conversations is complete: what it did not show is gone.
     pub fn closed_listed(&mut self) {
-        let listed = self.closed_list.end();
-        self.closed.retain(|place, _| listed.contains(place));
+        self.closed_list.is_complete = true;
+        let number = self.closed_list.number;
+        self.closed.retain(|_, entry| entry.list == number);
+        self.unreadable.retain(|_, entry| !entry.is_closed || entry.list == number);
     }
 
-    /// A conversation is closed, as `conversation` says.
-    pub fn closed_seen(&mut self, conversation: &Conversation) -> Vec<Task> {
-        let Some((place, uid, resource_version)) = identity(&conversation.metadata) else { return Vec::new() };
+    /// A conversation is closed, as `conversation` says. Whether that has been told is not known if it closed at `untold` or later.
+    pub fn closed_seen(&mut self, conversation: &Conversation, untold: Time) -> Vec<Task> {
+        let Some((place, uid, version)) = identity(&conversation.metadata) else { return Vec::new() };
+        while self.closed_lately.pop_front_if(|(closed, _)| *closed < untold).is_some() {}
+        if let Some(closed) = conversation.status.as_ref().and_then(|status| status.closed_time)
+            && closed >= untold
+        {
+            self.closed_lately.push_back((closed, place.clone()));
+        }
         let facts = Facts::of(conversation).ok();
         let Some(facts) = facts.filter(|facts| !facts.is_observed() || facts.expiry().is_some()) else {
             self.closed.remove(&place);
             return Vec::new();
         };
-        self.closed_list.saw(place.clone());
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let counted = Counted::of(conversation);
-        let entry = Entry { uid, resource_version, facts, binding: None, fingerprint, counted, is_behind: false };
-        self.closed.insert(place.clone(), entry);
+        let entry = Entry { uid, version, facts, fingerprint, list: self.closed_list.number };
+        self.closed.insert(place.clone(), Box::new(entry));
         vec![Task::Conversation(place)]
     }
 
@@ -256,7 +361,19 @@ impl Index {
     pub fn closed_gone(&mut self, metadata: &ObjectMeta) {
         if let Some((place, ..)) = identity(metadata) {
             self.closed.remove(&place);
+            self.unreadable.retain(|unreadable, entry| *unreadable != place || !entry.is_closed);
         }
+    }
+
+    /// A closed conversation cannot be read.
+    pub fn closed_unreadable(&mut self, stored: &Unreadable) -> Vec<Task> {
+        let Some((place, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
+        self.closed.remove(&place);
+        self.unreadable.insert(
+            place.clone(),
+            UnreadableEntry { uid, fact: fact_of(stored), is_closed: true, list: self.closed_list.number },
+        );
+        vec![Task::Conversation(place)]
     }
 
     /// A list of the claims begins.
@@ -266,45 +383,51 @@ impl Index {
 
     /// A list of the claims is complete: what it did not show is gone.
     pub fn claims_listed(&mut self) -> Vec<Task> {
-        let listed = self.claim_list.end();
-        let gone: Vec<BindingName> = self.claims.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-        gone.iter().flat_map(|name| self.forget_claim(name)).collect()
+        self.claim_list.is_complete = true;
+        let number = self.claim_list.number;
+        let is_gone = |entry: &BindingEntry| entry.claim.as_ref().is_some_and(|claim| claim.list != number);
+        let gone: Vec<BindingName> =
+            self.bindings.iter().filter(|(_, entry)| is_gone(entry)).map(|(name, _)| name.clone()).collect();
+        gone.iter().flat_map(|name| self.claim_gone(name)).collect()
     }
 
     /// A conversation is stored as `conversation` says.
     pub fn conversation_seen(&mut self, conversation: &Conversation, now: Instant) -> Vec<Task> {
-        let Some((place, uid, resource_version)) = identity(&conversation.metadata) else {
+        let Some((place, uid, version)) = identity(&conversation.metadata) else {
             return Vec::new();
         };
-        self.conversation_list.saw(place.clone());
-        let facts = match Facts::of(conversation) {
+        let mut facts = match Facts::of(conversation) {
             Ok(facts) => facts,
             Err(error) => {
-                tracing::error!(conversation = %place, %error, "a stored conversation has addresses that no schema allows, and is passed over");
-                return self.forget(&place, now);
+                let stored = Unreadable { metadata: conversation.metadata.clone(), error: error.to_string() };
+                return self.conversation_unreadable(&stored, now);
             }
         };
+        self.unreadable.remove(&place);
         let mut affected = Vec::new();
         if self.conversations.get(&place).is_some_and(|before| before.uid != uid) {
             affected.extend(self.forget(&place, now));
         }
-        let binding = facts.holds().map(crate::core::binding::Binding::name);
+        facts.binding = facts.binding.map(|name| self.shared_name(name));
+        let place = self.shared_place(place, facts.binding.as_ref());
+        let binding = facts.holds().cloned();
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let counted = Counted::of(conversation);
-        let entry =
-            Entry { uid, resource_version, facts, binding: binding.clone(), fingerprint, counted, is_behind: false };
-        self.census.add(counted);
-        let before = self.conversations.insert(place.clone(), entry);
+        let entry = Entry { uid, version, facts, fingerprint, list: self.conversation_list.number };
+        self.census.add(Counted::of(&entry.facts));
+        let before = self.conversations.insert(place.clone(), Box::new(entry));
         if let Some(before) = &before {
-            self.census.remove(before.counted);
+            self.census.remove(Counted::of(&before.facts));
         }
-        let before = before.and_then(|before| before.binding);
+        let before = before.and_then(|before| before.facts.holds().cloned());
         if before != binding {
             affected.extend(before.into_iter().flat_map(|name| self.give_up(&place, &name)));
         }
         if let Some(name) = binding {
-            let candidates = self.candidates.entry(name.clone()).or_default();
-            candidates.insert(place.clone());
+            let candidates = &mut self.bindings.entry(name.clone()).or_default().candidates;
+            if !candidates.contains(&place) {
+                candidates.reserve_exact(1);
+                candidates.push(place.clone());
+            }
             // What another one of the same binding may do depends on what this one is known to be.
             affected.extend(candidates.iter().filter(|other| **other != place).cloned().map(Task::Conversation));
             if !self.is_settled(&name) {
@@ -315,13 +438,31 @@ impl Index {
         affected
     }
 
-    /// The status of a conversation was changed by a write that rested on this version: the next event about it shows that.
-    pub fn written(&mut self, place: &Place, resource_version: &str) {
-        if let Some(entry) = self.conversations.get_mut(place)
-            && entry.resource_version == resource_version
-        {
-            entry.is_behind = true;
+    /// The name as it is held already, so that its text is there once.
+    fn shared_name(&self, name: BindingName) -> BindingName {
+        self.bindings.get_key_value(&name).map_or(name, |(known, _)| known.clone())
+    }
+
+    /// The place as it is held already, so that its text is there once.
+    fn shared_place(&self, place: Place, binding: Option<&BindingName>) -> Place {
+        if let Some((known, _)) = self.conversations.get_key_value(&place) {
+            return known.clone();
         }
+        let claimed = binding.and_then(|name| self.claim(name)).map(|claim| claim.holder.clone());
+        claimed.filter(|holder| *holder == place).unwrap_or(place)
+    }
+
+    /// What is stored as a conversation cannot be read: nothing is known of it but that it was stored.
+    pub fn conversation_unreadable(&mut self, stored: &Unreadable, now: Instant) -> Vec<Task> {
+        let Some((place, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
+        let mut affected = self.forget(&place, now);
+        self.departed.insert(uid.clone(), now);
+        self.unreadable.insert(
+            place.clone(),
+            UnreadableEntry { uid, fact: fact_of(stored), is_closed: false, list: self.conversation_list.number },
+        );
+        affected.push(Task::Conversation(place));
+        affected
     }
 
     /// A conversation is gone from the watch: it was deleted, or its status says Closed.
@@ -334,82 +475,94 @@ impl Index {
     }
 
     fn forget(&mut self, place: &Place, now: Instant) -> Vec<Task> {
-        self.departed.retain(|_, since| now.saturating_duration_since(*since) < REMEMBERED);
+        if self.unreadable.remove(place).is_some() {
+            // Which binding it had is not known.
+            return self.claims_of(place).map(Task::Claim).collect();
+        }
         let Some(entry) = self.conversations.remove(place) else {
             return Vec::new();
         };
-        self.census.remove(entry.counted);
+        self.census.remove(Counted::of(&entry.facts));
+        let binding = entry.facts.holds().cloned();
         self.departed.insert(entry.uid, now);
-        let mut affected = entry.binding.map(|name| self.give_up(place, &name)).unwrap_or_default();
+        let mut affected = binding.map(|name| self.give_up(place, &name)).unwrap_or_default();
         affected.push(Task::Conversation(place.clone()));
         affected
     }
 
-    /// `place` no longer needs the binding. Others may have waited for it.
+    fn claims_of<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = BindingName> {
+        let holds = move |entry: &BindingEntry| entry.claim.as_ref().is_some_and(|claim| claim.holder == *place);
+        self.bindings.iter().filter(move |(_, entry)| holds(entry)).map(|(name, _)| name.clone())
+    }
+
+    /// `place` no longer needs the binding.
     fn give_up(&mut self, place: &Place, name: &BindingName) -> Vec<Task> {
-        if let Some(candidates) = self.candidates.get_mut(name) {
-            candidates.remove(place);
-            if candidates.is_empty() {
-                self.candidates.remove(name);
-            }
+        if let Some(entry) = self.bindings.get_mut(name) {
+            entry.candidates.retain(|candidate| candidate != place);
         }
-        let mut affected = self.candidates_of(name);
-        affected.push(Task::Claim(name.clone()));
-        affected
+        self.tidy(name);
+        vec![Task::Claim(name.clone())]
+    }
+
+    /// A binding of which nothing is known is not kept.
+    fn tidy(&mut self, name: &BindingName) {
+        if self.bindings.get(name).is_some_and(|entry| entry.candidates.is_empty() && entry.claim.is_none()) {
+            self.bindings.remove(name);
+        }
+    }
+
+    fn claim(&self, name: &BindingName) -> Option<&ClaimEntry> {
+        self.bindings.get(name)?.claim.as_ref()
+    }
+
+    fn candidates(&self, name: &BindingName) -> &[Place] {
+        self.bindings.get(name).map_or(&[], |entry| &entry.candidates)
     }
 
     /// A claim is stored as `claim` says.
-    pub fn claim_seen(&mut self, claim: Claim, now: Instant) -> Vec<Task> {
-        let name = claim.name.clone();
-        self.claim_list.saw(name.clone());
-        let before = self.claims.remove(&name);
-        let since = |uid: &str| {
-            let observed = before.iter().flat_map(|before| &before.observed);
-            observed.clone().find(|(known, _)| known == uid).map_or(now, |(_, since)| *since)
-        };
-        let observed =
-            claim.admissions.iter().map(|admission| (admission.uid.clone(), since(&admission.uid))).collect();
-        let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(&claim, &admission.uid)).count();
-        let waits = in_flight > 0 && in_flight == claim.admissions.len();
-        self.claims.insert(name.clone(), ClaimEntry { claim, observed });
+    pub fn claim_seen(&mut self, claim: &Claim, now: Instant) -> Vec<Task> {
+        let name = self.shared_name(claim.name.clone());
+        let mut claim = ClaimEntry::of(claim, self.claim(&name), self.claim_list.number, now);
+        if let Some((holder, _)) = self.conversations.get_key_value(&claim.holder) {
+            claim.holder = holder.clone();
+        }
+        let has_decided = claim.admissions.iter().any(|admission| self.is_decided(&claim, &admission.uid));
+        self.bindings.entry(name.clone()).or_default().claim = Some(claim);
         let mut affected = self.candidates_of(&name);
-        // A claim whose UIDs are all in flight waits for them. One that has a decided UID, or none, may be to be released or pruned.
-        if !waits && !self.is_settled(&name) {
+        // A claim whose UIDs are all in flight waits for them. One that has a decided UID may be to be released or pruned.
+        if has_decided && !self.is_settled(&name) {
             affected.push(Task::Claim(name));
         }
         affected
     }
 
     /// A claim is gone.
-    pub fn claim_gone(&mut self, object: &AddressBinding) -> Vec<Task> {
-        let name = BindingName::existing(object.metadata.name.clone().unwrap_or_default());
-        self.forget_claim(&name)
-    }
-
-    fn forget_claim(&mut self, name: &BindingName) -> Vec<Task> {
-        if let Some(entry) = self.claims.remove(name) {
-            for admission in &entry.claim.admissions {
-                self.departed.remove(&admission.uid);
+    pub fn claim_gone(&mut self, name: &BindingName) -> Vec<Task> {
+        if let Some(claim) = self.bindings.get_mut(name).and_then(|entry| entry.claim.take()) {
+            for admission in &claim.admissions {
+                self.departed.since.remove(&admission.uid);
             }
         }
-        self.candidates_of(name)
+        let affected = self.candidates_of(name);
+        self.tidy(name);
+        affected
     }
 
     fn candidates_of(&self, name: &BindingName) -> Vec<Task> {
-        self.candidates.get(name).into_iter().flatten().cloned().map(Task::Conversation).collect()
+        self.candidates(name).iter().cloned().map(Task::Conversation).collect()
     }
 
     /// Whether a watch has shown this UID of the claim: it can never be stored again.
-    fn is_decided(&self, claim: &Claim, uid: &str) -> bool {
-        self.departed.contains_key(uid)
-            || self.conversations.get(&claim.holder).is_some_and(|conversation| conversation.uid == uid)
+    fn is_decided(&self, claim: &ClaimEntry, uid: &Uid) -> bool {
+        self.departed.since.contains_key(uid)
+            || self.conversations.get(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
 
     /// Whether the claim is that of a conversation which holds it, and records nothing else.
     fn is_settled(&self, name: &BindingName) -> bool {
-        self.claims.get(name).is_some_and(|ClaimEntry { claim, .. }| {
+        self.claim(name).is_some_and(|claim| {
             self.conversations.get(&claim.holder).is_some_and(|holder| {
-                holder.binding.as_ref() == Some(name)
+                holder.facts.holds() == Some(name)
                     && claim.admissions.iter().all(|admission| admission.uid == holder.uid)
             })
         })
@@ -417,51 +570,37 @@ impl Index {
 
     /// When the last grace period of the claim's UIDs that are still in flight is over; nothing where none is.
     pub fn grace_ends(&self, name: &BindingName, grace_period: Duration) -> Option<Instant> {
-        let entry = self.claims.get(name)?;
-        let in_flight = entry.observed.iter().filter(|(uid, _)| !self.is_decided(&entry.claim, uid));
-        in_flight.map(|(_, since)| *since + grace_period).max()
+        let claim = self.claim(name)?;
+        let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(claim, &admission.uid));
+        in_flight.map(|admission| admission.since + grace_period).max()
     }
 
-    /// The conversation that the claim on the binding of `place` names, where that is another one: it may wait for `place`.
-    pub fn claimant(&self, place: &Place) -> Option<Task> {
-        let binding = self.conversations.get(place)?.binding.as_ref()?;
-        let (claimant, _) = self.conversations.get_key_value(&self.claims.get(binding)?.claim.holder)?;
-        (claimant != place).then(|| Task::Conversation(claimant.clone()))
-    }
-
-    /// What is to be done about the conversation at `place`, given which others are being written.
-    pub fn plan_conversation(
-        &self,
-        place: &Place,
-        is_under_way: impl Fn(&Place) -> bool,
-        now: Time,
-    ) -> ConversationPlan {
+    /// What is to be done about the conversation at `place`.
+    pub fn plan_conversation(&self, place: &Place, now: Time) -> ConversationPlan {
+        if let Some(UnreadableEntry { uid, fact, .. }) = self.unreadable.get(place) {
+            return ConversationPlan::Report(Telling { place: place.clone(), uid: uid.clone(), fact: fact.clone() });
+        }
         let Some(entry) = self.conversations.get(place) else {
             return self.plan_closed(place, now);
         };
         let unheld = decide(&entry.facts, None, now);
-        let Some(name) = entry.binding.as_ref().filter(|_| unheld.status.state != Some(State::Closed)) else {
+        let Some(name) = entry.facts.holds().filter(|_| unheld.status.state != Some(State::Closed)) else {
             return Self::plan_status(place, entry, unheld);
         };
-        if self.claims.get(name).is_none_or(|entry| entry.claim.holder != **place) {
+        if self.claim(name).is_none_or(|claim| claim.holder != *place) {
             return ConversationPlan::Resolve(Box::new(Question {
                 place: place.clone(),
                 uid: entry.uid.clone(),
-                resource_version: entry.resource_version.clone(),
+                version: entry.version.clone(),
                 facts: entry.facts.clone(),
                 fingerprint: entry.fingerprint,
                 is_first: self.first_candidate(name) == Some(place),
             }));
         }
-        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first, and
-        // what is being or was just written of it, decided on an older claim, may say that it is bound.
-        let rivals = || self.candidates.get(name).into_iter().flatten().filter(|other| *other != place);
-        let is_behind = |other| self.conversations.get(other).is_some_and(|entry: &Entry| entry.is_behind);
-        if rivals().any(|other| is_under_way(other) || is_behind(other)) {
-            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
-        }
-        let is_bound = |other: &&Place| self.conversations.get(*other).is_some_and(|other| other.facts.is_bound());
-        let bound_by_another: Vec<Task> = rivals().filter(is_bound).cloned().map(Task::Conversation).collect();
+        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first.
+        let is_bound = |other: &Place| self.conversations.get(other).is_some_and(|other| other.facts.is_bound());
+        let others = self.candidates(name).iter().filter(|other| *other != place && is_bound(other));
+        let bound_by_another: Vec<Task> = others.cloned().map(Task::Conversation).collect();
         if !bound_by_another.is_empty() {
             return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
         }
@@ -478,7 +617,7 @@ impl Index {
             Some(expiry) if expiry <= now => ConversationPlan::Delete(Deletion {
                 place: place.clone(),
                 uid: entry.uid.clone(),
-                resource_version: entry.resource_version.clone(),
+                version: entry.version.clone(),
                 expiry,
             }),
             expiry => nothing(expiry),
@@ -492,9 +631,10 @@ impl Index {
         ConversationPlan::Write(Box::new(StatusWrite {
             place: place.clone(),
             uid: entry.uid.clone(),
-            resource_version: entry.resource_version.clone(),
+            version: entry.version.clone(),
             news: news(&entry.facts.status, &decision.status),
             due: due(&entry.facts, &decision.status),
+            is_routine: entry.facts.is_routine(&decision.status),
             status: decision.status,
             wake: decision.next,
         }))
@@ -504,35 +644,183 @@ impl Index {
     fn first_candidate(&self, name: &BindingName) -> Option<&Place> {
         let age = |place: &&Place| {
             let entry = self.conversations.get(*place);
-            entry.map(|entry| (!entry.facts.is_bound(), entry.facts.creation_time, entry.uid.clone()))
+            entry.map(|entry| (!entry.facts.is_bound(), entry.facts.creation_time, entry.uid.to_string()))
         };
-        self.candidates.get(name)?.iter().min_by_key(age)
+        self.candidates(name).iter().min_by_key(age)
     }
 
     /// What is to be done about a claim.
     pub fn plan_claim(&self, name: &BindingName, grace_period: Duration, now: Instant) -> ClaimPlan {
-        let Some(entry) = self.claims.get(name) else {
+        let Some(entry) = self.claim(name) else {
             let first = self.first_candidate(name).cloned().map(Task::Conversation);
             return ClaimPlan::Nothing { look_at: first.into_iter().collect() };
         };
-        if self.is_settled(name) {
+        let claim = entry.claim(name).filter(|_| !self.is_settled(name));
+        let Some(claim) = claim else {
             return ClaimPlan::Nothing { look_at: Vec::new() };
-        }
-        let standing = |uid: &str, since: Instant| {
-            if self.is_decided(&entry.claim, uid) {
+        };
+        let standing = |admission: &AdmissionEntry| {
+            if self.is_decided(entry, &admission.uid) {
                 Standing::Decided
-            } else if now.saturating_duration_since(since) >= grace_period {
+            } else if now.saturating_duration_since(admission.since) >= grace_period {
                 Standing::Expired
             } else {
                 Standing::InFlight
             }
         };
-        let standings = entry.observed.iter().map(|(uid, since)| (uid.clone(), standing(uid, *since))).collect();
-        ClaimPlan::Release(Box::new(Release { claim: entry.claim.clone(), standings }))
+        let standings = entry.admissions.iter().map(|known| (known.uid.clone(), standing(known))).collect();
+        ClaimPlan::Release(Box::new(Release { claim, standings }))
     }
 }
 
-fn identity(metadata: &ObjectMeta) -> Option<(Place, String, String)> {
-    let place = ConversationReference { namespace: metadata.namespace.clone()?, name: metadata.name.clone()? };
-    Some((Arc::new(place), metadata.uid.clone()?, metadata.resource_version.clone()?))
+fn fact_of(stored: &Unreadable) -> Fact {
+    let creation_time = stored.metadata.creation_timestamp.as_ref().map(Time::from);
+    unreadable(creation_time.unwrap_or(Time::EPOCH), &stored.error)
+}
+
+fn identity(metadata: &ObjectMeta) -> Option<(Place, Uid, Version)> {
+    let place = Place::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+    Some((place, metadata.uid.as_deref()?.into(), metadata.resource_version.as_deref()?.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::AddressBinding;
+    use crate::claims::claim_of;
+    use serde_json::{Value, json};
+
+    const UID: &str = "0f3c9a52-6f0e-4c1d-8a77-9b2f7e5d1c00";
+    const NAME: &str = "sms-67e3eom4uehoawfojbv6j3egtc";
+
+    fn conversation(name: &str, uid: &str, spec: Value) -> Conversation {
+        let mut object = json!({
+            "metadata": {
+                "name": name, "namespace": "sales", "uid": uid, "resourceVersion": "7", "generation": 1,
+                "creationTimestamp": "2026-11-24T10:00:00Z",
+            },
+            "spec": {"channel": "SMS", "contact": {"address": "+15558675310"}, "proxy": {"address": "+15017122661"}},
+        });
+        if let Value::Object(fields) = spec {
+            fields.into_iter().for_each(|(field, value)| object["spec"][field] = value);
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn claim(holder: &str, uids: &[&str]) -> Claim {
+        let admissions: Vec<Value> =
+            uids.iter().map(|uid| json!({"uid": uid, "time": "2026-11-24T10:00:00.123Z"})).collect();
+        let object: AddressBinding = serde_json::from_value(json!({
+            "metadata": {"name": NAME, "uid": "00000000-0000-4000-8000-000000000001", "resourceVersion": "9"},
+            "spec": {
+                "channel": "SMS", "contactAddress": "+15558675310", "proxyAddress": "+15017122661",
+                "conversationRef": {"namespace": "sales", "name": holder}, "admissions": admissions,
+            },
+        }))
+        .unwrap();
+        claim_of(&object).unwrap()
+    }
+
+    fn unreadable(name: &str) -> Unreadable {
+        Unreadable { metadata: conversation(name, UID, json!({})).metadata, error: "unknown channel".into() }
+    }
+
+    fn place(name: &str) -> Place {
+        Place::new("sales", name)
+    }
+
+    /// An index that has seen lists with nothing in them.
+    fn index() -> Index {
+        let mut index = Index::default();
+        index.conversations_begin();
+        index.conversations_listed(Instant::now());
+        index.claims_begin();
+        index.claims_listed();
+        index
+    }
+
+    #[test]
+    fn a_claim_comes_out_as_it_went_in() {
+        let (mut index, claim) = (index(), claim("alice", &[UID, "of another kind"]));
+        index.claim_seen(&claim, Instant::now());
+        assert_eq!(index.claim(&claim.name).unwrap().claim(&claim.name), Some(claim));
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_is_gone_and_what_came_after_it_is_not() {
+        let (mut index, now) = (index(), Instant::now());
+        index.conversation_seen(&conversation("alice", UID, json!({})), now);
+        index.claim_seen(&claim("alice", &[UID]), now);
+        index.conversations_begin();
+        index.claims_begin();
+        index.conversation_seen(&conversation("bob", "u2", json!({"contact": null})), now);
+        assert_eq!(index.claims_listed(), [Task::Conversation(place("alice"))]);
+        index.conversations_listed(now);
+        assert_eq!(index.conversations.keys().collect::<Vec<_>>(), [&place("bob")]);
+        assert!(index.bindings.is_empty(), "nothing is kept of a binding that nobody wants");
+        assert!(index.departed.since.contains_key(&Uid::from(UID)), "it was stored once");
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_is_reported_until_it_can_be_and_its_claim_is_looked_at() {
+        let (mut index, now) = (index(), Instant::now());
+        let alice = conversation("alice", UID, json!({}));
+        index.conversation_seen(&alice, now);
+        index.claim_seen(&claim("alice", &[UID]), now);
+        let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(place("alice")));
+        let affected = index.conversation_unreadable(&unreadable("alice"), now);
+        assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
+        assert!(index.everything().contains(&task));
+        let ConversationPlan::Report(told) = index.plan_conversation(&place("alice"), Time::EPOCH) else {
+            panic!("nothing is reported");
+        };
+        assert!(told.fact.note.contains("unknown channel") && told.fact.reason.is_warning());
+        assert!(index.conversation_gone(&alice.metadata, now).contains(&Task::Claim(name)), "it may be to be released");
+        index.conversation_unreadable(&unreadable("alice"), now);
+        index.conversation_seen(&alice, now);
+        assert!(!matches!(index.plan_conversation(&place("alice"), Time::EPOCH), ConversationPlan::Report(_)));
+    }
+
+    #[test]
+    fn a_new_leader_honours_timers_in_the_order_in_which_they_were_due() {
+        let (mut index, now) = (index(), Instant::now());
+        for (number, after) in [("30m", 30), ("none", 0), ("10m", 10), ("1h", 60), ("20m", 20)] {
+            let timers = if after == 0 { json!({}) } else { json!({"closeAfter": format!("{after}m")}) };
+            let spec = json!({"contact": null, "timers": timers});
+            index.conversation_seen(&conversation(number, number, spec), now);
+        }
+        let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(place(name)));
+        assert_eq!(index.everything(), expected);
+    }
+
+    #[test]
+    fn uids_of_conversations_that_are_gone_are_forgotten_after_a_while() {
+        let (mut departed, now) = (Departed::default(), Instant::now());
+        departed.insert("a".into(), now);
+        departed.insert("a".into(), now + REMEMBERED / 2);
+        departed.insert("b".into(), now + REMEMBERED / 2);
+        departed.insert("c".into(), now + REMEMBERED);
+        let mut known: Vec<_> = departed.since.keys().map(Uid::to_string).collect();
+        known.sort();
+        assert_eq!(known, ["b", "c"]);
+        assert_eq!(departed.in_order.len(), 2);
+    }
+
+    #[test]
+    fn what_closed_lately_may_have_to_be_told_and_what_closed_long_ago_costs_nothing() {
+        let mut index = index();
+        let closed = |name: &str, time: &str| {
+            let mut closed = conversation(name, name, json!({"state": "Closed"}));
+            closed.status =
+                serde_json::from_value(json!({"state": "Closed", "observedGeneration": 1, "closedTime": time}))
+                    .unwrap();
+            closed
+        };
+        let at = |text: &str| text.parse::<Time>().unwrap();
+        index.closed_seen(&closed("alice", "2026-11-24T10:00:00Z"), at("2026-11-24T10:00:00Z"));
+        index.closed_seen(&closed("bob", "2026-11-24T10:01:00Z"), at("2026-11-24T10:01:00Z"));
+        index.closed_seen(&closed("carol", "2025-11-24T10:01:00Z"), at("2026-11-24T10:01:00Z"));
+        assert_eq!(index.changed_lately(at("2026-11-24T10:00:30Z")), [place("bob")]);
+        assert_eq!((index.closed_lately.len(), index.closed.len()), (1, 0));
+    }
 }

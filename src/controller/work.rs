@@ -1,15 +1,16 @@
 //! Pieces of work that talk to the API server. Each ends in a write with a precondition, or in none. The only writer of status.
 
-use super::index::{Deletion, Question, Release, StatusWrite, fingerprint};
-use super::queue::Task;
+use super::compact::{Place, Uid};
+use super::index::{Deletion, Question, Release, StatusWrite, Telling, fingerprint};
+use super::queue::{Backoff, Task};
 use crate::api::{Conversation, Time};
 use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
 use crate::clock::Clock;
+use crate::core::binding::Binding;
 use crate::core::claim::{ReleaseStep, Standing, Write, adopt, release};
-use crate::core::lifecycle::{Holding, decide, due, expired, news};
+use crate::core::lifecycle::{Fact, Holding, decide, due, expired, news};
 use crate::core::refusal::{Disclosure, already_bound_message};
 use crate::leader::Leadership;
-use crate::telemetry::events::Events;
 use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
@@ -26,7 +27,6 @@ pub struct Worker {
     claims: Claims,
     clock: Clock,
     leadership: Leadership,
-    events: Events,
     metrics: Metrics,
 }
 
@@ -46,19 +46,14 @@ pub enum Next {
     Nothing,
     /// The conversation is as it should be until then.
     Wake(Option<Time>),
-    /// The status of the conversation was changed, on that version of it, and is as it should be until then.
-    Written {
-        /// The version that the write rested on.
-        resource_version: String,
-        /// When the state will change by itself.
-        wake: Option<Time>,
-    },
+    /// As [`Next::Wake`], and people are to be told this.
+    Tell(Option<Time>, Vec<Telling>),
     /// Something else is to be looked at.
     LookAt(Task),
     /// The claim is to be looked at again when the grace period of its creates in flight is over.
     AwaitGrace,
     /// The same again, after a while.
-    Retry,
+    Retry(Backoff),
 }
 
 /// Why a piece of work failed.
@@ -80,20 +75,33 @@ impl Error {
             Self::TimedOut => Failure::TimedOut,
         }
     }
+
+    fn backoff(&self) -> Backoff {
+        match self {
+            Self::Claims(claims::Error::Foreign(_)) => Backoff::Refused,
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => backoff(error),
+            Self::TimedOut => Backoff::Transient,
+        }
+    }
+}
+
+/// Whether the same request may succeed a moment later.
+pub fn backoff(error: &kube::Error) -> Backoff {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400..=499 if ![401, 408, 409, 410, 429].contains(&status.code)) => {
+            Backoff::Refused
+        }
+        // What is stored cannot be read.
+        kube::Error::SerdeError(_) => Backoff::Refused,
+        _ => Backoff::Transient,
+    }
 }
 
 impl Worker {
     /// One that writes while `leadership` says so.
     #[must_use]
-    pub fn new(
-        client: Client,
-        claims: Claims,
-        clock: Clock,
-        leadership: Leadership,
-        events: Events,
-        metrics: Metrics,
-    ) -> Self {
-        Self { client, claims, clock, leadership, events, metrics }
+    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, metrics: Metrics) -> Self {
+        Self { client, claims, clock, leadership, metrics }
     }
 
     /// Writes a status.
@@ -128,15 +136,16 @@ impl Worker {
         let next = match ended {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(%error, ?task, "a piece of work failed, and is tried again");
-                Next::Retry
+                let backoff = error.backoff();
+                tracing::warn!(%error, ?task, ?backoff, "a piece of work failed, and is tried again");
+                Next::Retry(backoff)
             }
         };
         Finished { task, next }
     }
 
     async fn apply(&self, write: StatusWrite) -> Result<Next, Error> {
-        let StatusWrite { place, uid, resource_version, news, status, wake, due } = write;
+        let StatusWrite { place, uid, version, news, is_routine: _, status, wake, due } = write;
         if !self.leadership.leads() {
             return Ok(Next::Nothing);
         }
@@ -144,23 +153,18 @@ impl Worker {
         let patch = serde_json::json!({
             "apiVersion": Conversation::api_version(&()),
             "kind": Conversation::kind(&()),
-            "metadata": {"name": place.name, "namespace": place.namespace, "resourceVersion": resource_version},
+            "metadata": {"name": place.name(), "namespace": place.namespace(), "resourceVersion": version.to_string()},
             "status": status,
         });
-        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), place.namespace());
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        match conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await {
-            Ok(written) => {
+        match conversations.patch_status(place.name(), &parameters, &Patch::Apply(patch)).await {
+            Ok(_) => {
                 tracing::info!(conversation = %place, ?state, "wrote the status");
                 if let Some(due) = due {
                     self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
                 }
-                for fact in &news {
-                    self.events.tell(&place, &uid, fact).await;
-                }
-                // What changes nothing makes no event.
-                let is_changed = written.metadata.resource_version.as_deref() != Some(&resource_version);
-                Ok(if is_changed { Next::Written { resource_version, wake } } else { Next::Wake(wake) })
+                Ok(Next::Tell(wake, tellings(&place, &uid, news)))
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
@@ -172,15 +176,14 @@ impl Worker {
         if !self.leadership.leads() {
             return Ok(Next::Nothing);
         }
-        let Deletion { place, uid, resource_version, expiry } = deletion;
-        let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: Some(resource_version) };
+        let Deletion { place, uid, version, expiry } = deletion;
+        let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: Some(version.to_string()) };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
-        match conversations.delete(&place.name, &parameters).await {
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), place.namespace());
+        match conversations.delete(place.name(), &parameters).await {
             Ok(_) => {
                 tracing::info!(conversation = %place, "deleted a closed conversation whose time to live is over");
-                self.events.tell(&place, &uid, &expired(expiry)).await;
-                Ok(Next::Nothing)
+                Ok(Next::Tell(None, tellings(&place, &uid, vec![expired(expiry)])))
             }
             // It has changed, or is gone: an event tells so.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
@@ -189,37 +192,23 @@ impl Worker {
     }
 
     async fn find_holder(&self, question: Question) -> Result<Next, Error> {
-        let Question { place, uid, resource_version, facts, fingerprint: stored, is_first } = question;
-        let Some(binding) = facts.binding.clone() else {
+        let Question { place, uid, version, facts, fingerprint: stored, is_first } = question;
+        let Some(name) = facts.binding.clone() else {
             return Ok(Next::Nothing);
         };
-        let name = binding.name();
         let holding = match self.claims.read(&name).await? {
-            None if !is_first => return Ok(Next::Nothing),
-            None => {
-                if !self.leadership.leads() {
-                    return Ok(Next::Nothing);
-                }
-                let write = adopt((*place).clone(), uid.clone(), self.clock.now());
-                match self.claims.write(&binding, write).await? {
-                    Outcome::Done => {
-                        tracing::info!(conversation = %place, binding = %name, "claimed the binding of a conversation that had no claim");
-                    }
-                    Outcome::Lost => {}
-                }
-                // The claim, whosever it is, comes back as an event, and with it this conversation.
-                return Ok(Next::Nothing);
-            }
+            None if is_first => return self.claim(&place, &uid).await,
+            None => return Ok(Next::Nothing),
             // The watch of the claims has shown it meanwhile, or is about to.
-            Some(claim) if claim.holder == *place => return Ok(Next::Nothing),
+            Some(claim) if Place::from(&claim.holder) == place => return Ok(Next::Nothing),
             Some(claim) => match self.claims.stored(&claim.holder).await? {
                 Some(holder) if holder.holds.as_ref() == Some(&name) => {
-                    let disclosure = if claim.holder.namespace == place.namespace {
+                    let disclosure = if claim.holder.namespace == place.namespace() {
                         Disclosure::Full
                     } else {
                         Disclosure::OtherNamespace
                     };
-                    Holding::HeldByAnother(already_bound_message(&binding, &claim.holder, &holder, disclosure))
+                    Holding::HeldByAnother(already_bound_message(&claim.binding, &claim.holder, &holder, disclosure))
                 }
                 _ => return Ok(Next::LookAt(Task::Claim(name))),
             },
@@ -231,14 +220,34 @@ impl Worker {
         let news = news(&facts.status, &decision.status);
         let due = due(&facts, &decision.status);
         let (status, wake) = (decision.status, decision.next);
-        self.apply(StatusWrite { place, uid, resource_version, news, status, wake, due }).await
+        self.apply(StatusWrite { place, uid, version, news, is_routine: false, status, wake, due }).await
+    }
+
+    /// Claims the binding of a conversation that no webhook saw.
+    async fn claim(&self, place: &Place, uid: &Uid) -> Result<Next, Error> {
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), place.namespace());
+        let live = conversations.get_opt(place.name()).await?;
+        let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(uid));
+        // Where it is another one by now, or names no binding, an event tells so.
+        let Some(binding) = live.and_then(|live| Binding::of(&live.spec).ok().flatten()) else {
+            return Ok(Next::Nothing);
+        };
+        if !self.leadership.leads() {
+            return Ok(Next::Nothing);
+        }
+        let write = adopt(place.reference(), uid.to_string(), self.clock.now());
+        if self.claims.write(&binding, write).await? == Outcome::Done {
+            tracing::info!(conversation = %place, binding = %binding.name(), "claimed the binding of a conversation that had no claim");
+        }
+        // The claim, whosever it is, comes back as an event, and with it this conversation.
+        Ok(Next::Nothing)
     }
 
     async fn try_release(&self, to_release: Release) -> Result<Next, Error> {
         let Release { claim, standings } = to_release;
         // In this order: the claim came from the watch, and the conversation is read after it.
         let live = self.claims.stored(&claim.holder).await?;
-        let standing = |uid: &str| standings.get(uid).copied().unwrap_or(Standing::InFlight);
+        let standing = |uid: &str| standings.get(&Uid::from(uid)).copied().unwrap_or(Standing::InFlight);
         match release(&claim, live.as_ref(), standing) {
             ReleaseStep::Keep => Ok(Next::Nothing),
             ReleaseStep::AwaitGrace => Ok(Next::AwaitGrace),
@@ -254,5 +263,29 @@ impl Worker {
                 Ok(Next::Nothing)
             }
         }
+    }
+}
+
+fn tellings(place: &Place, uid: &Uid, facts: Vec<Fact>) -> Vec<Telling> {
+    facts.into_iter().map(|fact| Telling { place: place.clone(), uid: uid.clone(), fact }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn what_cannot_succeed_without_a_change_waits_longer_than_what_may_succeed_a_moment_later() {
+        let answered = |code| backoff(&kube::Error::Api(Status { code, ..Status::default() }.boxed()));
+        for code in [400, 403, 404, 405, 413, 415, 422] {
+            assert_eq!(answered(code), Backoff::Refused, "{code}");
+        }
+        for code in [401, 408, 409, 410, 429, 500, 502, 503, 504] {
+            assert_eq!(answered(code), Backoff::Transient, "{code}");
+        }
+        let unreadable = serde_json::from_str::<u8>("").unwrap_err();
+        assert_eq!(backoff(&kube::Error::SerdeError(unreadable)), Backoff::Refused);
+        assert_eq!(Error::TimedOut.backoff(), Backoff::Transient);
     }
 }

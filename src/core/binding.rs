@@ -4,6 +4,7 @@ use super::address::{Address, InvalidAddress, Role};
 use crate::api::{AddressBindingSpec, Channel, ConversationSpec};
 use data_encoding::BASE32_NOPAD;
 use ring::digest;
+use std::sync::Arc;
 
 /// The triple by which an inbound message finds its conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +30,7 @@ pub enum InvalidBinding {
 
 /// The name of the `AddressBinding` of a binding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BindingName(String);
+pub struct BindingName(Arc<str>);
 
 impl Binding {
     /// The binding of two addresses on a channel.
@@ -91,7 +92,7 @@ impl Binding {
         }
         let mut encoded = BASE32_NOPAD.encode(hash.finish().as_ref()).to_ascii_lowercase();
         encoded.truncate(26);
-        BindingName(format!("{}-{encoded}", self.channel.as_str().to_ascii_lowercase()))
+        BindingName(format!("{}-{encoded}", self.channel.as_str().to_ascii_lowercase()).into())
     }
 }
 
@@ -99,7 +100,7 @@ impl BindingName {
     /// The name of a claim that exists: whatever stands in its metadata.
     #[must_use]
     pub fn existing(name: String) -> Self {
-        Self(name)
+        Self(name.into())
     }
 
     /// The name as Kubernetes spells it.
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     fn name(channel: Channel, contact: &str, proxy: &str) -> String {
-        Binding::parse(channel, contact, proxy).unwrap().name().0
+        Binding::parse(channel, contact, proxy).unwrap().name().to_string()
     }
 
     #[test]

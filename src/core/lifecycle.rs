@@ -2,8 +2,8 @@
 
 use super::binding::{Binding, BindingName, InvalidBinding};
 use crate::api::{
-    Condition, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationStatus, Deadlines, State,
-    StateReason, Time,
+    Channel, Condition, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationStatus, Deadlines,
+    State, StateReason, Time,
 };
 
 /// What the lifecycle decides from, and nothing else: small, since it is kept for every open conversation.
@@ -15,8 +15,10 @@ pub struct Facts {
     pub creation_time: Time,
     /// The state that the spec asks for.
     pub state: State,
-    /// The binding that the spec names; none without a contact.
-    pub binding: Option<Binding>,
+    /// The channel of both addresses.
+    pub channel: Channel,
+    /// The binding that the spec names; none without a contact. The addresses are not kept.
+    pub binding: Option<BindingName>,
     /// Whether there is no participant.
     pub is_unassigned: bool,
     /// `timers.inactiveAfter`, in milliseconds.
@@ -43,8 +45,11 @@ pub struct StatusFacts {
     last_activity_time: Option<Time>,
     unassigned_time: Option<Time>,
     closed_time: Option<Time>,
-    conditions: Vec<(ConditionType, ConditionStatus, Time)>,
+    conditions: [Option<(ConditionStatus, Time)>; CONDITIONS],
 }
+
+/// How many types of conditions there are.
+const CONDITIONS: usize = 4;
 
 /// Whether a conversation that needs its binding has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +83,8 @@ impl Facts {
             generation: conversation.metadata.generation.unwrap_or_default(),
             creation_time: creation_time.unwrap_or(Time::EPOCH),
             state: spec.state.unwrap_or_default(),
-            binding: Binding::of(spec)?,
+            channel: spec.channel,
+            binding: Binding::of(spec)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
             inactive_after: milliseconds(timers.inactive_after),
             close_after: milliseconds(timers.close_after),
@@ -90,8 +96,20 @@ impl Facts {
 
     /// Whether the conversation is open and has a contact, as far as is stored.
     #[must_use]
-    pub fn holds(&self) -> Option<&Binding> {
-        self.binding.as_ref().filter(|_| self.state.max(self.status.state.unwrap_or_default()) != State::Closed)
+    pub fn holds(&self) -> Option<&BindingName> {
+        self.binding.as_ref().filter(|_| self.state_in_effect() != State::Closed)
+    }
+
+    /// The later of what the spec asks for and what the stored status says.
+    #[must_use]
+    pub fn state_in_effect(&self) -> State {
+        self.state.max(self.status.state.unwrap_or_default())
+    }
+
+    /// Since when there has been no participant, as far as is stored; nothing where there is one.
+    #[must_use]
+    pub fn unassigned_since(&self) -> Option<Time> {
+        self.is_unassigned.then(|| self.status.unassigned_time.unwrap_or(self.creation_time))
     }
 
     /// When the conversation, being closed, is to be deleted; nothing where it is open or to be kept.
@@ -110,10 +128,22 @@ impl Facts {
     /// Whether the stored status says `Bound=True`.
     #[must_use]
     pub fn is_bound(&self) -> bool {
-        self.status
-            .conditions
-            .iter()
-            .any(|(type_, status, _)| (*type_, *status) == (ConditionType::Bound, ConditionStatus::True))
+        self.status.since(ConditionType::Bound, ConditionStatus::True).is_some()
+    }
+
+    /// Whether `status` differs from the stored one in the last activity and what follows from it alone. That may be written a
+    /// little later: nothing waits for it, and more activity is likely to come.
+    #[must_use]
+    pub fn is_routine(&self, status: &ConversationStatus) -> bool {
+        let before = &self.status;
+        let after = StatusFacts::of(status);
+        let other = StatusFacts {
+            reported_activity: before.reported_activity,
+            counted_activity_time: before.counted_activity_time,
+            last_activity_time: before.last_activity_time,
+            ..after
+        };
+        other == *before
     }
 }
 
@@ -130,12 +160,28 @@ impl StatusFacts {
             last_activity_time: status.last_activity_time,
             unassigned_time: status.unassigned_time,
             closed_time: status.closed_time,
-            conditions: status
-                .conditions
-                .iter()
-                .map(|condition| (condition.type_, condition.status, condition.last_transition_time))
-                .collect(),
+            conditions: status.conditions.iter().fold([None; CONDITIONS], |mut conditions, condition| {
+                conditions[condition.type_ as usize] = Some((condition.status, condition.last_transition_time));
+                conditions
+            }),
         }
+    }
+
+    /// Whether there may be something in [`recent`] since then.
+    #[must_use]
+    pub fn has_recent(&self, since: Time) -> bool {
+        let is_first_state = self.state == Some(State::Active) && self.state_reason != Some(StateReason::Activity);
+        let told = [
+            self.state_transition_time.filter(|_| !is_first_state),
+            self.since(ConditionType::Unassigned, ConditionStatus::True),
+            self.since(ConditionType::Stalled, ConditionStatus::True),
+        ];
+        told.into_iter().flatten().any(|time| time >= since)
+    }
+
+    /// Since when the condition has had this status; nothing where it has another.
+    fn since(&self, type_: ConditionType, status: ConditionStatus) -> Option<Time> {
+        self.conditions[type_ as usize].filter(|(is, _)| *is == status).map(|(_, since)| since)
     }
 }
 
@@ -264,6 +310,8 @@ pub enum FactReason {
     Closed,
     /// The closed conversation was deleted, since its time to live is over.
     TTLExpired,
+    /// What is stored is no conversation that can be read: somebody went around its schema.
+    Unreadable,
 }
 
 impl FactReason {
@@ -277,13 +325,14 @@ impl FactReason {
             Self::Reactivated => "Reactivated",
             Self::Closed => "Closed",
             Self::TTLExpired => "TTLExpired",
+            Self::Unreadable => "Unreadable",
         }
     }
 
     /// Whether somebody should do something about it.
     #[must_use]
     pub const fn is_warning(self) -> bool {
-        matches!(self, Self::AddressAlreadyBound | Self::Unassigned)
+        matches!(self, Self::AddressAlreadyBound | Self::Unassigned | Self::Unreadable)
     }
 }
 
@@ -297,8 +346,7 @@ pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
             (Type::Unassigned, Status::True, _) => FactReason::Unassigned,
             _ => return None,
         };
-        let was_so =
-            before.conditions.iter().any(|(type_, was, _)| (*type_, *was) == (condition.type_, condition.status));
+        let was_so = before.since(condition.type_, condition.status).is_some();
         let time = condition.last_transition_time;
         (!was_so).then(|| Fact { reason, time, note: condition.message.clone() })
     });
@@ -321,6 +369,23 @@ pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
         note: format!("The conversation is {word}: {because}"),
     });
     conditions.chain(change).collect()
+}
+
+/// The facts that `status` tells and that came about at `since` or later, whether they have been told or not.
+///
+/// That a parked conversation was made Active again is not among them: no status tells it from one that always was.
+#[must_use]
+pub fn recent(status: &ConversationStatus, since: Time) -> Vec<Fact> {
+    let was_woken = (status.state, status.state_reason) == (Some(State::Active), Some(StateReason::Activity));
+    let before = StatusFacts { state: was_woken.then_some(State::Inactive), ..StatusFacts::default() };
+    news(&before, status).into_iter().filter(|fact| fact.time >= since).collect()
+}
+
+/// What people are told of a conversation, created at `creation_time`, that cannot be read because of `error`.
+#[must_use]
+pub fn unreadable(creation_time: Time, error: &str) -> Fact {
+    let note = format!("The conversation cannot be read, and nothing is done about it until it is corrected: {error}");
+    Fact { reason: FactReason::Unreadable, time: creation_time, note }
 }
 
 /// What people are told of a conversation that was deleted at `expiry`.
@@ -386,12 +451,12 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
         .into_iter()
         .chain(stalled)
         .map(|(type_, (status, reason, message))| {
-            let kept = facts.status.conditions.iter().find(|(before, was, _)| (*before, *was) == (type_, status));
+            let kept = facts.status.since(type_, status);
             Condition {
                 type_,
                 status,
                 observed_generation: Some(facts.generation),
-                last_transition_time: kept.map_or(now, |(_, _, time)| *time),
+                last_transition_time: kept.unwrap_or(now),
                 reason,
                 message: message.to_owned(),
             }
@@ -402,7 +467,6 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Channel;
     use proptest::prelude::*;
 
     /// `second` seconds after the creation.
@@ -415,7 +479,8 @@ mod tests {
             generation: 1,
             creation_time: at(0),
             state: State::Active,
-            binding: Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap()),
+            channel: Channel::Sms,
+            binding: Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap().name()),
             is_unassigned: false,
             inactive_after: None,
             close_after: None,
@@ -431,7 +496,7 @@ mod tests {
     }
 
     fn held(facts: &Facts) -> Option<Holding> {
-        facts.binding.as_ref().map(|binding| Holding::Held(binding.name()))
+        facts.binding.clone().map(Holding::Held)
     }
 
     fn decide_at(facts: &Facts, second: u64) -> Decision {
@@ -683,6 +748,53 @@ mod tests {
         let [fact] = &news(&before, &status)[..] else { panic!("{status:?}") };
         assert_eq!(fact.reason, FactReason::Reactivated);
         assert!(fact.note.contains("there was activity") && !fact.reason.is_warning(), "{}", fact.note);
+    }
+
+    #[test]
+    fn what_came_about_lately_can_be_told_again_and_is_the_same_fact() {
+        let mut facts = Facts { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(30), ..facts() };
+        let mut told: Vec<Fact> = Vec::new();
+        for second in [1, 10, 15, 30] {
+            if second == 15 {
+                facts.status.reported_activity = Some(at(15));
+            }
+            let before = facts.status.clone();
+            let status = live(&mut facts, second);
+            told.extend(news(&before, &status));
+            let lately = recent(&status, at(second));
+            assert_eq!(facts.status.has_recent(at(second)), !lately.is_empty());
+            assert_eq!(lately, told.iter().filter(|fact| fact.time >= at(second)).cloned().collect::<Vec<_>>());
+            assert_eq!(recent(&status, at(second + 1)), []);
+        }
+        let reasons: Vec<_> = told.iter().map(|fact| fact.reason).collect();
+        assert_eq!(
+            reasons,
+            [FactReason::Unassigned, FactReason::Inactive, FactReason::Reactivated, FactReason::Inactive]
+        );
+        facts.status.reported_activity = None;
+        assert_eq!(recent(&live(&mut facts, 45), at(45))[0].reason, FactReason::Closed);
+    }
+
+    #[test]
+    fn what_activity_alone_changes_is_routine() {
+        let mut facts = Facts { inactive_after: seconds(10), close_after: seconds(60), ..facts() };
+        live(&mut facts, 1);
+        facts.status.reported_activity = Some(at(5));
+        assert!(facts.is_routine(&decide_at(&facts, 6).status));
+        facts.status.reported_activity = Some(at(1_000));
+        assert!(facts.is_routine(&decide_at(&facts, 6).status), "also where it has to be cut");
+        for (changed, what) in [
+            (Facts { generation: 2, ..facts.clone() }, "the generation"),
+            (Facts { is_unassigned: true, ..facts.clone() }, "that it is unassigned"),
+            (Facts { state: State::Inactive, ..facts.clone() }, "the state"),
+        ] {
+            assert!(!changed.is_routine(&decide_at(&changed, 6).status), "{what} is more than activity");
+        }
+        facts.status.reported_activity = Some(at(5));
+        assert!(!facts.is_routine(&decide_at(&facts, 15).status), "a timer is more than activity");
+        live(&mut facts, 15);
+        facts.status.reported_activity = Some(at(17));
+        assert!(!facts.is_routine(&decide_at(&facts, 18).status), "waking is more than activity");
     }
 
     prop_compose! {

@@ -2,7 +2,7 @@
 //!
 //! The name of an Event is derived from the fact, so that a replica that tells it again changes nothing.
 
-use crate::api::{Conversation, ConversationReference, Time};
+use crate::api::{Conversation, Time};
 use crate::core::lifecycle::Fact;
 use data_encoding::BASE32_NOPAD;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -31,26 +31,25 @@ impl Events {
         Self { client, instance }
     }
 
-    /// Tells a fact of a conversation. That it cannot be told is logged, and changes nothing else.
-    pub async fn tell(&self, place: &ConversationReference, uid: &str, fact: &Fact) {
-        let event = self.event(place, uid, fact);
-        let events = Api::<Event>::namespaced(self.client.clone(), &place.namespace);
+    /// Tells a fact of the conversation `name` in `namespace`. It has been told as well where it had been before.
+    ///
+    /// # Errors
+    /// Where the API server does not take the Event.
+    pub async fn tell(&self, namespace: &str, name: &str, uid: &str, fact: &Fact) -> kube::Result<()> {
+        let event = self.event(namespace, name, uid, fact);
+        let events = Api::<Event>::namespaced(self.client.clone(), namespace);
         match events.create(&PostParams::default(), &event).await {
-            Ok(_) => {}
-            // It was told before.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => {
-                tracing::warn!(conversation = %place, reason = fact.reason.as_str(), %error, "cannot tell a fact by an Event");
-            }
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+            result => result.map(drop),
         }
     }
 
-    fn event(&self, place: &ConversationReference, uid: &str, fact: &Fact) -> Event {
+    fn event(&self, namespace: &str, name: &str, uid: &str, fact: &Fact) -> Event {
         let Fact { reason, time, note } = fact;
         Event {
             metadata: ObjectMeta {
-                name: Some(name(&place.name, uid, reason.as_str(), *time)),
-                namespace: Some(place.namespace.clone()),
+                name: Some(event_name(name, uid, reason.as_str(), *time)),
+                namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
             event_time: Some(MicroTime(time.timestamp())),
@@ -63,8 +62,8 @@ impl Events {
             regarding: Some(ObjectReference {
                 api_version: Some(Conversation::api_version(&()).into_owned()),
                 kind: Some(Conversation::kind(&()).into_owned()),
-                namespace: Some(place.namespace.clone()),
-                name: Some(place.name.clone()),
+                namespace: Some(namespace.to_owned()),
+                name: Some(name.to_owned()),
                 uid: Some(uid.to_owned()),
                 ..ObjectReference::default()
             }),
@@ -73,7 +72,7 @@ impl Events {
     }
 }
 
-fn name(conversation: &str, uid: &str, reason: &str, time: Time) -> String {
+fn event_name(conversation: &str, uid: &str, reason: &str, time: Time) -> String {
     let hash = digest::digest(&digest::SHA256, format!("{uid} {reason} {time}").as_bytes());
     let hash = BASE32_NOPAD.encode(&hash.as_ref()[..10]).to_ascii_lowercase();
     format!("{}.{hash}", cut(conversation, LONGEST_NAME).trim_end_matches(['.', '-']))
@@ -92,15 +91,15 @@ mod tests {
     fn the_same_fact_has_the_same_name_and_another_has_another() {
         let later = Time::EPOCH.after(1);
         let names = [
-            name("alice", "u1", "Closed", Time::EPOCH),
-            name("alice", "u2", "Closed", Time::EPOCH),
-            name("alice", "u1", "Inactive", Time::EPOCH),
-            name("alice", "u1", "Closed", later),
+            event_name("alice", "u1", "Closed", Time::EPOCH),
+            event_name("alice", "u2", "Closed", Time::EPOCH),
+            event_name("alice", "u1", "Inactive", Time::EPOCH),
+            event_name("alice", "u1", "Closed", later),
         ];
         let distinct: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
-        assert_eq!(names[3], name("alice", "u1", "Closed", later));
-        assert!(name(&"a-".repeat(126), "u1", "Closed", later).len() <= 253);
+        assert_eq!(names[3], event_name("alice", "u1", "Closed", later));
+        assert!(event_name(&"a-".repeat(126), "u1", "Closed", later).len() <= 253);
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! What the index keeps by the hundred thousand, each in as few bytes as it takes.
+
+use crate::api::ConversationReference;
+use data_encoding::HEXLOWER;
+use std::fmt::{Display, Formatter, Result};
+use std::sync::Arc;
+
+/// Where a conversation is. All who know one share its text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(Arc<str>);
+
+impl Place {
+    /// `name` in `namespace`.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.split_once('/').map_or("", |(_, name)| name)
+    }
+
+    /// The same as the API has it.
+    #[must_use]
+    pub fn reference(&self) -> ConversationReference {
+        ConversationReference { namespace: self.namespace().to_owned(), name: self.name().to_owned() }
+    }
+}
+
+impl From<&ConversationReference> for Place {
+    fn from(reference: &ConversationReference) -> Self {
+        Self::new(&reference.namespace, &reference.name)
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A UID: the 16 bytes of a UUID, as the API server makes them, or any other text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Uid {
+    /// A UUID in its canonical spelling.
+    Uuid([u8; 16]),
+    /// Anything else.
+    Other(Box<str>),
+}
+
+impl From<&str> for Uid {
+    fn from(text: &str) -> Self {
+        let digits: String = text.split('-').collect();
+        let bytes = HEXLOWER.decode(digits.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        // Only what is spelled the same again may be kept as bytes.
+        bytes.map(Self::Uuid).filter(|uid| uid.to_string() == text).unwrap_or_else(|| Self::Other(text.into()))
+    }
+}
+
+impl Display for Uid {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::Uuid(bytes) => {
+                let digits = HEXLOWER.encode(bytes);
+                f.write_str(&[0..8, 8..12, 12..16, 16..20, 20..32].map(|group| &digits[group]).join("-"))
+            }
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+/// A resourceVersion: a number, as the API server makes them, or any other text. It is compared for equality alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// A number in its canonical spelling.
+    Number(u64),
+    /// Anything else.
+    Other(Box<str>),
+}
+
+impl From<&str> for Version {
+    fn from(text: &str) -> Self {
+        let number = text.parse().ok().map(Self::Number);
+        number.filter(|version| version.to_string() == text).unwrap_or_else(|| Self::Other(text.into()))
+    }
+}
+
+impl Display for Version {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const UUID: &str = "0f3c9a52-6f0e-4c1d-8a77-9b2f7e5d1c00";
+
+    #[test]
+    fn what_the_api_server_makes_takes_few_bytes() {
+        assert!(matches!(Uid::from(UUID), Uid::Uuid(_)));
+        assert!(matches!(Version::from("18446744073709551615"), Version::Number(_)));
+        assert!(size_of::<Uid>() <= 24 && size_of::<Version>() <= 16);
+    }
+
+    #[test]
+    fn a_place_is_a_namespace_and_a_name() {
+        let place = Place::new("sales", "alice");
+        assert_eq!((place.namespace(), place.name()), ("sales", "alice"));
+        assert_eq!(Place::from(&place.reference()), place);
+    }
+
+    #[test]
+    fn what_is_spelled_differently_is_different() {
+        for other in [UUID.to_uppercase(), UUID.replace('-', ""), format!("-{UUID}"), String::new()] {
+            assert_ne!(Uid::from(other.as_str()), Uid::from(UUID));
+            assert_eq!(Uid::from(other.as_str()).to_string(), other);
+        }
+        for other in ["", "+7", "07", "-7", "18446744073709551616"] {
+            assert_eq!(Version::from(other).to_string(), other);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_kept_as_it_is(text in ".{0,40}", bytes in any::<[u8; 16]>(), number in any::<u64>()) {
+            prop_assert_eq!(Uid::from(text.as_str()).to_string(), text.clone());
+            prop_assert_eq!(Version::from(text.as_str()).to_string(), text);
+            prop_assert_eq!(Uid::from(Uid::Uuid(bytes).to_string().as_str()), Uid::Uuid(bytes));
+            prop_assert_eq!(Version::from(number.to_string().as_str()), Version::Number(number));
+        }
+    }
+}

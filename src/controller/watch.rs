@@ -1,0 +1,182 @@
+//! Watches that nothing stored can stop, and that keep no more of an object than is decided from.
+
+use crate::api::{AddressBinding, Conversation};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+/// How many streamed lists in a row may begin and not end before lists are fetched by pages.
+const STREAMED_ATTEMPTS: u32 = 3;
+
+/// A stored object, with as much of its metadata as is decided from; or why it cannot be read.
+#[derive(Clone, Debug)]
+pub struct Stored<K>(pub Result<K, Unreadable>);
+
+/// A stored object that cannot be read.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    /// Which object.
+    pub metadata: ObjectMeta,
+    /// Why.
+    pub error: String,
+}
+
+/// A kind that is watched.
+pub trait Kind: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
+    /// An object of its parts; or which of them cannot be read, and why.
+    fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String>;
+}
+
+impl Kind for Conversation {
+    fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String> {
+        Ok(Self { metadata, spec: read("spec", spec)?, status: read("status", status)? })
+    }
+}
+
+impl Kind for AddressBinding {
+    fn assemble(metadata: ObjectMeta, spec: Value, _: Value) -> Result<Self, String> {
+        Ok(Self { metadata, spec: read("spec", spec)? })
+    }
+}
+
+fn read<T: DeserializeOwned>(part: &str, value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| format!("{part}: {error}"))
+}
+
+/// An object as it arrives. What is not named here, the managed fields above all, is skipped unread.
+#[derive(Deserialize)]
+struct Arrived {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Value,
+    #[serde(default)]
+    status: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    namespace: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+}
+
+impl<'de, K: Kind> Deserialize<'de> for Stored<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Arrived { metadata, spec, status } = Arrived::deserialize(deserializer)?;
+        let Metadata { namespace, name, uid, resource_version, generation, creation_timestamp, deletion_timestamp } =
+            metadata;
+        let metadata = ObjectMeta {
+            namespace,
+            name,
+            uid,
+            resource_version,
+            generation,
+            creation_timestamp,
+            deletion_timestamp,
+            ..ObjectMeta::default()
+        };
+        let object = K::assemble(metadata.clone(), spec, status);
+        Ok(Self(object.map_err(|error| Unreadable { metadata, error })))
+    }
+}
+
+impl<K: Kind> Resource for Stored<K> {
+    type DynamicType = ();
+    type Scope = K::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        K::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        K::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        K::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        K::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        self.0.as_ref().map_or_else(|unreadable| &unreadable.metadata, K::meta)
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.0.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, K::meta_mut)
+    }
+}
+
+/// All objects of a kind that `config` selects, as they are and as they change, for ever.
+///
+/// The list that it begins with is streamed, one object at a time, where the server can do that, and fetched by pages otherwise.
+pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watcher::Result<Event<Stored<K>>>> + Send {
+    let api = Api::<Stored<K>>::all(client);
+    let streamed = events(api.clone(), config.clone().streaming_lists());
+    stream::unfold((streamed, Some((api, config)), 0), |(mut now, mut paged, mut unfinished)| async move {
+        let event = now.next().await?;
+        match &event {
+            Ok(Event::Init) => unfinished += 1,
+            Ok(Event::InitDone) => unfinished = 0,
+            _ => {}
+        }
+        if (unfinished > STREAMED_ATTEMPTS || event.as_ref().is_err_and(is_unknown_to_the_server))
+            && let Some((api, config)) = paged.take()
+        {
+            tracing::info!(kind = %K::kind(&()), "the API server does not stream lists: they are fetched by pages");
+            now = events(api, config);
+        }
+        Some((event, (now, paged, unfinished)))
+    })
+}
+
+fn events<K: Kind>(api: Api<Stored<K>>, config: Config) -> BoxStream<'static, watcher::Result<Event<Stored<K>>>> {
+    watcher(api, config).default_backoff().boxed()
+}
+
+/// Whether the server says that what it was asked for is no valid request: it has no streamed lists, or they are switched off.
+fn is_unknown_to_the_server(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn stored(spec: &Value) -> Stored<Conversation> {
+        let metadata =
+            json!({"name": "alice", "namespace": "sales", "resourceVersion": "7", "managedFields": "not read"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn what_can_be_read_is_read_with_the_metadata_that_is_decided_from() {
+        let alice = stored(&json!({"channel": "SMS", "proxy": {"address": "+15017122661"}}));
+        assert_eq!(alice.meta().resource_version.as_deref(), Some("7"));
+        assert_eq!(alice.0.unwrap().spec.proxy.address, "+15017122661");
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_what_it_is_and_why() {
+        for spec in [json!({"channel": "Fax", "proxy": {"address": "1"}}), json!(null), json!(7)] {
+            let alice = stored(&spec);
+            assert_eq!(alice.meta().name.as_deref(), Some("alice"));
+            assert!(alice.0.unwrap_err().error.starts_with("spec: "));
+        }
+    }
+}
