@@ -4,17 +4,14 @@ use std::{path::Path, process::Command};
 
 use crate::{Error, data_directory::DataDirectory, http, ports::Port, server::Server};
 
-/// The directory of its data, within that of the control plane.
-pub(crate) const DATA: &str = "etcd";
-
-/// etcd on loopback with its data in [`DATA`] of that directory; started and ready.
+/// etcd on loopback with its data in `etcd` of that directory; started and ready.
 pub(crate) fn start(binary: &Path, directory: &DataDirectory, port: &Port, fsync: bool) -> Result<Server, Error> {
     let address = port.address();
     let url = format!("http://{address}");
     let mut command = Command::new(binary);
     command
         .arg("--data-dir")
-        .arg(directory.path().join(DATA))
+        .arg(directory.path().join("etcd"))
         .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
         // It has no peers, but insists on listening for them.
         .args(["--listen-peer-urls", "http://127.0.0.1:0"]);

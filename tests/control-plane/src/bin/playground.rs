@@ -79,7 +79,7 @@ fn text(name: &str) -> Result<String, String> {
 
 fn play(options: &Options) -> Result<(), Error> {
     let operator = operator()?;
-    tools::ensure(Tool::PLAYGROUND)?;
+    tools::ensure(Tool::ALL)?;
 
     let started = Instant::now();
     print(&format!("Starting etcd and {} … ", counted(options.api_servers, "API server")))?;
