@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test generate fmt clean-cache require
+.PHONY: help run test model soak bench bench-check generate fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, cargo-deny.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -32,6 +32,22 @@ test: require ## Everything that must hold: format, lints, tests, licences (cold
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
 	$(call stage,licences,.ci/cargo-deny --locked check licenses bans sources)
 
+bench: require ## What it costs, against the same API server without it (an hour; QUICK=1, ONLY=1,8)
+	cargo build --release --locked --workspace --bins
+	@"$(TARGET)/release/bench"
+
+bench-check: require ## That the benchmarks work, with numbers too small to say anything (2 minutes once compiled)
+	cargo build --release --locked --workspace --bins
+	@QUICK=1 "$(TARGET)/release/bench"
+
+model: require ## The exhaustive check of the protocol, in its large configurations (about 15 minutes on two cores)
+	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
+	cargo test --release --locked --test pure_claims_model -- --ignored --nocapture
+
+soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 50 creates (about 1 s a round)
+	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."
+	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test processes_races -- --ignored --nocapture --exact soak
+
 generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings
 	cargo run --locked -- crds --directory crds
 	UPDATE=1 cargo test --locked --quiet --test chart_documentation --test chart_rendering -- the_readme the_schema_says each_case
@@ -40,7 +56,7 @@ fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:

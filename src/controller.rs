@@ -11,7 +11,7 @@ mod teller;
 mod watch;
 mod work;
 
-use crate::api::{AddressBinding, Conversation};
+use crate::api::{AddressBinding, Conversation, Time};
 use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
 use crate::core::binding::BindingName;
@@ -19,6 +19,7 @@ use crate::leader::Leadership;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::metrics::Metrics;
+use compact::Place;
 use futures::StreamExt;
 use index::{ClaimPlan, ConversationPlan, Index};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -279,7 +280,7 @@ impl Controller {
     fn begin(&mut self, task: Task, jobs: &mut JoinSet<Finished>) {
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
         match &task {
-            Task::Conversation(place) => match self.index.plan_conversation(place, now) {
+            Task::Conversation(place) => match self.plan(place, now) {
                 ConversationPlan::Nothing { wake, look_at_first } => {
                     self.queue.set_deadline(place, wake);
                     self.ask_for(look_at_first);
@@ -323,6 +324,11 @@ impl Controller {
         }
     }
 
+    fn plan(&self, place: &Place, now: Time) -> ConversationPlan {
+        let is_under_way = |other: &Place| self.queue.is_under_way(&Task::Conversation(other.clone()));
+        self.index.plan_conversation(place, is_under_way, now)
+    }
+
     fn came_out_well(&mut self, task: &Task) {
         self.queue.done(task);
         self.queue.succeeded(task);
@@ -332,7 +338,7 @@ impl Controller {
         let Finished { task, mut next } = finished;
         self.queue.done(&task);
         // What was written is told, also by who leads no more.
-        if let Next::Tell(_, tellings) = &mut next {
+        if let Next::Written { tellings, .. } | Next::Deleted { tellings } = &mut next {
             for telling in std::mem::take(tellings) {
                 self.teller.tell(telling);
             }
@@ -340,11 +346,24 @@ impl Controller {
         if !self.leads {
             return;
         }
+        if let Task::Conversation(place) = &task {
+            let waits_for_it = self.index.claimant(place);
+            self.ask_for(waits_for_it.into_iter().collect());
+        }
         match next {
-            Next::Nothing => self.queue.succeeded(&task),
-            Next::Wake(wake) | Next::Tell(wake, _) => {
+            Next::Nothing | Next::Deleted { .. } => self.queue.succeeded(&task),
+            Next::Wake(wake) => {
                 self.queue.succeeded(&task);
                 if let Task::Conversation(place) = &task {
+                    self.queue.set_deadline(place, wake);
+                }
+            }
+            Next::Written { changed, wake, tellings: _ } => {
+                self.queue.succeeded(&task);
+                if let Task::Conversation(place) = &task {
+                    if let Some(version) = changed {
+                        self.index.written(place, &version);
+                    }
                     self.queue.set_deadline(place, wake);
                 }
             }

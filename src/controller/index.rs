@@ -49,6 +49,8 @@ struct Entry {
     fingerprint: u64,
     /// The list that showed it last.
     list: u32,
+    /// Whether its status was written since, which the watch has yet to show.
+    is_behind: bool,
 }
 
 #[derive(Debug)]
@@ -297,9 +299,13 @@ impl Index {
         by_deadline.sort_unstable_by_key(|(deadline, _)| (deadline.is_none(), *deadline));
         let conversations = by_deadline.into_iter().map(|(_, place)| place);
         let conversations = conversations.chain(self.closed.keys()).chain(self.unreadable.keys());
+        conversations.cloned().map(Task::Conversation).chain(self.unsettled()).collect()
+    }
+
+    /// The claims that record anything but the conversation that holds them.
+    fn unsettled(&self) -> impl Iterator<Item = Task> {
         let claims = self.bindings.iter().filter(|(_, entry)| entry.claim.is_some()).map(|(name, _)| name);
-        let claims = claims.filter(|name| !self.is_settled(name)).cloned().map(Task::Claim);
-        conversations.cloned().map(Task::Conversation).chain(claims).collect()
+        claims.filter(|name| !self.is_settled(name)).cloned().map(Task::Claim)
     }
 
     /// The conversations of which people are told something that came about at `since` or later.
@@ -321,7 +327,10 @@ impl Index {
         let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(place, _)| place);
         let unreadable = self.unreadable.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
         let gone: Vec<Place> = unlisted.chain(unreadable.map(|(place, _)| place)).cloned().collect();
-        gone.iter().flat_map(|place| self.forget(place, now)).collect()
+        let mut affected: Vec<Task> = gone.iter().flat_map(|place| self.forget(place, now)).collect();
+        // What came and went while no watch was open was never shown: nothing else tells that its claim is left.
+        affected.extend(self.unsettled());
+        affected
     }
 
     /// A list of the closed conversations begins.
@@ -352,7 +361,7 @@ impl Index {
             return Vec::new();
         };
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let entry = Entry { uid, version, facts, fingerprint, list: self.closed_list.number };
+        let entry = Entry { uid, version, facts, fingerprint, list: self.closed_list.number, is_behind: false };
         self.closed.insert(place.clone(), Box::new(entry));
         vec![Task::Conversation(place)]
     }
@@ -412,7 +421,8 @@ impl Index {
         let place = self.shared_place(place, facts.binding.as_ref());
         let binding = facts.holds().cloned();
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let entry = Entry { uid, version, facts, fingerprint, list: self.conversation_list.number };
+        let list = self.conversation_list.number;
+        let entry = Entry { uid, version, facts, fingerprint, list, is_behind: false };
         self.census.add(Counted::of(&entry.facts));
         let before = self.conversations.insert(place.clone(), Box::new(entry));
         if let Some(before) = &before {
@@ -465,6 +475,15 @@ impl Index {
         affected
     }
 
+    /// The status of a conversation was changed by a write that rested on this version: the next event about it shows that.
+    pub fn written(&mut self, place: &Place, version: &Version) {
+        if let Some(entry) = self.conversations.get_mut(place)
+            && entry.version == *version
+        {
+            entry.is_behind = true;
+        }
+    }
+
     /// A conversation is gone from the watch: it was deleted, or its status says Closed.
     pub fn conversation_gone(&mut self, metadata: &ObjectMeta, now: Instant) -> Vec<Task> {
         let Some((place, uid, _)) = identity(metadata) else {
@@ -495,13 +514,15 @@ impl Index {
         self.bindings.iter().filter(move |(_, entry)| holds(entry)).map(|(name, _)| name.clone())
     }
 
-    /// `place` no longer needs the binding.
+    /// `place` no longer needs the binding. Others may have waited for it.
     fn give_up(&mut self, place: &Place, name: &BindingName) -> Vec<Task> {
         if let Some(entry) = self.bindings.get_mut(name) {
             entry.candidates.retain(|candidate| candidate != place);
         }
         self.tidy(name);
-        vec![Task::Claim(name.clone())]
+        let mut affected = self.candidates_of(name);
+        affected.push(Task::Claim(name.clone()));
+        affected
     }
 
     /// A binding of which nothing is known is not kept.
@@ -526,11 +547,12 @@ impl Index {
         if let Some((holder, _)) = self.conversations.get_key_value(&claim.holder) {
             claim.holder = holder.clone();
         }
-        let has_decided = claim.admissions.iter().any(|admission| self.is_decided(&claim, &admission.uid));
+        let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(&claim, &admission.uid)).count();
+        let waits = in_flight > 0 && in_flight == claim.admissions.len();
         self.bindings.entry(name.clone()).or_default().claim = Some(claim);
         let mut affected = self.candidates_of(&name);
-        // A claim whose UIDs are all in flight waits for them. One that has a decided UID may be to be released or pruned.
-        if has_decided && !self.is_settled(&name) {
+        // A claim whose UIDs are all in flight waits for them. One that has a decided UID, or none, may be to be released or pruned.
+        if !waits && !self.is_settled(&name) {
             affected.push(Task::Claim(name));
         }
         affected
@@ -575,8 +597,20 @@ impl Index {
         in_flight.map(|admission| admission.since + grace_period).max()
     }
 
-    /// What is to be done about the conversation at `place`.
-    pub fn plan_conversation(&self, place: &Place, now: Time) -> ConversationPlan {
+    /// The conversation that the claim on the binding of `place` names, where that is another one: it may wait for `place`.
+    pub fn claimant(&self, place: &Place) -> Option<Task> {
+        let binding = self.conversations.get(place)?.facts.holds()?;
+        let claimant = &self.claim(binding)?.holder;
+        (claimant != place && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
+    }
+
+    /// What is to be done about the conversation at `place`, given which others are being written.
+    pub fn plan_conversation(
+        &self,
+        place: &Place,
+        is_under_way: impl Fn(&Place) -> bool,
+        now: Time,
+    ) -> ConversationPlan {
         if let Some(UnreadableEntry { uid, fact, .. }) = self.unreadable.get(place) {
             return ConversationPlan::Report(Telling { place: place.clone(), uid: uid.clone(), fact: fact.clone() });
         }
@@ -597,10 +631,15 @@ impl Index {
                 is_first: self.first_candidate(name) == Some(place),
             }));
         }
-        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first.
-        let is_bound = |other: &Place| self.conversations.get(other).is_some_and(|other| other.facts.is_bound());
-        let others = self.candidates(name).iter().filter(|other| *other != place && is_bound(other));
-        let bound_by_another: Vec<Task> = others.cloned().map(Task::Conversation).collect();
+        // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first, and
+        // what is being or was just written of it, decided on an older claim, may say that it is bound.
+        let rivals = || self.candidates(name).iter().filter(|other| *other != place);
+        let is_behind = |other| self.conversations.get(other).is_some_and(|entry| entry.is_behind);
+        if rivals().any(|other| is_under_way(other) || is_behind(other)) {
+            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
+        }
+        let is_bound = |other: &&Place| self.conversations.get(*other).is_some_and(|other| other.facts.is_bound());
+        let bound_by_another: Vec<Task> = rivals().filter(is_bound).cloned().map(Task::Conversation).collect();
         if !bound_by_another.is_empty() {
             return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
         }
@@ -771,14 +810,17 @@ mod tests {
         let affected = index.conversation_unreadable(&unreadable("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
         assert!(index.everything().contains(&task));
-        let ConversationPlan::Report(told) = index.plan_conversation(&place("alice"), Time::EPOCH) else {
+        let ConversationPlan::Report(told) = index.plan_conversation(&place("alice"), |_| false, Time::EPOCH) else {
             panic!("nothing is reported");
         };
         assert!(told.fact.note.contains("unknown channel") && told.fact.reason.is_warning());
         assert!(index.conversation_gone(&alice.metadata, now).contains(&Task::Claim(name)), "it may be to be released");
         index.conversation_unreadable(&unreadable("alice"), now);
         index.conversation_seen(&alice, now);
-        assert!(!matches!(index.plan_conversation(&place("alice"), Time::EPOCH), ConversationPlan::Report(_)));
+        assert!(!matches!(
+            index.plan_conversation(&place("alice"), |_| false, Time::EPOCH),
+            ConversationPlan::Report(_)
+        ));
     }
 
     #[test]

@@ -145,6 +145,11 @@ impl Queue {
         !self.queued.is_empty()
     }
 
+    /// Whether `task` has begun and not ended.
+    pub fn is_under_way(&self, task: &Task) -> bool {
+        self.under_way.contains_key(task)
+    }
+
     /// `task` has ended.
     pub fn done(&mut self, task: &Task) {
         if self.under_way.remove(task) == Some(true) {

@@ -1,6 +1,6 @@
 //! Pieces of work that talk to the API server. Each ends in a write with a precondition, or in none. The only writer of status.
 
-use super::compact::{Place, Uid};
+use super::compact::{Place, Uid, Version};
 use super::index::{Deletion, Question, Release, StatusWrite, Telling, fingerprint};
 use super::queue::{Backoff, Task};
 use crate::api::{Conversation, Time};
@@ -46,8 +46,20 @@ pub enum Next {
     Nothing,
     /// The conversation is as it should be until then.
     Wake(Option<Time>),
-    /// As [`Next::Wake`], and people are to be told this.
-    Tell(Option<Time>, Vec<Telling>),
+    /// The status of the conversation was written, and is as it should be until then.
+    Written {
+        /// The version that the write rested on, where it has changed something.
+        changed: Option<Version>,
+        /// When the state will change by itself.
+        wake: Option<Time>,
+        /// What people are to be told.
+        tellings: Vec<Telling>,
+    },
+    /// The conversation was deleted.
+    Deleted {
+        /// What people are to be told.
+        tellings: Vec<Telling>,
+    },
     /// Something else is to be looked at.
     LookAt(Task),
     /// The claim is to be looked at again when the grace period of its creates in flight is over.
@@ -159,12 +171,16 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), place.namespace());
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         match conversations.patch_status(place.name(), &parameters, &Patch::Apply(patch)).await {
-            Ok(_) => {
+            Ok(written) => {
                 tracing::info!(conversation = %place, ?state, "wrote the status");
                 if let Some(due) = due {
                     self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
                 }
-                Ok(Next::Tell(wake, tellings(&place, &uid, news)))
+                // What changes nothing makes no event.
+                let is_changed =
+                    written.metadata.resource_version.as_deref().map(Version::from).as_ref() != Some(&version);
+                let tellings = tellings(&place, &uid, news);
+                Ok(Next::Written { changed: is_changed.then_some(version), wake, tellings })
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),
@@ -183,7 +199,7 @@ impl Worker {
         match conversations.delete(place.name(), &parameters).await {
             Ok(_) => {
                 tracing::info!(conversation = %place, "deleted a closed conversation whose time to live is over");
-                Ok(Next::Tell(None, tellings(&place, &uid, vec![expired(expiry)])))
+                Ok(Next::Deleted { tellings: tellings(&place, &uid, vec![expired(expiry)]) })
             }
             // It has changed, or is gone: an event tells so.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Next::Nothing),

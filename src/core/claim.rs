@@ -276,10 +276,12 @@ pub fn release(claim: &Claim, live: Option<&Stored>, standing: impl Fn(&str) -> 
             .iter()
             .cloned()
             .partition(|admission| admission.uid == holder.uid || standing(&admission.uid) == Standing::InFlight);
-        return match (pruned.is_empty(), kept.len()) {
-            (false, _) => ReleaseStep::Write(Write::replace(claim, claim.holder.clone(), kept)),
-            (true, 0 | 1) => ReleaseStep::Keep,
-            (true, _) => ReleaseStep::AwaitGrace,
+        return if !pruned.is_empty() {
+            ReleaseStep::Write(Write::replace(claim, claim.holder.clone(), kept))
+        } else if kept.iter().any(|admission| admission.uid != holder.uid) {
+            ReleaseStep::AwaitGrace
+        } else {
+            ReleaseStep::Keep
         };
     }
     if claim.admissions.iter().any(|admission| standing(&admission.uid) == Standing::InFlight) {
@@ -490,6 +492,8 @@ mod tests {
         assert_eq!(release(&one, Some(&holder), |_| Standing::InFlight), ReleaseStep::Keep);
         let two = claim("alice", &["a1", "a2"]);
         assert_eq!(release(&two, Some(&holder), |_| Standing::InFlight), ReleaseStep::AwaitGrace);
+        let of_another_create = claim("alice", &["a1"]);
+        assert_eq!(release(&of_another_create, Some(&holder), |_| Standing::InFlight), ReleaseStep::AwaitGrace);
         for standing in [Standing::Decided, Standing::Expired] {
             let pruned = Write::replace(&two, place("alice"), one.admissions.clone());
             assert_eq!(release(&two, Some(&holder), |_| standing), ReleaseStep::Write(pruned));

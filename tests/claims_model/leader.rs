@@ -68,6 +68,8 @@ pub struct Leader {
     conversations: [Option<Conversation>; 2],
     claim: Option<Claim>,
     departed: Uids,
+    /// What was written of a conversation since the watch showed it.
+    is_behind: [bool; 2],
     pub conversations_delivered: u8,
     pub claims_delivered: u8,
     pub asked: Asked,
@@ -217,22 +219,23 @@ impl Leader {
     }
 
     /// The process begins anew, lists both kinds and looks at everything.
-    pub fn restart(&mut self, etcd: &Etcd) {
+    pub fn restart(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         *self = Self::default();
-        self.list_conversations(etcd);
+        self.list_conversations(etcd, mutation);
         self.list_claims(etcd);
         let conversations = [0, 1].map(|place: usize| self.conversations[place].is_some());
         self.asked = Asked { conversations, claim: self.claim.is_some() && !self.is_settled(), grace: false };
     }
 
     /// The watch of the conversations begins anew with a list: events are lost.
-    pub fn list_conversations(&mut self, etcd: &Etcd) {
+    pub fn list_conversations(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         for place in [0, 1] {
             match etcd.stored(place).filter(|conversation| !conversation.is_hidden) {
                 Some(conversation) => self.conversation_seen(place, conversation),
                 None => self.forget(place),
             }
         }
+        self.asked.claim |= self.claim.is_some() && !self.is_settled() && mutation != Some(Mutation::ListsForgetClaims);
         self.conversations_delivered += self.undelivered(etcd).0;
     }
 
@@ -285,8 +288,9 @@ impl Leader {
         }
         let wanted = self.wants(place);
         self.conversations[usize::from(place)] = Some(conversation);
+        self.is_behind[usize::from(place)] = false;
         if wanted && !conversation.holds {
-            self.asked.claim = true;
+            self.give_up(place);
         }
         if conversation.holds {
             let other = 1 - place;
@@ -298,16 +302,26 @@ impl Leader {
 
     fn forget(&mut self, place: Place) {
         if let Some(before) = self.conversations[usize::from(place)].take() {
+            self.is_behind[usize::from(place)] = false;
             self.departed = self.departed.and(Uids::one(before.uid));
-            self.asked.claim |= before.holds;
+            if before.holds {
+                self.give_up(place);
+            }
             self.asked.conversations[usize::from(place)] = true;
         }
+    }
+
+    fn give_up(&mut self, place: Place) {
+        let other = 1 - place;
+        self.asked.conversations[usize::from(other)] |= self.wants(other);
+        self.asked.claim = true;
     }
 
     fn claim_seen(&mut self, claim: Claim) {
         self.claim = Some(claim);
         self.ask_for_candidates();
-        self.asked.claim |= !self.in_flight().eq(&claim.admissions) && !self.is_settled();
+        let waits = !self.in_flight().is_empty() && self.in_flight() == claim.admissions;
+        self.asked.claim |= !waits && !self.is_settled();
         self.asked.grace |= !self.in_flight().is_empty();
     }
 
@@ -430,6 +444,11 @@ impl Leader {
             };
         }
         let other = 1 - place;
+        let is_other_written =
+            self.wants(other) && (self.jobs[usize::from(other)].is_some() || self.is_behind[usize::from(other)]);
+        if is_other_written && world.mutation != Some(Mutation::BoundMeanwhile) {
+            return None;
+        }
         let is_other_bound = self.wants(other) && self.cached(other).is_some_and(|other| other.bound == Some(true));
         if is_other_bound && world.mutation != Some(Mutation::BoundAtOnce) {
             self.asked.conversations[usize::from(other)] = true;
@@ -448,10 +467,36 @@ impl Leader {
                     self.jobs[slot] = self.decide_release(claim, stored, Uids::NONE, world);
                 }
             }
-            Some(job) => carry_out(job, world),
+            Some(job) => {
+                carry_out(job, world);
+                if let Job::Status { place, version, .. } = job {
+                    let is_known = self.cached(place).is_some_and(|known| known.version == version);
+                    let is_changed = world.etcd.stored(place).is_some_and(|stored| stored.version != version);
+                    self.is_behind[usize::from(place)] = is_known && is_changed;
+                }
+                self.ask_for_who_waits(slot);
+            }
             None => {}
         }
     }
+
+    /// Ends the jobs whose write can never take effect any more, as it would end.
+    pub fn forget_moot_writes(&mut self, etcd: &Etcd) {
+        for slot in 0..self.jobs.len() {
+            if self.jobs[slot].is_some_and(|job| job.is_moot(etcd)) {
+                self.jobs[slot] = None;
+                self.ask_for_who_waits(slot);
+            }
+        }
+    }
+
+    /// Whom the claim names waits while the other one is being written.
+    fn ask_for_who_waits(&mut self, slot: usize) {
+        if let (Some(claim), 0 | 1) = (self.claim, slot) {
+            self.asked.conversations[usize::from(claim.holder)] |= usize::from(claim.holder) != slot;
+        }
+    }
+
     /// The write of a job fails on the way, and is asked for again.
     pub fn lose(&mut self, slot: usize) {
         self.jobs[slot] = None;
@@ -459,6 +504,7 @@ impl Leader {
             2 => self.asked.claim = true,
             place => self.asked.conversations[place] = true,
         }
+        self.ask_for_who_waits(slot);
     }
 
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {

@@ -59,31 +59,13 @@ pub enum Mutation {
     AdoptReplaces,
     /// A conversation is told that it is bound before the other one is told that it is not.
     BoundAtOnce,
+    /// A conversation is told that it is bound while something decided on an older claim is being written of the other one.
+    BoundMeanwhile,
+    /// After a list of the conversations nobody looks at the claims whose conversations it does not show.
+    ListsForgetClaims,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 19] = [
-        Self::AddReplaces,
-        Self::AddForgets,
-        Self::OursNeedsNoWrite,
-        Self::LostWriteTakenAsDone,
-        Self::ReplaceWithoutVersion,
-        Self::UndecidedReplaced,
-        Self::RefusalWithoutRead,
-        Self::WaitAllows,
-        Self::DryRunWrites,
-        Self::ReleaseReadsTooEarly,
-        Self::ReleaseTrustsWatch,
-        Self::OldContentBelieved,
-        Self::DeleteUnconditional,
-        Self::DeleteWithoutVersion,
-        Self::PruneWithoutVersion,
-        Self::GraceSkipped,
-        Self::InFlightPruned,
-        Self::AdoptReplaces,
-        Self::BoundAtOnce,
-    ];
-
     /// Whether some write may take effect though its precondition does not hold.
     fn drops_preconditions(self) -> bool {
         use Mutation as M;
@@ -385,7 +367,7 @@ impl ClaimsModel {
             if leaders.is_empty() {
                 // Somebody will lead.
                 let mut leader = Leader::default();
-                leader.restart(world.etcd);
+                leader.restart(world.etcd, world.mutation);
                 leaders.push(leader);
             }
             (0..ROUNDS)
@@ -400,7 +382,7 @@ impl ClaimsModel {
         let is_right = |(place, conversation): (Place, &words::Conversation)| {
             claim.is_some_and(|claim| {
                 if claim.holder == place {
-                    claim.admissions == Uids::one(conversation.uid)
+                    claim.admissions.without(Uids::one(conversation.uid)).is_empty()
                         && (!has_statuses || conversation.bound == Some(true))
                 } else {
                     conversation.bound == Some(false) && cluster.etcd.holds(claim.holder)
@@ -453,8 +435,8 @@ fn undecided(cluster: &Cluster) -> Uids {
 fn forget_moot_writes(cluster: &mut Cluster) {
     let Cluster { etcd, attempts, leaders, strays, .. } = cluster;
     strays.retain(|job| !job.is_moot(etcd));
-    for job in leaders.iter_mut().flat_map(|leader| &mut leader.jobs) {
-        *job = job.filter(|job| !job.is_moot(etcd));
+    for leader in leaders {
+        leader.forget_moot_writes(etcd);
     }
     for step in attempts.iter_mut().flat_map(|attempt| &mut attempt.reviews) {
         if matches!(step, Step::Write(write) if etcd.is_moot(*write)) {
@@ -651,11 +633,11 @@ impl Model for ClaimsModel {
             Action::LoseStray(index) => drop(strays.remove(index)),
             Action::Restart(index) => {
                 left.restarts -= 1;
-                leaders[index].restart(etcd);
+                leaders[index].restart(etcd, self.configuration.mutation);
             }
             Action::ListConversations(index) => {
                 left.lists -= 1;
-                leaders[index].list_conversations(etcd);
+                leaders[index].list_conversations(etcd, self.configuration.mutation);
             }
             Action::ListClaims(index) => {
                 left.lists -= 1;

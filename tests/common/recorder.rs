@@ -6,12 +6,12 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use super::etcd;
 use super::oracle::{Change, Event, Kind, Oracle};
 use control_plane::ControlPlane;
 use data_encoding::BASE64;
 use futures::{AsyncBufReadExt, TryStreamExt};
-use hyper::Request;
-use kube::{Client, Config};
+use kube::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -94,7 +94,7 @@ impl Recorder {
 
     /// A way to ask for the present revision. It belongs to the runtime that it is made in.
     pub fn clock(&self) -> Clock {
-        Clock { client: client(self.etcd) }
+        Clock { client: etcd::client(self.etcd) }
     }
 
     /// Lets `oracle` judge what has happened up to the present moment.
@@ -129,9 +129,9 @@ impl Recorder {
 
     /// Writes the mark: the revision that etcd has now.
     async fn mark(&self) -> u64 {
-        let client = client(self.etcd);
+        let client = etcd::client(self.etcd);
         loop {
-            let put = post("/v3/kv/put", &json!({"key": BASE64.encode(MARK.as_bytes())}));
+            let put = etcd::post("/v3/kv/put", &json!({"key": BASE64.encode(MARK.as_bytes())}));
             if let Ok(answer) = client.request::<Answer>(put).await {
                 return answer.header.revision.parse().unwrap();
             }
@@ -152,7 +152,7 @@ impl Clock {
     /// # Panics
     /// Where etcd does not answer.
     pub async fn now(&self) -> u64 {
-        let range = post("/v3/kv/range", &json!({"key": BASE64.encode(MARK.as_bytes()), "count_only": true}));
+        let range = etcd::post("/v3/kv/range", &json!({"key": BASE64.encode(MARK.as_bytes()), "count_only": true}));
         let answer = self.client.request::<Answer>(range).await.expect("etcd does not answer");
         answer.header.revision.parse().unwrap()
     }
@@ -160,7 +160,7 @@ impl Clock {
 
 impl Shared {
     async fn record(&self, etcd: SocketAddr) {
-        let client = client(etcd);
+        let client = etcd::client(etcd);
         let mut next = 1;
         loop {
             if let Err(Interruption::Lost(why)) = self.follow(&client, &mut next).await {
@@ -178,7 +178,8 @@ impl Shared {
             "range_end": BASE64.encode(TO.as_bytes()),
             "start_revision": next.to_string(),
         });
-        let mut lines = client.request_stream(post("/v3/watch", &json!({"create_request": range}))).await?.lines();
+        let mut lines =
+            client.request_stream(etcd::post("/v3/watch", &json!({"create_request": range}))).await?.lines();
         while let Some(line) = lines.try_next().await? {
             let Some(answer) = serde_json::from_str::<Line>(&line)?.result else {
                 return Err(Interruption::Lost(line));
@@ -304,14 +305,4 @@ impl StoredEvent {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         Some((revision, Some(Event { revision, kind, namespace, name, change, object })))
     }
-}
-
-fn client(etcd: SocketAddr) -> Client {
-    let mut config = Config::new(format!("http://{etcd}").parse().unwrap());
-    config.default_retry = false;
-    Client::try_from(config).unwrap()
-}
-
-fn post(path: &str, body: &Value) -> Request<Vec<u8>> {
-    Request::post(path).header("Content-Type", "application/json").body(body.to_string().into_bytes()).unwrap()
 }

@@ -1,7 +1,8 @@
 //! A directory for one control plane: removed at the end, but for its logs where something failed.
 
 use std::{
-    env, fs,
+    env, fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process,
     sync::{
@@ -82,6 +83,25 @@ fn remove(path: &Path) {
     } else {
         let _ = fs::remove_file(path);
     }
+}
+
+/// Copies a directory and all that is in it to `to`, which must not exist. Files keep their modes, directories become this user's
+/// alone, as etcd wants them.
+pub fn copy_directory(from: &Path, to: &Path) -> Result<(), Error> {
+    copy_tree(from, to).map_err(Error::io(format!("copy {} to {}", from.display(), to.display())))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let (entry, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name())))?;
+        if entry.is_dir() {
+            copy_tree(&entry, &to)?;
+        } else {
+            fs::copy(&entry, &to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file with mode 0600.

@@ -4,14 +4,17 @@ use std::{path::Path, process::Command};
 
 use crate::{Error, data_directory::DataDirectory, http, ports::Port, server::Server};
 
-/// etcd on loopback with its data in `etcd` of that directory; started and ready.
+/// The directory of its data, within that of the control plane.
+pub(crate) const DATA: &str = "etcd";
+
+/// etcd on loopback with its data in [`DATA`] of that directory; started and ready.
 pub(crate) fn start(binary: &Path, directory: &DataDirectory, port: &Port, fsync: bool) -> Result<Server, Error> {
     let address = port.address();
     let url = format!("http://{address}");
     let mut command = Command::new(binary);
     command
         .arg("--data-dir")
-        .arg(directory.path().join("etcd"))
+        .arg(directory.path().join(DATA))
         .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
         // It has no peers, but insists on listening for them.
         .args(["--listen-peer-urls", "http://127.0.0.1:0"]);

@@ -17,6 +17,7 @@
 mod api_server;
 pub mod balancer;
 mod certificates;
+mod controller_manager;
 mod data_directory;
 mod error;
 mod etcd;
@@ -40,9 +41,11 @@ use std::{
 
 use data_directory::DataDirectory;
 use ports::Port;
+use process::Process;
 
 pub use balancer::Balancer;
 pub use certificates::{Authority, ServingCertificate};
+pub use data_directory::copy_directory;
 pub use error::Error;
 pub use installation::{Builder as InstallationBuilder, Installation, Replica};
 pub use reaper::end_everything;
@@ -57,6 +60,8 @@ const ADMINISTRATOR: &str = "administrator";
 pub struct Builder {
     api_servers: usize,
     fsync: bool,
+    etcd_data: Option<PathBuf>,
+    namespace_controller: bool,
     api_server_flags: Vec<String>,
     users: Vec<(String, Vec<String>)>,
 }
@@ -74,6 +79,20 @@ impl Builder {
     #[must_use]
     pub fn fsync(mut self, fsync: bool) -> Self {
         self.fsync = fsync;
+        self
+    }
+
+    /// What etcd begins with: a copy of the data directory of one that was stopped. Nothing unless set.
+    #[must_use]
+    pub fn etcd_data(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.etcd_data = Some(directory.into());
+        self
+    }
+
+    /// Runs the part of kube-controller-manager that empties namespaces which are being deleted; without it they stay for ever.
+    #[must_use]
+    pub fn namespace_controller(mut self) -> Self {
+        self.namespace_controller = true;
         self
     }
 
@@ -121,6 +140,9 @@ impl Builder {
             directory: directory.path().to_owned(),
         };
 
+        if let Some(data) = &self.etcd_data {
+            copy_directory(data, &directory.path().join(etcd::DATA))?;
+        }
         let etcd = etcd::start(etcd, &directory, &etcd_port, self.fsync)?;
         let plan = api_server::Plan {
             binary: api_server,
@@ -149,7 +171,22 @@ impl Builder {
             // Joined by the scope if a panic comes between; `join` fails only after one.
             starting.into_iter().filter_map(|thread| thread.join().ok()).collect::<Result<Vec<_>, _>>()
         })?;
-        Ok(ControlPlane { api_servers, etcd, authority, client, kubectl, addresses, directory, _ports: ports })
+        let controller_manager = if self.namespace_controller {
+            Some(controller_manager::start(&directory, &client.kubeconfig)?)
+        } else {
+            None
+        };
+        Ok(ControlPlane {
+            _controller_manager: controller_manager,
+            api_servers,
+            etcd,
+            authority,
+            client,
+            kubectl,
+            addresses,
+            directory,
+            _ports: ports,
+        })
     }
 
     /// The static token file: token, user, uid, groups.
@@ -164,6 +201,7 @@ impl Builder {
 /// etcd and API servers, ready. They are killed when this is dropped, and their data removed.
 pub struct ControlPlane {
     // The fields are dropped from top to bottom: servers, then data, then the ports' reservations.
+    _controller_manager: Option<Process>,
     api_servers: Vec<Server>,
     etcd: Server,
     authority: Authority,
@@ -178,7 +216,14 @@ impl ControlPlane {
     /// One API server, etcd without fsync, and an administrator, unless asked otherwise.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { api_servers: 1, fsync: false, api_server_flags: Vec::new(), users: Vec::new() }
+        Builder {
+            api_servers: 1,
+            fsync: false,
+            etcd_data: None,
+            namespace_controller: false,
+            api_server_flags: Vec::new(),
+            users: Vec::new(),
+        }
     }
 
     /// The API servers, in the order of their contexts.
@@ -205,7 +250,7 @@ impl ControlPlane {
     /// Where etcd has its data. To restore a backup, stop etcd, replace the directory, and start etcd again.
     #[must_use]
     pub fn etcd_data(&self) -> PathBuf {
-        self.data_dir().join("etcd")
+        self.data_dir().join(etcd::DATA)
     }
 
     /// The file for the administrator: a context for each API server (`api-1`, `api-2`, …), of which `api-1` is the current one.

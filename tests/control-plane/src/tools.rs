@@ -1,4 +1,5 @@
-//! Builds kube-apiserver, etcd, kubectl and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
+//! Builds kube-apiserver, etcd, kubectl, helm and kube-controller-manager with Go, once for a machine, and keeps them in the user's
+//! cache directory; and by
 //! the same means what documents and checks the chart. What is pinned is said by `go.mod` and `go.sum` beside this crate and in its
 //! `chart-tools`; nothing prebuilt is fetched.
 
@@ -55,6 +56,8 @@ pub enum Tool {
     Kubectl,
     /// Installs charts.
     Helm,
+    /// Among much else, empties namespaces that are deleted.
+    KubeControllerManager,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
@@ -63,8 +66,18 @@ pub enum Tool {
 
 impl Tool {
     /// All that there are.
-    pub const ALL: [Self; 6] =
-        [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm, Self::HelmDocs, Self::Promtool];
+    pub const ALL: [Self; 7] = [
+        Self::KubeApiserver,
+        Self::Etcd,
+        Self::Kubectl,
+        Self::Helm,
+        Self::KubeControllerManager,
+        Self::HelmDocs,
+        Self::Promtool,
+    ];
+
+    /// What `make run` needs.
+    pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
     /// The name of its binary.
     #[must_use]
@@ -74,6 +87,7 @@ impl Tool {
             Self::Etcd => "etcd",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
+            Self::KubeControllerManager => "kube-controller-manager",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
         }
@@ -81,7 +95,9 @@ impl Tool {
 
     fn module(self) -> &'static Module {
         match self {
-            Self::KubeApiserver | Self::Etcd | Self::Kubectl | Self::Helm => &CONTROL_PLANE,
+            Self::KubeApiserver | Self::Etcd | Self::Kubectl | Self::Helm | Self::KubeControllerManager => {
+                &CONTROL_PLANE
+            }
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
         }
     }
@@ -92,6 +108,7 @@ impl Tool {
             Self::Etcd => "go.etcd.io/etcd/server/v3",
             Self::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
             Self::Helm => "helm.sh/helm/v4/cmd/helm",
+            Self::KubeControllerManager => "k8s.io/kubernetes/cmd/kube-controller-manager",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
         }
@@ -102,6 +119,7 @@ impl Tool {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
             Self::Etcd | Self::HelmDocs => 15,
+            Self::KubeControllerManager => 110,
             Self::Kubectl | Self::Helm => 30,
             Self::Promtool => 120,
         })
@@ -143,7 +161,7 @@ pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
 
 /// Where this repository keeps what it builds for itself, and the locks on ports: `$SWITCHBOARD_CACHE`, else `switchboard` in the
 /// user's cache directory.
-pub(crate) fn cache_directory() -> Result<PathBuf, Error> {
+pub fn cache_directory() -> Result<PathBuf, Error> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("SWITCHBOARD_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("switchboard")))

@@ -1,0 +1,34 @@
+//! What is measured: a file a scenario.
+
+mod calls;
+mod creates;
+mod deadlines;
+mod latency;
+mod memory;
+mod races;
+mod ready;
+mod restart;
+
+use crate::{error::Result, report::Row, world::Bench};
+
+/// Something that is measured.
+pub struct Scenario {
+    /// By which it is asked for.
+    pub number: u8,
+    /// What it measures, in a few words.
+    pub title: &'static str,
+    /// Measures it.
+    pub run: fn(&Bench) -> Result<Vec<Row>>,
+}
+
+/// All of them.
+pub const ALL: &[Scenario] = &[
+    Scenario { number: 1, title: "creates a second", run: creates::run },
+    Scenario { number: 2, title: "created and Ready", run: ready::run },
+    Scenario { number: 3, title: "latency by what is stored", run: latency::run },
+    Scenario { number: 4, title: "races for one binding", run: races::run },
+    Scenario { number: 5, title: "memory", run: memory::run },
+    Scenario { number: 6, title: "restart", run: restart::run },
+    Scenario { number: 7, title: "deadlines", run: deadlines::run },
+    Scenario { number: 8, title: "API calls", run: calls::run },
+];

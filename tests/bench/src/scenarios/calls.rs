@@ -1,0 +1,90 @@
+//! Scenario 8: the API calls of a conversation's whole life, by verb and resource, as the API server's audit log has them; and what
+//! goes on at rest, in calls and in processor time.
+
+use std::{path::Path, thread, time::Duration};
+
+use crate::{
+    RESULTS,
+    audit::{AuditLog, Call},
+    error::Result,
+    load::drive,
+    observe::Observer,
+    process,
+    report::{Row, Target, Unit, as_f64},
+    workload::Batch,
+    world::{Bench, Setup, World},
+};
+
+const NAMESPACE: &str = "bench-calls";
+
+/// Measures it.
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let mut log = AuditLog::in_directory(Path::new(RESULTS))?;
+    let setup = Setup { leads: true, api_server_flags: log.flags(), ..Setup::default() };
+    let world = World::start(bench, &setup)?;
+    world.namespace(NAMESPACE)?;
+    let mut rows = lives(bench, &world, &mut log)?;
+    rows.extend(rest(bench, &world, &mut log)?);
+    Ok(rows)
+}
+
+/// Each conversation is opened, bound, closed by its timer, and released.
+fn lives(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
+    let count = bench.options.pick(200, 20);
+    let batch = Batch::new(NAMESPACE).close_after("3s");
+    bench.progress.step(&format!("{count} conversations from opening to release"));
+    bench.runtime.block_on(async {
+        let clients = world.clients(4).await?;
+        let mut conversations = Observer::of_conversations(world.administrator(), NAMESPACE).await?;
+        let mut claims = Observer::of_claims(world.administrator()).await?;
+        log.calls()?;
+        let create = move |client, number| {
+            let batch = batch.clone();
+            async move { batch.create(client, number).await.map(drop) }
+        };
+        drive(&clients, count, create).await?;
+        conversations.wait_until("all closed", |seen| seen.closed.len() == count).await?;
+        // The sentinel's stays.
+        claims.wait_until("all released", |seen| seen.claims.len() == 1).await?;
+        Ok::<_, crate::error::Error>(())
+    })?;
+    let calls = log.calls()?;
+    let a_life = |calls: usize| as_f64(calls) / as_f64(count);
+    let counts = |call: &&Call| call.is_write() && call.resource != "events" && call.resource != "leases";
+    let writes = calls.keys().filter(counts).map(|call| calls[call]).sum();
+    let all = Row::figures(8, "API writes in a life, events not counted", Unit::Count, &[a_life(writes)]);
+    let each = calls.iter().filter(|(call, _)| is_of_a_life(call)).map(|(call, count)| {
+        let who = if call.by_operator { "operator" } else { "client" };
+        let name = format!("  {who}: {} {}", call.verb, call.resource);
+        Row::figures(8, name, Unit::Count, &[a_life(*count)])
+    });
+    Ok([all.target(Target::AtMost(5.0))].into_iter().chain(each).collect())
+}
+
+/// Whether the number of such calls follows that of the conversations: what the observers do, and what keeps the Lease, does not.
+fn is_of_a_life(call: &Call) -> bool {
+    call.resource != "leases" && !matches!(call.verb.as_str(), "list" | "watch")
+}
+
+/// Nothing happens for a while.
+fn rest(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
+    let seconds = bench.options.pick(120, 10);
+    bench.progress.step(&format!("{seconds} s at rest"));
+    log.calls()?;
+    let replica = world.installation().replica(0);
+    let before = process::processor_seconds(replica)?;
+    thread::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)));
+    let processor = process::processor_seconds(replica)? - before;
+    let calls = log.calls()?;
+    let by_operator = |is_so: fn(&Call) -> bool| -> f64 {
+        as_f64(calls.iter().filter(|(call, _)| call.by_operator && is_so(call)).map(|(_, count)| count).sum())
+    };
+    let row = |name: &str, unit, figure| Row::figures(8, format!("{name} in {seconds} s at rest"), unit, &[figure]);
+    Ok(vec![
+        row("API writes", Unit::Count, by_operator(|call| call.is_write() && call.resource != "leases"))
+            .target(Target::AtMost(0.0)),
+        row("  renewals of the Lease", Unit::Count, by_operator(|call| call.is_write() && call.resource == "leases")),
+        row("  API reads", Unit::Count, by_operator(|call| !call.is_write())),
+        row("  processor time", Unit::Seconds, processor),
+    ])
+}

@@ -1,0 +1,200 @@
+//! Scenario 7: how late deadlines are honoured that fall due within a minute, as a client sees who watches; and many that fall due at
+//! one instant, until all is closed and released, against a bare client that makes the same writes.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kube::{Api, ResourceExt, api::ListParams};
+use serde_json::{Value, json};
+use switchboard::{
+    api::{AddressBinding, Conversation, Time},
+    clock::Clock,
+};
+use tokio::time::sleep_until;
+
+use crate::{
+    error::{Error, Result},
+    load::drive,
+    observe::Observer,
+    report::{Row, Target, Unit, percentile},
+    seed::Template,
+    workload::{BareClient, Batch},
+    world::{Bench, Setup, World},
+};
+
+const NAMESPACE: &str = "bench-deadlines";
+/// As many as work at once in the operator.
+const WRITERS: usize = 16;
+
+/// Measures it.
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let mut world = World::start(bench, &Setup::default())?;
+    world.namespace(NAMESPACE)?;
+    let mut rows = spread(bench, &mut world)?;
+    rows.push(at_once(bench, &mut world)?);
+    Ok(rows)
+}
+
+/// Deadlines that are spread evenly.
+fn spread(bench: &Bench, world: &mut World) -> Result<Vec<Row>> {
+    let (count, seconds) = (bench.options.pick(2000, 50), bench.options.pick(60, 3));
+    // Long enough that all is stored, seen, and at rest before the first.
+    let first = bench.options.pick(20, 12);
+    let runs = bench.options.pick(3, 1);
+    let after = |number: usize| milliseconds(first * 1000 + number * seconds * 1000 / count);
+    let mut figures: [Vec<f64>; 3] = Default::default();
+    for run in 1..=runs {
+        bench.progress.step(&format!("run {run} of {runs}, {count} deadlines within {seconds} s"));
+        world.bare()?;
+        let (template, mut observers) = bench.runtime.block_on(prepare(world, count, after))?;
+        world.in_force(true)?;
+        let all_closed = observers.conversations.wait_until("all closed", |seen| seen.closed.len() == count);
+        let seen = bench.runtime.block_on(all_closed)?;
+        world.empty(NAMESPACE)?;
+        let creation = template.creation_time()?;
+        let mut lateness = Vec::new();
+        for number in 0..count {
+            let due = instant(creation.after(after(number)))?;
+            let closed = template.name(number)?;
+            let closed =
+                seen.closed.get(&closed).ok_or_else(|| Error::Unexpected(format!("{closed} was not closed")))?;
+            lateness.push(closed.saturating_duration_since(due).as_secs_f64());
+        }
+        for (figures, share) in figures.iter_mut().zip([0.5, 0.99, 1.0]) {
+            figures.push(percentile(&lateness, share));
+        }
+    }
+    let row = |what: &str, figures: &[f64]| {
+        Row::figures(7, format!("lateness of {count} deadlines within {seconds} s, {what}"), Unit::Seconds, figures)
+    };
+    let [p50, p99, max] = figures;
+    Ok(vec![row("p50", &p50), row("p99", &p99).target(Target::AtMost(1.0)), row("max", &max)])
+}
+
+/// Deadlines at one instant.
+fn at_once(bench: &Bench, world: &mut World) -> Result<Row> {
+    let count = bench.options.pick(10_000, 100);
+    // Long enough that all is stored, seen, and at rest before it.
+    let after = milliseconds(bench.options.pick(45, 12) * 1000);
+    let all = bench.options.pairs();
+    let mut pairs = Vec::new();
+    for pair in 1..=all {
+        let step = |who: &str| {
+            bench.progress.step(&format!("pair {pair} of {all}, {count} deadlines at one instant, {who}"));
+        };
+        step("switchboard");
+        world.bare()?;
+        let (template, observers) = bench.runtime.block_on(prepare(world, count, |_| after))?;
+        world.in_force(true)?;
+        let due = template.creation_time()?.after(after);
+        let ours = bench.runtime.block_on(observers.seconds_from(due, count, async { Ok(()) }))?;
+        world.empty(NAMESPACE)?;
+
+        step("a bare client");
+        world.bare()?;
+        let bare = bench.runtime.block_on(async {
+            let (template, observers) = prepare(world, count, |_| after).await?;
+            let due = template.creation_time()?.after(after);
+            let work = work_of_a_bare_client(world).await?;
+            observers.seconds_from(due, count, work).await
+        })?;
+        world.empty(NAMESPACE)?;
+        pairs.push((ours, bare));
+    }
+    let row = Row::pairs(7, format!("{count} deadlines at one instant, closed and released"), Unit::Seconds, &pairs);
+    Ok(row.target(Target::AtMost(1.3)))
+}
+
+/// What watches the conversations and the claims.
+struct Observers {
+    conversations: Observer,
+    claims: Observer,
+}
+
+impl Observers {
+    /// How long after `due` all `count` conversations are seen to be closed and their claims to be gone. `work` begins when it is due.
+    async fn seconds_from(
+        mut self,
+        due: Time,
+        count: usize,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<f64> {
+        let due = instant(due)?;
+        let early = self.conversations.wait_until("anything", |_| true).await?.closed.len();
+        if early > 0 || Instant::now() >= due {
+            return Err(Error::Unexpected(format!(
+                "the deadline came before everything was ready for it ({early} closed)"
+            )));
+        }
+        sleep_until(due.into()).await;
+        tokio::spawn(work).await??;
+        self.conversations.wait_until("all closed", |seen| seen.closed.len() == count).await?;
+        // The sentinel's stays.
+        self.claims.wait_until("all released", |seen| seen.claims.len() <= 1).await?;
+        Ok(due.elapsed().as_secs_f64())
+    }
+}
+
+/// Stores open conversations with their claims and statuses, each of which closes so many milliseconds after its creation.
+async fn prepare(world: &World<'_>, count: usize, close_after: impl Fn(usize) -> u64) -> Result<(Template, Observers)> {
+    let spelled = |milliseconds: u64| format!("{}s{}ms", milliseconds / 1000, milliseconds % 1000);
+    let client = BareClient::new(world.administrator());
+    let batch = Batch::new(NAMESPACE).close_after(&spelled(close_after(0)));
+    let etcd = world.etcd()?;
+    let template = Template::make(&client, &etcd, &batch).await?;
+    let creation = template.creation_time()?;
+    let edit = |number: usize, conversation: &mut Value| {
+        let milliseconds = close_after(number);
+        conversation["spec"]["timers"]["closeAfter"] = json!(spelled(milliseconds));
+        conversation["status"]["deadlines"]["closeTime"] = json!(creation.after(milliseconds));
+    };
+    template.copy(&etcd, 1..count, edit).await?;
+    let observers = Observers {
+        conversations: Observer::of_conversations(world.administrator(), NAMESPACE).await?,
+        claims: Observer::of_claims(world.administrator()).await?,
+    };
+    Ok((template, observers))
+}
+
+/// Closes and releases all that is stored, with as many clients as work at once in the operator. What the writes rest on is read now.
+async fn work_of_a_bare_client(world: &World<'_>) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+    let conversations = Api::<Conversation>::namespaced(world.administrator(), NAMESPACE);
+    let claims = Api::<AddressBinding>::all(world.administrator());
+    let claims = claims.list(&ListParams::default()).await?.items.into_iter();
+    let mut claims: HashMap<_, _> = claims.map(|claim| (claim.spec.conversation_ref.name.clone(), claim)).collect();
+    let work: Vec<_> = conversations
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        .filter_map(|conversation| Some((claims.remove(&conversation.name_any())?, conversation)))
+        .collect();
+    let (work, clients) = (Arc::new(work), BareClient::each(world.clients(WRITERS).await?));
+    Ok(async move {
+        let count = work.len();
+        let close = move |bare: BareClient, number: usize| {
+            let work = work.clone();
+            async move {
+                let (claim, conversation) = &work[number];
+                bare.status(conversation).await?;
+                bare.release(claim).await
+            }
+        };
+        drive(&clients, count, close).await.map(drop)
+    })
+}
+
+/// When a time of day is, by the clock that only moves forward.
+fn instant(time: Time) -> Result<Instant> {
+    let (now, ahead) = (Instant::now(), time.milliseconds_since(Clock.now()));
+    let behind = Clock.now().milliseconds_since(time);
+    let instant = (now + Duration::from_millis(ahead)).checked_sub(Duration::from_millis(behind));
+    instant.ok_or_else(|| Error::Unexpected(format!("{time} was before this machine was started")))
+}
+
+fn milliseconds(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

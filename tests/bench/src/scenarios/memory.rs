@@ -1,0 +1,70 @@
+//! Scenario 5: the memory of the leader and of a standby with conversations stored, for each of them. What stays resident of the
+//! lists that a replica begins with counts.
+
+use crate::{
+    error::Result,
+    process::resident_bytes,
+    report::{Row, Summary, Target, Unit, as_f64},
+    seed::Seed,
+    world::{Bench, Setup, World},
+};
+
+/// Resident, in bytes, a figure a start.
+struct Memory {
+    leader: Vec<f64>,
+    standby: Vec<f64>,
+    peak: Vec<f64>,
+}
+
+/// Measures it.
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let (some, many) = (bench.options.pick(10_000, 500), bench.options.pick(100_000, 1000));
+    let empty = measure(bench, Seed::Open(0))?;
+    let mut rows = vec![
+        Row::figures(5, "memory of the leader, nothing stored", Unit::Bytes, &empty.leader),
+        Row::figures(5, "memory of a standby, nothing stored", Unit::Bytes, &empty.standby),
+    ];
+    for (seed, count, what, most) in [
+        (Seed::Open(some), some, "open", None),
+        (Seed::Open(many), many, "open", Some(1024.0)),
+        // Next to nothing.
+        (Seed::Closed(many), many, "closed", Some(64.0)),
+    ] {
+        let memory = measure(bench, seed)?;
+        let each = |figures: &[f64], empty: &[f64]| -> Vec<f64> {
+            let base = Summary::of(empty).map_or(0.0, |summary| summary.median);
+            figures.iter().map(|figure| (figure - base) / as_f64(count)).collect()
+        };
+        let row = |who: &str, figures: &[f64], empty: &[f64]| {
+            let row =
+                Row::figures(5, format!("memory of {who}, each of {count} {what}"), Unit::Bytes, &each(figures, empty));
+            match most {
+                Some(most) => row.target(Target::AtMost(most)),
+                None => row,
+            }
+        };
+        rows.push(row("the leader", &memory.leader, &empty.leader));
+        rows.push(row("a standby", &memory.standby, &empty.standby));
+        rows.push(Row::figures(5, format!("  peak with {count} {what}"), Unit::Bytes, &memory.peak));
+    }
+    Ok(rows)
+}
+
+fn measure(bench: &Bench, seed: Seed) -> Result<Memory> {
+    let data = seed.data(bench)?;
+    let world = World::start(bench, &Setup { data, replicas: 2, ..Setup::default() })?;
+    let mut memory = Memory { leader: Vec::new(), standby: Vec::new(), peak: Vec::new() };
+    let starts = bench.options.pick(3, 1);
+    for start in 1..=starts {
+        bench.progress.step(&format!("{seed:?}, start {start} of {starts}"));
+        // Replica 1 leads; the others stand by from the start.
+        world.restart_all()?;
+        world.wait_until_at_rest()?;
+        let [leader, standby] = [0, 1].map(|index| resident_bytes(world.installation().replica(index)));
+        let ((leader, peak), (standby, _)) = (leader?, standby?);
+        memory.leader.push(leader);
+        memory.standby.push(standby);
+        memory.peak.push(peak);
+    }
+    Ok(memory)
+}

@@ -1,0 +1,85 @@
+//! Scenario 4: 50 clients race for one binding, against 50 clients that create a conversation for a binding each.
+
+use kube::{Api, Client, api::PostParams};
+
+use crate::{
+    error::{Error, Result},
+    load::drive,
+    report::{Row, Unit, as_f64},
+    workload::Batch,
+    world::{Bench, Setup, World},
+};
+
+const NAMESPACE: &str = "bench-races";
+/// How many race.
+pub const RACERS: usize = 50;
+
+/// Measures it.
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let world = World::start(bench, &Setup { leads: true, ..Setup::default() })?;
+    world.namespace(NAMESPACE)?;
+    let rounds = bench.options.pick(20, 2);
+    bench.progress.step(&format!("{rounds} rounds of {RACERS} clients"));
+    let (pairs, winners) = bench.runtime.block_on(async {
+        let clients = world.clients(RACERS).await?;
+        let (mut pairs, mut winners) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let race = race(&clients, NAMESPACE).await?;
+            let batch = Batch::new(NAMESPACE);
+            let create = move |client, number| {
+                let batch = batch.clone();
+                async move { batch.create(client, number).await.map(drop) }
+            };
+            let each_its_own = drive(&clients, RACERS, create).await?;
+            pairs.push((race.milliseconds, each_its_own.seconds * 1e3));
+            winners.push(as_f64(race.stored));
+        }
+        Ok::<_, Error>((pairs, winners))
+    })?;
+    if let Some(winners) = winners.iter().find(|winners| **winners > 1.0) {
+        return Err(Error::Unexpected(format!("{winners} conversations got the same binding")));
+    }
+    Ok(vec![
+        Row::pairs(4, format!("{RACERS} clients race for one binding ÷ create {RACERS}"), Unit::Milliseconds, &pairs),
+        Row::figures(4, "  stored, of a race", Unit::Count, &winners),
+    ])
+}
+
+/// What came of a race.
+pub struct Race {
+    /// Until the last one was answered.
+    pub milliseconds: f64,
+    /// How many conversations were stored for one binding.
+    pub stored: usize,
+}
+
+/// As many clients create a conversation for the same binding at once.
+pub async fn race(clients: &[Client], namespace: &str) -> Result<Race> {
+    let batch = Batch::new(namespace);
+    let namespace = namespace.to_owned();
+    let before = stored(&clients[0], &namespace).await?;
+    let create = {
+        let namespace = namespace.clone();
+        move |client, number| {
+            let (batch, namespace) = (batch.clone(), namespace.clone());
+            async move {
+                let mut racer = batch.conversation(0)?;
+                racer.metadata.name = racer.metadata.name.map(|name| format!("{name}-{number}"));
+                match Api::namespaced(client, &namespace).create(&PostParams::default(), &racer).await {
+                    Ok(_) => Ok(()),
+                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+        }
+    };
+    let drive = drive(clients, clients.len(), create).await?;
+    let stored = stored(&clients[0], &namespace).await? - before;
+    Ok(Race { milliseconds: drive.seconds * 1e3, stored })
+}
+
+/// How many conversations there are in a namespace.
+async fn stored(client: &Client, namespace: &str) -> Result<usize> {
+    let conversations = Api::<switchboard::api::Conversation>::namespaced(client.clone(), namespace);
+    Ok(conversations.list(&kube::api::ListParams::default()).await?.items.len())
+}

@@ -1,0 +1,246 @@
+//! Large states. One conversation and its claim are made through the API server; copies of what it stored of them are written into
+//! etcd under other names, which takes seconds where the API server would take minutes. The data directory is kept in the cache and
+//! copied by each scenario that begins with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+    time::Instant,
+};
+
+use control_plane::{ControlPlane, tools};
+use data_encoding::HEXLOWER;
+use kube::{
+    Api, Client,
+    api::{ListParams, ObjectMeta},
+};
+use ring::digest;
+use serde_json::{Value, json};
+use switchboard::{
+    api::{AddressBinding, Conversation, State, Time},
+    core::lifecycle::{Facts, Holding, decide},
+};
+
+use crate::{
+    error::{Error, Result},
+    etcd::{CLAIMS, CONVERSATIONS, Etcd},
+    machine::Machine,
+    workload::{BareClient, Batch, binding},
+    world::{Bench, PATIENCE, POLL, administrator, create_namespace},
+};
+
+/// To be raised when the same input is to be seeded differently.
+const VERSION: u32 = 1;
+/// Where the conversations are.
+pub const NAMESPACE: &str = "bench-seeded";
+const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds");
+
+/// How many conversations are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    /// Open, with a claim, a status that is as it should be, and a timer that is due in years.
+    Open(usize),
+    /// Closed, and so without a claim.
+    Closed(usize),
+}
+
+impl Seed {
+    /// The data directory of an etcd that holds it, made now if it is not in the cache; none of nothing.
+    pub fn data(self, bench: &Bench) -> Result<Option<PathBuf>> {
+        let (Self::Open(count) | Self::Closed(count)) = self;
+        if count == 0 {
+            return Ok(None);
+        }
+        let data = tools::cache_directory()?.join(format!("bench-{}", self.key(&bench.machine)?));
+        if !data.is_dir() {
+            bench.progress.step(&format!("seeding {self:?}, once for this machine"));
+            self.make(bench, &data)?;
+        }
+        Ok(Some(data))
+    }
+
+    /// Changes with whatever determines what is stored.
+    fn key(self, machine: &Machine) -> Result<String> {
+        let template = self.template().conversation(0)?;
+        let parts = [
+            format!("{VERSION} {self:?} {} {}", machine.kubernetes, machine.etcd),
+            serde_json::to_string(&template)?,
+            // What the operator decides must be what is stored, or it would write everything anew.
+            serde_json::to_string(&decided(&template)?)?,
+            read(&Path::new(CRDS).join("conversations.yaml"))?,
+            read(&Path::new(CRDS).join("addressbindings.yaml"))?,
+        ];
+        let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
+        Ok(HEXLOWER.encode(&hash.as_ref()[..8]))
+    }
+
+    /// A batch of its own, which no scenario's is.
+    fn template(self) -> Batch {
+        match self {
+            Self::Open(_) => Batch::seeded(NAMESPACE).close_after("8760h"),
+            Self::Closed(_) => Batch::seeded(NAMESPACE).closed(),
+        }
+    }
+
+    fn make(self, bench: &Bench, data: &Path) -> Result<()> {
+        let (Self::Open(count) | Self::Closed(count)) = self;
+        let control_plane = ControlPlane::builder().start()?;
+        apply_crds(&control_plane)?;
+        let batch = self.template();
+        bench.runtime.block_on(async {
+            let client = administrator(&control_plane).await?;
+            create_namespace(&client, NAMESPACE).await?;
+            wait_until_served(&client).await?;
+            let etcd = Etcd::at(control_plane.etcd().address())?;
+            let template = Template::make(&BareClient::new(client), &etcd, &batch).await?;
+            // It would be told of each copy.
+            control_plane.api_server(0).kill();
+            template.copy(&etcd, 1..count, |_, _| {}).await
+        })?;
+        control_plane.etcd().stop();
+        // Complete or not there: renamed when it is.
+        let partial = data.with_extension(format!("{}", process::id()));
+        control_plane::copy_directory(&control_plane.etcd_data(), &partial)?;
+        fs::rename(&partial, data).map_err(Error::io("write", data))
+    }
+}
+
+/// A conversation and its claim as the API server stored them.
+pub struct Template {
+    batch: Batch,
+    conversation: Value,
+    claim: Option<Value>,
+}
+
+impl Template {
+    /// The conversation with number 0 of a batch, with the claim that it holds, if it is open, and the status that the operator would
+    /// write.
+    pub async fn make(client: &BareClient, etcd: &Etcd, batch: &Batch) -> Result<Self> {
+        let conversation = batch.conversation(0)?;
+        let is_open = conversation.spec.state != Some(State::Closed);
+        if is_open {
+            client.claim(batch, &conversation).await?;
+        }
+        let stored = client.create(batch, 0).await?;
+        client.status(&stored).await?;
+        let mut template = Self {
+            conversation: etcd.read(&key_of_conversation(batch, &stored)).await?,
+            claim: None,
+            batch: batch.clone(),
+        };
+        if is_open {
+            let key = key_of_claim(&stored)?;
+            let mut claim = etcd.read(&key).await?;
+            claim["spec"]["admissions"][0]["uid"] = template.conversation["metadata"]["uid"].clone();
+            etcd.write(std::iter::once((key, claim.clone()))).await?;
+            template.claim = Some(claim);
+        }
+        Ok(template)
+    }
+
+    /// When the conversation, and so each copy, was created.
+    pub fn creation_time(&self) -> Result<Time> {
+        let text = self.conversation["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
+        text.parse().map_err(|error| Error::Unexpected(format!("a creationTimestamp is {text:?}: {error}")))
+    }
+
+    /// The name of the copy with this number.
+    pub fn name(&self, number: usize) -> Result<String> {
+        Ok(self.batch.conversation(number)?.metadata.name.unwrap_or_default())
+    }
+
+    /// Stores copies with these numbers, each changed by `edit`, which is told the number.
+    pub async fn copy(
+        &self,
+        etcd: &Etcd,
+        numbers: impl Iterator<Item = usize>,
+        edit: impl Fn(usize, &mut Value),
+    ) -> Result<()> {
+        let mut failure = Ok(());
+        let objects = numbers.map_while(|number| match self.copy_of(number, &edit) {
+            Ok(objects) => Some(objects),
+            Err(error) => {
+                failure = Err(error);
+                None
+            }
+        });
+        etcd.write(objects.flatten()).await?;
+        failure
+    }
+
+    fn copy_of(&self, number: usize, edit: &impl Fn(usize, &mut Value)) -> Result<Vec<(String, Value)>> {
+        let spec = self.batch.conversation(number)?;
+        let mut conversation = self.conversation.clone();
+        let uid = json!(format!("{number:08x}-0000-4000-8000-000000000000"));
+        conversation["metadata"]["name"] = json!(spec.metadata.name);
+        conversation["metadata"]["uid"] = uid.clone();
+        conversation["spec"]["contact"]["address"] = json!(spec.spec.contact.as_ref().map(|contact| &contact.address));
+        let name = binding(&spec)?.name();
+        edit(number, &mut conversation);
+        let mut objects = Vec::new();
+        if let Some(claim) = &self.claim {
+            conversation["status"]["addressBindingName"] = json!(name.as_str());
+            let mut claim = claim.clone();
+            claim["metadata"]["name"] = json!(name.as_str());
+            claim["metadata"]["uid"] = json!(format!("{number:08x}-0000-4000-8000-000000000001"));
+            claim["spec"]["contactAddress"] = conversation["spec"]["contact"]["address"].clone();
+            claim["spec"]["conversationRef"]["name"] = conversation["metadata"]["name"].clone();
+            claim["spec"]["admissions"][0]["uid"] = uid;
+            objects.push((key_of_claim(&spec)?, claim));
+        }
+        objects.push((key_of_conversation(&self.batch, &spec), conversation));
+        Ok(objects)
+    }
+}
+
+fn key_of_conversation(batch: &Batch, conversation: &Conversation) -> String {
+    let place = batch.place(conversation);
+    format!("{CONVERSATIONS}{}/{}", place.namespace, place.name)
+}
+
+fn key_of_claim(conversation: &Conversation) -> Result<String> {
+    Ok(format!("{CLAIMS}{}", binding(conversation)?.name()))
+}
+
+/// The status that the operator gives a conversation that was created in 1970.
+fn decided(conversation: &Conversation) -> Result<Value> {
+    let metadata = ObjectMeta { generation: Some(1), ..conversation.metadata.clone() };
+    let facts = Facts::of(&Conversation { metadata, ..conversation.clone() });
+    let facts = facts.map_err(|error| Error::Unexpected(error.to_string()))?;
+    let holding = Holding::Held(binding(conversation)?.name());
+    Ok(serde_json::to_value(decide(&facts, Some(&holding), Time::EPOCH).status)?)
+}
+
+fn apply_crds(control_plane: &ControlPlane) -> Result<()> {
+    for arguments in [
+        ["apply", "--server-side", "--filename", CRDS].as_slice(),
+        ["wait", "--for=condition=Established", "--timeout=60s", "--filename", CRDS].as_slice(),
+    ] {
+        let output =
+            control_plane.kubectl().args(arguments).output().map_err(Error::io("run", Path::new("kubectl")))?;
+        if !output.status.success() {
+            return Err(Error::Unexpected(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Being established comes a moment before being served.
+async fn wait_until_served(client: &Client) -> Result<()> {
+    let one = ListParams::default().limit(1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let conversations = Api::<Conversation>::all(client.clone()).list(&one).await.map(drop);
+        let claims = Api::<AddressBinding>::all(client.clone()).list(&one).await.map(drop);
+        match conversations.and(claims) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(Error::io("read", path))
+}

@@ -1,0 +1,202 @@
+//! The conversations that are made, and what a bare client writes in place of the operator: the same objects, claims, statuses and
+//! events, from the same functions where the operator has them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use switchboard::{
+    api::{AddressBinding, Admission, Conversation, ConversationReference},
+    claims::{Claims, FIELD_MANAGER, Outcome},
+    clock::Clock,
+    core::{
+        binding::Binding,
+        claim::Write,
+        lifecycle::{Facts, Holding, decide, news},
+    },
+    telemetry::{events::Events, metrics::Metrics},
+};
+
+use crate::error::{Error, Result};
+
+/// What the names of the claims begin with whose conversations are made here: their channel.
+pub const CLAIM_PREFIX: &str = "sms";
+
+/// Many conversations of one namespace, each for a binding that no other batch uses.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    namespace: Arc<str>,
+    serial: u32,
+    close_after: Option<Arc<str>>,
+    /// Of so many conversations one has no participant; 0: none.
+    unassigned: usize,
+    is_closed: bool,
+}
+
+impl Batch {
+    /// A new one. Each of its conversations has a participant and no timer.
+    pub fn new(namespace: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let serial = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self { namespace: namespace.into(), serial, close_after: None, unassigned: 0, is_closed: false }
+    }
+
+    /// The one that is stored before anything is measured: the same at each call.
+    pub fn seeded(namespace: &str) -> Self {
+        Self { namespace: namespace.into(), serial: 0, close_after: None, unassigned: 0, is_closed: false }
+    }
+
+    /// Each is closed from its creation on.
+    pub fn closed(self) -> Self {
+        Self { is_closed: true, ..self }
+    }
+
+    /// Each closes so long after its creation, as `spec.timers.closeAfter` spells it.
+    pub fn close_after(self, duration: &str) -> Self {
+        Self { close_after: Some(duration.into()), ..self }
+    }
+
+    /// Every second one has no participant, which is an Event more.
+    pub fn half_unassigned(self) -> Self {
+        Self { unassigned: 2, ..self }
+    }
+
+    /// The conversation with this number, below ten million.
+    pub fn conversation(&self, number: usize) -> Result<Conversation> {
+        let has_participant = self.unassigned == 0 || !number.is_multiple_of(self.unassigned);
+        let participants = if has_participant { json!([{"identity": "agent-7"}]) } else { json!([]) };
+        let mut spec = json!({
+            "channel": "SMS",
+            "contact": {"address": format!("+1{:05}{number:07}", self.serial)},
+            "proxy": {"address": "+15017122661"},
+            "participants": participants,
+        });
+        if let Some(close_after) = &self.close_after {
+            spec["timers"] = json!({"closeAfter": &**close_after});
+        }
+        if self.is_closed {
+            spec["state"] = json!("Closed");
+        }
+        Ok(Conversation::new(&format!("conversation-{}-{number}", self.serial), serde_json::from_value(spec)?))
+    }
+
+    /// Where it is.
+    pub fn place(&self, conversation: &Conversation) -> ConversationReference {
+        ConversationReference {
+            namespace: self.namespace.to_string(),
+            name: conversation.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Creates the conversation with this number.
+    pub async fn create(&self, client: Client, number: usize) -> Result<Conversation> {
+        let conversations = Api::namespaced(client, &self.namespace);
+        Ok(conversations.create(&PostParams::default(), &self.conversation(number)?).await?)
+    }
+}
+
+/// A conversation for the one binding that tells whether the webhook is in force.
+pub fn sentinel(name: &str) -> Result<Conversation> {
+    let spec = json!({"channel": "Chat", "contact": {"address": "sentinel"}, "proxy": {"address": "sentinel-proxy"}});
+    Ok(Conversation::new(name, serde_json::from_value(spec)?))
+}
+
+/// A claim that nobody but the operator may make.
+pub fn foreign_claim() -> Result<AddressBinding> {
+    let spec = json!({
+        "channel": "Chat", "contactAddress": "a", "proxyAddress": "b", "conversationRef": {"namespace": "a", "name": "a"},
+    });
+    Ok(AddressBinding::new("bench-probe", serde_json::from_value(spec)?))
+}
+
+/// Writes what the operator writes, and reads and watches nothing.
+#[derive(Clone)]
+pub struct BareClient {
+    client: Client,
+    claims: Claims,
+    events: Events,
+}
+
+impl BareClient {
+    /// One for each connection.
+    pub fn each(clients: Vec<Client>) -> Vec<Self> {
+        clients.into_iter().map(Self::new).collect()
+    }
+
+    /// One that writes by `client`.
+    pub fn new(client: Client) -> Self {
+        let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::new(Clock));
+        Self { events: Events::new(client.clone(), "bench".to_owned()), client, claims }
+    }
+
+    /// The conversation with this number of a batch.
+    pub async fn create(&self, batch: &Batch, number: usize) -> Result<Conversation> {
+        batch.create(self.client.clone(), number).await
+    }
+
+    /// The claim on a conversation's binding.
+    pub async fn claim(&self, batch: &Batch, conversation: &Conversation) -> Result<()> {
+        let binding = binding(conversation)?;
+        let admission = Admission { uid: "00000000-0000-4000-8000-000000000000".to_owned(), time: Clock.now() };
+        let write = Write::Create { holder: batch.place(conversation), admissions: vec![admission] };
+        match self.claims.write(&binding, write).await {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::Lost) => Err(Error::Unexpected(format!("{} is claimed already", binding.name()))),
+            Err(error) => Err(Error::Unexpected(error.to_string())),
+        }
+    }
+
+    /// The status that a stored conversation has by now, and the events of it.
+    pub async fn status(&self, stored: &Conversation) -> Result<()> {
+        let facts = Facts::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
+        let holding = Holding::Held(binding(stored)?.name());
+        let status = decide(&facts, Some(&holding), Clock.now()).status;
+        let news = news(&facts.status, &status);
+        let metadata = &stored.metadata;
+        let place = ConversationReference {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        };
+        let patch = json!({
+            "apiVersion": Conversation::api_version(&()),
+            "kind": Conversation::kind(&()),
+            "metadata": {"name": place.name, "namespace": place.namespace, "resourceVersion": metadata.resource_version},
+            "status": status,
+        });
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await?;
+        for fact in news {
+            let uid = metadata.uid.as_deref().unwrap_or_default();
+            self.events.tell(&place.namespace, &place.name, uid, &fact).await?;
+        }
+        Ok(())
+    }
+
+    /// The release of a claim, of which uid and resourceVersion are known.
+    pub async fn release(&self, claim: &AddressBinding) -> Result<()> {
+        let binding = Binding::claimed(&claim.spec).map_err(|error| Error::Unexpected(error.to_string()))?;
+        let metadata = claim.metadata.clone();
+        let write = Write::Delete {
+            uid: metadata.uid.unwrap_or_default(),
+            resource_version: metadata.resource_version.unwrap_or_default(),
+        };
+        match self.claims.write(&binding, write).await {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::Lost) => Err(Error::Unexpected(format!("{} has changed", binding.name()))),
+            Err(error) => Err(Error::Unexpected(error.to_string())),
+        }
+    }
+}
+
+/// The binding of a conversation that has a contact.
+pub fn binding(conversation: &Conversation) -> Result<Binding> {
+    let binding = Binding::of(&conversation.spec).map_err(|error| Error::Unexpected(error.to_string()))?;
+    binding.ok_or_else(|| Error::Unexpected("a conversation without a contact has no binding".to_owned()))
+}

@@ -1,0 +1,187 @@
+//! Claims about faults of what stores: a full disk, a history that was compacted away, an etcd that was restored from a backup, and a
+//! namespace that goes with a thousand conversations in it. Tier: processes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::cluster::{Cluster, Desk, PATIENCE};
+use common::etcd::{compact, set_disk_full};
+use common::faulty::{Faulty, PAUSE, alone, create_as_soon_as_possible, is_to_be_repeated};
+use common::oracle::Oracle;
+use common::proxy::{Fate, Stage};
+use control_plane::{ControlPlane, Installation};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::runtime::wait::{await_condition, conditions};
+use serde_json::json;
+use std::path::Path;
+use switchboard::api::{AddressBinding, ConditionStatus, ConditionType, Conversation};
+use tokio::time::{Instant, sleep, timeout};
+
+async fn bound(desk: &Desk, name: &str) -> Conversation {
+    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
+}
+
+/// Waits until the API server answers, after its store or itself was away.
+async fn until_it_answers(desk: &Desk) {
+    let deadline = Instant::now() + PATIENCE;
+    while desk.conversations().list(&ListParams::default()).await.is_err() {
+        assert!(Instant::now() < deadline, "the API server does not come back");
+        sleep(PAUSE).await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let (other, mut other_witness) = faulty.desk().await;
+    other.create("alice", json!({})).await.unwrap();
+    bound(&other, "alice").await;
+    set_disk_full(&faulty.cluster.control_plane, true).await;
+    let refusal = desk.create("alice", json!({})).await.expect_err("no claim can be made");
+    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    let refusal = other.create("bob", json!({})).await.unwrap_err();
+    assert!(refusal.message.contains("48031"), "what can be read is answered: {refusal:?}");
+    // A deletion is what etcd still takes, of a conversation and of its claim.
+    other.delete("alice").await;
+    set_disk_full(&faulty.cluster.control_plane, false).await;
+    create_as_soon_as_possible(&desk, "alice", json!({})).await;
+    create_as_soon_as_possible(&other, "bob", json!({})).await;
+    bound(&desk, "alice").await;
+    bound(&other, "bob").await;
+    witness.show_rest().await;
+    other_witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let (other, mut other_witness) = faulty.desk().await;
+    for desk in [&desk, &other] {
+        desk.create("alice", json!({})).await.unwrap();
+        bound(desk, "alice").await;
+    }
+    let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
+    let gone = faulty.proxy.inflict(Stage::Before, Fate::Answer(503), is_watch);
+    faulty.proxy.freeze_watches(true);
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
+    desk.delete("bob").await;
+    other.delete("alice").await;
+    witness.show().await;
+    other_witness.show().await;
+    // An API server that begins anew knows nothing from before it began, and etcd no more either.
+    compact(&faulty.cluster.control_plane).await;
+    let api_server = faulty.cluster.control_plane.api_server(0);
+    api_server.kill();
+    api_server.start().unwrap();
+    drop(gone);
+    faulty.proxy.freeze_watches(false);
+    let desk = Desk { client: faulty.client().await, ..desk };
+    let other = Desk { client: faulty.client().await, ..other };
+    desk.wait_until_free().await;
+    other.wait_until_free().await;
+    create_as_soon_as_possible(&desk, "carol", json!({})).await;
+    bound(&desk, "carol").await;
+    witness.show_rest().await;
+    other_witness.show_rest().await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, to) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_and_rest_is_as_it_should_be() {
+    let faulty = Faulty::start(1).await;
+    let control_plane = &faulty.cluster.control_plane;
+    let (desk, _) = faulty.desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    bound(&desk, "alice").await;
+    let (data, backup) = (control_plane.etcd_data(), control_plane.data_dir().join("backup"));
+    control_plane.etcd().stop();
+    copy(&data, &backup);
+    control_plane.etcd().start().unwrap();
+    until_it_answers(&desk).await;
+
+    // What the backup does not know of.
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    bound(&desk, "bob").await;
+
+    control_plane.api_server(0).stop();
+    control_plane.etcd().stop();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&backup, &data);
+    control_plane.etcd().start().unwrap();
+    control_plane.api_server(0).start().unwrap();
+    let ended = faulty.replica().wait(PATIENCE).expect("what it knows is of another history: it ends");
+    assert!(!ended.success(), "so that it is started anew: {ended}");
+    faulty.replica().start().unwrap();
+
+    let desk = Desk { client: faulty.client().await, ..desk };
+    let mut witness = faulty.witness(&desk, Oracle::default());
+    let refusal = desk.create("carol", json!({})).await.expect_err("alice is open again, as she was");
+    assert!(refusal.message.contains("48031") && refusal.message.contains("/alice"), "{refusal:?}");
+    witness.show_rest().await;
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    bound(&desk, "bob").await;
+    witness.show_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_goes_with_a_thousand_conversations_leaves_no_claim() {
+    const COUNT: usize = 1_000;
+    let control_plane =
+        ControlPlane::builder().namespace_controller().start().unwrap_or_else(|error| panic!("{error}"));
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
+    let cluster = Cluster::install(control_plane, &installation);
+    let desk = cluster.desk().await;
+    let creates = stream::iter(0..COUNT).map(Ok::<_, Box<kube::core::Status>>);
+    let create = |number: usize| {
+        let desk = &desk;
+        async move {
+            let contact = json!({"contact": {"address": format!("+1666{number:07}")}});
+            desk.create(&format!("contact-{number}"), contact).await.map(drop)
+        }
+    };
+    creates.try_for_each_concurrent(16, create).await.unwrap();
+    let claims = desk.claims().list(&ListParams::default()).await.unwrap().items;
+    assert_eq!(claims.len(), COUNT);
+    let namespaces = Api::<Namespace>::all(desk.client.clone());
+    let uid = namespaces.get(&desk.namespace).await.unwrap().metadata.uid.unwrap();
+    namespaces.delete(&desk.namespace, &DeleteParams::default()).await.unwrap();
+    let gone = await_condition(namespaces, &desk.namespace, conditions::is_deleted(&uid));
+    timeout(PATIENCE * 2, gone).await.expect("the namespace goes").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left: Vec<AddressBinding> = desk.claims().list(&ListParams::default()).await.unwrap().items;
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{} claims stay, such as {:?}", left.len(), left[0]);
+        sleep(PAUSE).await;
+    }
+    let again = cluster.desk().await;
+    let bob = again.conversation("bob", json!({"contact": {"address": "+16660000000"}}));
+    again.create_object(&bob, &PostParams::default()).await.expect("each binding is free");
+}
