@@ -11,19 +11,20 @@
 mod common;
 
 use common::caller::Caller;
-use common::cluster::{Cluster, Desk, PATIENCE};
+use common::cluster::{Cluster, PATIENCE};
+use common::creates::create_until;
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 const SECRET: &str = "switchboard-webhook-tls";
 const NAMESPACE: &str = "switchboard-system";
@@ -77,27 +78,13 @@ async fn served(
     }
 }
 
-/// Opens and closes conversations through one of the API servers until `done`, and counts them.
-async fn create_all_the_time(desk: &Desk, client: Client, name: &str, done: &AtomicBool, count: &AtomicUsize) {
-    let desk = Desk { client, ..desk.clone() };
-    let proxy = format!("+1501772000{name}");
-    while !done.load(Ordering::Relaxed) {
-        let conversation = desk.conversation(&format!("c-{name}"), json!({"proxy": {"address": proxy}}));
-        let created = desk.conversations().create(&PostParams::default(), &conversation).await;
-        created.unwrap_or_else(|error| panic!("a create failed in a rotation: {error}"));
-        count.fetch_add(1, Ordering::Relaxed);
-        desk.conversations().delete(&format!("c-{name}"), &DeleteParams::default()).await.unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_rotations_under_constant_creates_fail_none_of_them() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "15s", &[]);
     let client = cluster.client(0).await;
     let desk = cluster.desk().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
-    let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let creates = |name: &'static str, client: Client| create_all_the_time(&desk, client, name, &done, &count);
+    let done = CancellationToken::new();
     let rotate = async {
         let mut before = secrets.get(SECRET).await.unwrap();
         for _ in 0..2 {
@@ -112,13 +99,12 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
             }
             before = after;
         }
-        done.store(true, Ordering::Relaxed);
+        done.cancel();
     };
-    let (first, second) = (cluster.client(0).await, cluster.client(1).await);
-    tokio::join!(rotate, creates("1", first), creates("2", second));
-    let count = count.load(Ordering::Relaxed);
-    println!("{count} creates during two rotations, none failed");
-    assert!(count > 0);
+    let create = |api_server| create_until(&cluster, &desk, api_server, &done);
+    let ((), a, b) = tokio::join!(rotate, create(0), create(1));
+    println!("{} creates during two rotations, 0 failed", a + b);
+    assert!(a > 0 && b > 0);
 }
 
 /// What an API server needs to be told in order to show a certificate to webhooks, and the flag of the operator's that asks for it.

@@ -219,8 +219,155 @@ fn text(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use super::time_left;
-    use std::time::Duration;
+    use super::*;
+    use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
+
+    /// A server whose handler panics at `panic` and answers `fine` to everything else, and what is needed to call it.
+    struct Served {
+        address: SocketAddr,
+        connector: TlsConnector,
+        metrics: Metrics,
+        shutdown: CancellationToken,
+        ended: tokio::task::JoinHandle<()>,
+    }
+
+    impl Served {
+        async fn with(limits: Limits) -> Self {
+            let rcgen::CertifiedKey { cert, signing_key } =
+                rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+            let config = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+            let config = config.unwrap().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key.into());
+            let (_, tls) = watch::channel(Some(Arc::new(config.unwrap())));
+            let mut roots = RootCertStore::empty();
+            roots.add(cert.der().clone()).unwrap();
+            let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+            let client = client.with_root_certificates(roots).with_no_client_auth();
+
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (metrics, shutdown) = (Metrics::new(Clock), CancellationToken::new());
+            let answer = |body: Bytes, _| async move {
+                assert!(*body != b"panic"[..], "as asked");
+                Ok((Admission::NoClaim, b"fine".to_vec()))
+            };
+            let serving = serve(listener, tls, answer, Clock, limits, metrics.clone(), shutdown.clone());
+            let ended = tokio::spawn(serving);
+            Self { address, connector: TlsConnector::from(Arc::new(client)), metrics, shutdown, ended }
+        }
+
+        async fn connect(&self) -> TlsStream<TcpStream> {
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            self.connector.connect(ServerName::from(self.address.ip()), stream).await.unwrap()
+        }
+
+        /// What is answered to those bytes on a connection of their own, until it ends.
+        async fn ask(&self, bytes: &str) -> String {
+            let mut stream = self.connect().await;
+            stream.write_all(bytes.as_bytes()).await.unwrap();
+            all(&mut stream).await
+        }
+
+        /// A connection whose request has the one place there is, until it gets the second half of its body: `dy`.
+        async fn in_flight(&self) -> TlsStream<TcpStream> {
+            let mut stream = self.connect().await;
+            stream.write_all(last("body").replace("body", "bo").as_bytes()).await.unwrap();
+            let others_are_refused = async { while !self.ask(&last("else")).await.starts_with("HTTP/1.1 429 ") {} };
+            timeout(Duration::from_secs(5), others_are_refused).await.expect("it has the place");
+            stream
+        }
+
+        fn has_counted(&self, sample: &str) -> bool {
+            self.metrics.encode().unwrap().lines().any(|line| line == sample)
+        }
+    }
+
+    /// What arrives until the connection ends, however it ends.
+    async fn all(stream: &mut TlsStream<TcpStream>) -> String {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes).await;
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn request(body: &str) -> String {
+        format!("POST /admit HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn last(body: &str) -> String {
+        request(body).replace("Host: h", "Host: h\r\nConnection: close")
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_one_500_and_its_connection_goes_on() {
+        let served = Served::with(Limits::default()).await;
+        let answers = served.ask(&format!("{}{}", request("panic"), last("else"))).await;
+        let codes: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+        assert_eq!(codes, ["500", "200"], "{answers}");
+        assert!(answers.ends_with("fine"), "{answers}");
+        assert!(served.has_counted("switchboard_panics_total 1"));
+        assert!(served.has_counted(r#"switchboard_admission_requests_total{outcome="panicked",code="500"} 1"#));
+    }
+
+    #[tokio::test]
+    async fn a_body_beyond_the_limit_is_a_413_whether_or_not_it_says_so() {
+        let served = Served::with(Limits { body_bytes: 8, ..Limits::default() }).await;
+        let answer = served.ask(&last("123456789")).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        let chunked = "POST /admit HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       9\r\n123456789\r\n0\r\n\r\n";
+        let answer = served.ask(chunked).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        let answer = served.ask(&last("12345678")).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_is_cut_or_told_so_at_every_stage() {
+        let served = Served::with(Limits { read: Duration::from_millis(200), ..Limits::default() }).await;
+        let mut silent = TcpStream::connect(served.address).await.unwrap();
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "no handshake");
+        assert_eq!(served.ask("").await, "", "no request");
+        // The first bytes of HTTP/2 as well.
+        assert_eq!(served.ask("P").await, "");
+        assert_eq!(served.ask("PRI * HTTP/2.0\r\n\r\n").await, "");
+        assert_eq!(served.ask("POST /admit HTTP/1.1\r\nHost:").await, "", "half a header");
+        let answer = served.ask(&last("body").replace("body", "bo")).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "half a body: {answer}");
+        assert!(served.has_counted(r#"switchboard_admission_requests_total{outcome="too_slow",code="408"} 1"#));
+    }
+
+    #[tokio::test]
+    async fn more_at_once_than_there_are_places_is_a_429() {
+        let served = Served::with(Limits { concurrency: 1, ..Limits::default() }).await;
+        let mut first = served.in_flight().await;
+        first.write_all(b"dy").await.unwrap();
+        assert!(all(&mut first).await.starts_with("HTTP/1.1 200 "));
+        assert!(served.ask(&last("else")).await.starts_with("HTTP/1.1 200 "), "its place is free again");
+    }
+
+    #[tokio::test]
+    async fn what_is_in_flight_at_a_shutdown_is_answered_and_nothing_comes_after_it() {
+        let served = Served::with(Limits { concurrency: 1, ..Limits::default() }).await;
+        let mut in_flight = served.in_flight().await;
+        let mut idle = served.connect().await;
+        idle.write_all(request("else").as_bytes()).await.unwrap();
+        idle.read_exact(&mut [0]).await.unwrap();
+        served.shutdown.cancel();
+        // The idle one is closed at once, which tells that the other one's turn has come, too.
+        all(&mut idle).await;
+        assert!(TcpStream::connect(served.address).await.is_err(), "nobody new");
+        in_flight.write_all(b"dy").await.unwrap();
+        let answer = all(&mut in_flight).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("fine"), "{answer}");
+        served.ended.await.unwrap();
+    }
 
     #[test]
     fn the_patience_of_the_api_server_is_heeded() {

@@ -5,6 +5,7 @@
 pub mod caller;
 pub mod chart;
 pub mod cluster;
+pub mod creates;
 pub mod etcd;
 pub mod faulty;
 pub mod https;

@@ -1,0 +1,223 @@
+//! What is sent to the webhook by others than an API server: it answers, and neither ends nor gives anything away. Tier: processes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::caller::{self, Caller};
+use common::cluster::{Desk, PATIENCE};
+use common::faulty::{self, Faulty};
+use serde_json::{Value, json};
+use switchboard::api::{ConditionStatus, ConditionType, State};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
+
+fn caller(faulty: &Faulty) -> Caller {
+    Caller::new(faulty.cluster.installation.authority().certificate().as_bytes(), None)
+}
+
+async fn ask(faulty: &Faulty, body: &[u8]) -> caller::Answer {
+    caller(faulty).review(faulty.replica().webhook_address(), body).await.expect("an answer")
+}
+
+/// The review of a create at `desk` as an API server sends it.
+fn review(desk: &Desk, name: &str, uid: &str) -> Value {
+    let mut object = serde_json::to_value(desk.conversation(name, json!({}))).unwrap();
+    object["metadata"]["namespace"] = desk.namespace.clone().into();
+    object["metadata"]["uid"] = uid.into();
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": "switchboard.dev", "version": "v1alpha1", "kind": "Conversation"},
+            "resource": {"group": "switchboard.dev", "version": "v1alpha1", "resource": "conversations"},
+            "name": name,
+            "namespace": desk.namespace,
+            "operation": "CREATE",
+            "userInfo": {"username": "system:serviceaccount:sales:robot"},
+            "object": object,
+            "oldObject": null,
+            "dryRun": false,
+            "options": null,
+        },
+    })
+}
+
+/// The answer in the body of an answer.
+fn response(answer: &caller::Answer) -> Value {
+    assert_eq!(answer.code, 200, "{answer:?}");
+    serde_json::from_str::<Value>(&answer.body).unwrap()["response"].take()
+}
+
+#[tokio::test]
+async fn what_is_no_review_of_a_conversation_is_told_so() {
+    let faulty = faulty::shared().await;
+    let (desk, _) = faulty.desk().await;
+    let good = review(&desk, "alice", "u1");
+    let with = |pointer: &str, value: Value| {
+        let mut review = good.clone();
+        *review.pointer_mut(pointer).unwrap() = value;
+        review.to_string().into_bytes()
+    };
+    let without = |parent: &str, key: &str| {
+        let mut review = good.clone();
+        review.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+        review.to_string().into_bytes()
+    };
+    let text = good.to_string();
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let nested = text.replacen("\"options\":null", &format!("\"options\":{}", deep(10_000)), 1).into_bytes();
+    assert_ne!(nested, text.as_bytes());
+    let other_resource = json!({"group": "", "version": "v1", "resource": "pods"});
+    for (what, body, expected) in [
+        ("empty", Vec::new(), "cannot read the body"),
+        ("no JSON", b"\xff\xfe\x00".to_vec(), "cannot read the body"),
+        ("truncated", text.as_bytes()[..text.len() / 2].to_vec(), "cannot read the body"),
+        ("twice", [text.as_bytes(), text.as_bytes()].concat(), "cannot read the body"),
+        ("nested 10,000 deep", nested, "recursion limit"),
+        ("nothing but brackets", deep(10_000).into_bytes(), "cannot read the body"),
+        ("another kind", with("/kind", "ConversionReview".into()), "reads admission.k8s.io/v1 AdmissionReview alone"),
+        (
+            "another version",
+            with("/apiVersion", "admission.k8s.io/v1beta1".into()),
+            "the body is admission.k8s.io/v1beta1",
+        ),
+        ("no request", without("", "request"), "has no request"),
+        ("another resource", with("/request/resource", other_resource), "reviews conversations.switchboard.dev alone"),
+        ("no object", without("/request", "object"), "has no request.object"),
+        ("an object of another kind", with("/request/object", json!({"kind": "Pod"})), "cannot read the body"),
+        ("no namespace", without("/request", "namespace"), "has no request.namespace"),
+        ("no uid of the object", without("/request/object/metadata", "uid"), "has no request.object.metadata.uid"),
+        ("an empty uid", with("/request/object/metadata/uid", "".into()), "has no request.object.metadata.uid"),
+        ("no name", without("/request/object/metadata", "name"), "has no request.object.metadata.name"),
+        ("a channel that there is not", with("/request/object/spec/channel", "Fax".into()), "cannot read the body"),
+        (
+            "a participant of a wrong type",
+            with("/request/object/spec/participants", json!(["a"])),
+            "cannot read the body",
+        ),
+    ] {
+        let answer = ask(&faulty, &body).await;
+        assert!(answer.code == 400 && answer.body.contains(expected), "{what}: {answer:?}");
+        assert!(answer.body.lines().count() == 1 && !answer.body.contains(&desk.contact), "{what}: {answer:?}");
+    }
+    assert_eq!(desk.claim().await, None, "nothing of that has claimed anything");
+}
+
+#[tokio::test]
+async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
+    let faulty = faulty::shared().await;
+    let (desk, _) = faulty.desk().await;
+    let mut good = review(&desk, "alice", "u1");
+    good["request"]["dryRun"] = true.into();
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut review = good.clone();
+        change(&mut review);
+        review.to_string().into_bytes()
+    };
+    for (what, body) in [
+        (
+            "unknown fields",
+            changed(&|review| {
+                review["shape"] = "round".into();
+                review["request"]["shape"] = json!({"a": [1, 2.5, null]});
+                review["request"]["object"]["spec"]["shape"] = "round".into();
+            }),
+        ),
+        ("no oldObject", changed(&|review| drop(review["request"].as_object_mut().unwrap().remove("oldObject")))),
+        ("a forged oldObject", changed(&|review| review["request"]["oldObject"] = review["request"]["object"].clone())),
+        (
+            "4 MiB",
+            changed(&|review| {
+                review["request"]["object"]["metadata"]["annotations"] = json!({"a": "a".repeat(4 << 20)});
+            }),
+        ),
+    ] {
+        let answer = response(&ask(&faulty, &body).await);
+        assert_eq!(answer["allowed"], true, "{what}: {answer}");
+        assert_eq!(answer["uid"], good["request"]["uid"], "{what}: {answer}");
+    }
+    for operation in ["UPDATE", "DELETE", "CONNECT"] {
+        let answer =
+            response(&ask(&faulty, &changed(&|review| review["request"]["operation"] = operation.into())).await);
+        assert_eq!(answer["allowed"], true, "{operation} needs no claim: {answer}");
+    }
+    assert_eq!(desk.claim().await, None, "a dry run claims nothing");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
+    let faulty = faulty::shared().await;
+    let (caller, address) = (caller(&faulty), faulty.replica().webhook_address());
+    let mut large = caller.connect(address).await.unwrap();
+    large.write_all(&caller::request(9 << 20, b"{")).await.unwrap();
+    assert_eq!(caller::answer(&mut large).await.unwrap().code, 413, "what says that it is too large is not waited for");
+    let mut slow = caller.connect(address).await.unwrap();
+    slow.write_all(&caller::request(1000, b"{")).await.unwrap();
+    let (mut answers, mut sends) = tokio::io::split(slow);
+    let drip = async {
+        while sends.write_all(b" ").await.is_ok() && sends.flush().await.is_ok() {
+            sleep(std::time::Duration::from_secs(1)).await;
+        }
+    };
+    let mut bytes = Vec::new();
+    let answer = async {
+        // The connection may be broken in the end, by the byte that came after the answer.
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut answers, &mut bytes).await;
+    };
+    timeout(PATIENCE, async { tokio::join!(drip, answer) }).await.expect("it is not waited for without end");
+    assert!(bytes.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&bytes));
+}
+
+#[tokio::test]
+async fn a_forged_review_makes_at_most_a_claim_that_is_collected() {
+    let faulty = faulty::shared().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let answer = response(&ask(&faulty, review(&desk, "nobody", "forged").to_string().as_bytes()).await);
+    assert_eq!(answer["allowed"], true, "{answer}");
+    assert_eq!(desk.claim().await.expect("a claim").spec.conversation_ref.name, "nobody");
+    desk.wait_until_free().await;
+    desk.create("alice", json!({})).await.expect("it is free");
+    witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn a_forged_review_never_takes_a_claim_from_its_holder() {
+    let faulty = faulty::shared().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let alice = desk.create("alice", json!({})).await.unwrap();
+    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
+    let before = desk.claim().await.unwrap();
+    let applied = |mut review: Value| {
+        review["request"]["object"]["metadata"]["managedFields"] = json!([{"manager": "m", "operation": "Apply"}]);
+        review
+    };
+    let uid = alice.metadata.uid.as_deref().unwrap();
+    for (what, review, code) in [
+        ("another conversation", review(&desk, "bob", "forged-1"), 403),
+        ("another conversation, with the holder's uid", review(&desk, "bob", uid), 403),
+        ("the holder, as if it were created", review(&desk, "alice", "forged-2"), 409),
+        ("another conversation, applied", applied(review(&desk, "bob", "forged-3")), 403),
+    ] {
+        let answer = response(&ask(&faulty, review.to_string().as_bytes()).await);
+        assert_eq!((&answer["allowed"], &answer["status"]["code"]), (&false.into(), &code.into()), "{what}: {answer}");
+        assert_eq!(desk.claim().await.unwrap(), before, "{what}");
+    }
+    // The holder, as if it were applied: that is what every update by server-side apply looks like.
+    let review = applied(review(&desk, "alice", "forged-4"));
+    assert_eq!(response(&ask(&faulty, review.to_string().as_bytes()).await)["allowed"], true);
+    let names = |claim: &switchboard::api::AddressBinding| claim.spec.conversation_ref.name.clone();
+    assert_eq!(names(&desk.claim().await.unwrap()), "alice");
+    witness.show_rest().await;
+    let after = desk.claim().await.unwrap();
+    assert_eq!((names(&after), after.spec.admissions.len()), ("alice".to_owned(), 1), "the forged uid was pruned");
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    desk.wait_for_state("alice", State::Closed).await;
+    desk.create("bob", json!({})).await.expect("it is free at once");
+}

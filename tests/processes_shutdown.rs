@@ -1,0 +1,104 @@
+//! How replicas end, by real API servers: nobody who creates a conversation notices, and another leads at once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::caller::{self, Caller};
+use common::cluster::{Cluster, PATIENCE};
+use common::creates::create_until;
+use control_plane::{ControlPlane, Installation, Replica};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::runtime::wait::await_condition;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether a replica answers its readiness probe by a 200.
+async fn is_ready(replica: &Replica) -> bool {
+    let url = format!("http://{}", replica.address()).parse().unwrap();
+    let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+    client.request_text(hyper::Request::get("/readyz").body(Vec::new()).unwrap()).await.is_ok()
+}
+
+async fn holder(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> String {
+    let leases = Api::<Lease>::namespaced(cluster.client(0).await, "switchboard-system");
+    let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+    let held = await_condition(leases, "switchboard", |lease: Option<&Lease>| {
+        lease.is_some_and(|lease| !holder(lease).is_empty() && is_it(&holder(lease)))
+    });
+    holder(&timeout(PATIENCE, held).await.expect("a leader in time").unwrap().unwrap())
+}
+
+/// Ends a replica as a rollout does: it is told, fails its probe, gets no new connection from then on, and ends.
+async fn roll(cluster: &Cluster, replica: &Replica, name: &str) -> Option<Duration> {
+    let leads = holder(cluster, |_| true).await.starts_with(&format!("{name}_"));
+    let told = Instant::now();
+    replica.terminate();
+    let failover = async {
+        if !leads {
+            return None;
+        }
+        holder(cluster, |holder| !holder.starts_with(&format!("{name}_"))).await;
+        Some(told.elapsed())
+    };
+    let drain = async {
+        while is_ready(replica).await {
+            sleep(PAUSE).await;
+        }
+        cluster.installation.balancer().remove(replica.webhook_address());
+    };
+    let (failover, ()) = tokio::join!(failover, drain);
+    let status = tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends");
+    assert!(status.success(), "{status}");
+    tokio::task::block_in_place(|| replica.start()).unwrap();
+    cluster.installation.balancer().add(replica.webhook_address());
+    failover
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flight_is_answered() {
+    let control_plane = ControlPlane::builder().api_servers(2).start().unwrap_or_else(|error| panic!("{error}"));
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).flag("--drain-delay=2s");
+    let cluster = Cluster::install(control_plane, &installation);
+    let desk = cluster.desk().await;
+    let done = CancellationToken::new();
+    let roll_twice = async {
+        let mut failovers = Vec::new();
+        for _ in 0..2 {
+            for (replica, name) in cluster.installation.replicas().iter().zip(["replica-1", "replica-2"]) {
+                failovers.extend(roll(&cluster, replica, name).await);
+            }
+        }
+        done.cancel();
+        failovers
+    };
+    let create = |api_server| create_until(&cluster, &desk, api_server, &done);
+    let (failovers, a, b, c, d) = tokio::join!(roll_twice, create(0), create(1), create(0), create(1));
+    println!("{} creates during four restarts, 0 failed; another led after {failovers:?}", a + b + c + d);
+    assert!([a, b, c, d].iter().all(|count| *count > 0) && !failovers.is_empty());
+
+    let replica = cluster.installation.replica(0);
+    let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let mut in_flight = caller.connect(replica.webhook_address()).await.unwrap();
+    let body = b"no review, which is an answer too";
+    in_flight.write_all(&caller::request(body.len(), &body[..8])).await.unwrap();
+    replica.terminate();
+    // It takes nobody in any more: now it waits for what is in flight alone.
+    while TcpStream::connect(replica.webhook_address()).await.is_ok() {
+        sleep(PAUSE).await;
+    }
+    in_flight.write_all(&body[8..]).await.unwrap();
+    assert_eq!(caller::answer(&mut in_flight).await.expect("an answer").code, 400);
+    assert!(tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends").success());
+}
