@@ -60,7 +60,7 @@ pub fn fail(command: &mut Command) -> String {
 }
 
 /// Runs `command` until it succeeds, for half a minute.
-fn eventually(command: &mut Command) {
+pub fn eventually(command: &mut Command) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let Output { status, stderr, .. } = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

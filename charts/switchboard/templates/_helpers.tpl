@@ -137,6 +137,8 @@ default.
   value: {{ include "switchboard.tlsSecretName" . }}
 - name: SWITCHBOARD_WEBHOOK_CONFIGURATION
   value: {{ include "switchboard.name" . }}
+- name: SWITCHBOARD_CERTIFICATE_LIFE
+  value: {{ .Values.webhook.certificateLife }}
 - name: SWITCHBOARD_WEBHOOK_DNS_NAME
   value: {{ include "switchboard.webhookHost" . | quote }}
 {{- end }}
