@@ -15,7 +15,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::Status;
 use serde_json::json;
-use switchboard::api::{ConditionStatus, ConditionType, State};
+use switchboard::api::{ConditionStatus, ConditionType};
 
 fn assert_48031(status: &Status, holder: &str) {
     assert_eq!((status.code, status.reason.as_str()), (403, "Forbidden"), "{status:?}");
@@ -57,52 +57,6 @@ async fn the_claim_is_the_routing_table() {
         claim.spec.admissions.iter().map(|a| &a.uid).collect::<Vec<_>>(),
         [alice.metadata.uid.as_ref().unwrap()]
     );
-}
-
-#[tokio::test]
-async fn another_proxy_or_another_channel_is_another_binding() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("sms", json!({})).await.unwrap();
-    desk.create("other-proxy", json!({"proxy": {"address": "+15017122662"}})).await.unwrap();
-    desk.create("other-channel", json!({"channel": "WhatsApp"})).await.unwrap();
-}
-
-#[tokio::test]
-async fn inactive_still_holds_its_binding() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({"state": "Inactive"})).await.unwrap();
-    desk.wait_for_state("alice", State::Inactive).await;
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
-    assert_48031(&refusal, "alice");
-    assert!(refusal.message.contains("Inactive"), "{}", refusal.message);
-}
-
-#[tokio::test]
-async fn closing_frees_the_binding_at_once() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.unwrap();
-    assert_eq!(held_by(&desk).await.as_deref(), Some("bob"));
-}
-
-#[tokio::test]
-async fn removing_the_contact_frees_the_binding_at_once() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.change("alice", json!({"contact": null})).await.unwrap();
-    desk.create("bob", json!({})).await.unwrap();
-    assert_eq!(held_by(&desk).await.as_deref(), Some("bob"));
-}
-
-#[tokio::test]
-async fn deleting_frees_the_binding() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.delete("alice").await;
-    // The webhook waits for the release, so this needs no waiting here.
-    desk.create("bob", json!({})).await.unwrap();
-    assert_eq!(held_by(&desk).await.as_deref(), Some("bob"));
 }
 
 #[tokio::test]

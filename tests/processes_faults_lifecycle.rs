@@ -102,7 +102,7 @@ async fn a_longer_time_to_live_that_arrives_between_the_decision_to_delete_and_t
 // ---- Time ----
 
 #[tokio::test]
-async fn timers_that_became_due_while_nobody_watched_are_honoured_at_once_by_the_state_that_results() {
+async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once_by_the_state_that_results() {
     let faulty = alone().await;
     let (desk, _) = faulty.desk().await;
     faulty.replica().kill();

@@ -9,8 +9,9 @@
 
 mod common;
 
-use common::cluster::{Cluster, condition};
+use common::cluster::{Cluster, Desk, condition};
 use serde_json::json;
+use std::path::Path;
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State, StateReason, Time};
 use switchboard::clock::Clock;
 
@@ -30,70 +31,6 @@ async fn a_new_conversation_becomes_ready_and_bound() {
     assert_eq!(status(&alice).observed_generation, alice.metadata.generation);
     assert_eq!(status(&alice).address_binding_name.as_deref(), Some(desk.binding().as_str()));
     assert_eq!((status(&alice).state, status(&alice).state_reason), (Some(State::Active), Some(StateReason::Spec)));
-}
-
-#[tokio::test]
-async fn the_last_participant_who_leaves_makes_it_unassigned() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
-    desk.change("alice", json!({"participants": null})).await.unwrap();
-    let (alice, reason) = desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
-    assert_eq!(reason, ConditionReason::NoParticipants);
-    assert!(status(&alice).unassigned_time.unwrap() > Time::from(alice.metadata.creation_timestamp.as_ref().unwrap()));
-    desk.change("alice", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
-    let (alice, _) = desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
-    assert_eq!(status(&alice).unassigned_time, None);
-}
-
-#[tokio::test]
-async fn timers_make_it_inactive_and_then_close_it_and_free_its_binding() {
-    let desk = Cluster::shared().desk().await;
-    let created = desk.create("alice", json!({"timers": {"inactiveAfter": "1s", "closeAfter": "3s"}})).await.unwrap();
-    let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
-    let alice = desk.wait_for_state("alice", State::Inactive).await;
-    assert_eq!(status(&alice).state_reason, Some(StateReason::InactiveTimer));
-    let deadlines = status(&alice).deadlines.clone().unwrap();
-    assert_eq!((deadlines.inactive_time, deadlines.close_time), (None, Some(created.after(3_000))));
-    assert_eq!(condition(&alice, ConditionType::Bound), Some((ConditionStatus::True, ConditionReason::BindingHeld)));
-
-    let alice = desk.wait_for_state("alice", State::Closed).await;
-    assert_eq!(status(&alice).state_reason, Some(StateReason::CloseTimer));
-    assert!(status(&alice).closed_time.unwrap() >= created.after(3_000), "no timer is early");
-    for (type_, expected) in
-        [(ConditionType::Ready, ConditionStatus::True), (ConditionType::Bound, ConditionStatus::False)]
-    {
-        assert_eq!(condition(&alice, type_), Some((expected, ConditionReason::Closed)));
-    }
-    assert_eq!(alice.spec.state, None, "the spec belongs to its author");
-    desk.wait_until_free().await;
-}
-
-#[tokio::test]
-async fn an_unassigned_conversation_is_closed_by_its_own_timer() {
-    let desk = Cluster::shared().desk().await;
-    let changes = json!({"participants": [], "timers": {"closeUnassignedAfter": "1s", "closeAfter": "1h"}});
-    desk.create("alice", changes).await.unwrap();
-    let alice = desk.wait_for_state("alice", State::Closed).await;
-    assert_eq!(status(&alice).state_reason, Some(StateReason::UnassignedTimer));
-}
-
-#[tokio::test]
-async fn activity_wakes_what_a_timer_made_inactive_and_moves_the_deadlines() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({"timers": {"inactiveAfter": "1s", "closeAfter": "1h"}})).await.unwrap();
-    desk.wait_for_state("alice", State::Inactive).await;
-    // A longer timer first, so that the conversation stays awake long enough to be looked at.
-    desk.change("alice", json!({"timers": {"inactiveAfter": "50m"}})).await.unwrap();
-    let now = Clock.now();
-    desk.report_activity("alice", &now.to_string()).await.unwrap();
-    let alice = desk.wait_for_state("alice", State::Active).await;
-    assert_eq!(status(&alice).state_reason, Some(StateReason::Activity));
-    assert_eq!(status(&alice).last_activity_time, Some(now));
-    let deadlines = status(&alice).deadlines.clone().unwrap();
-    let minute = 60_000;
-    assert_eq!(deadlines.inactive_time, Some(now.after(50 * minute)));
-    assert_eq!(deadlines.close_time, Some(now.after(60 * minute)));
 }
 
 #[tokio::test]
@@ -124,18 +61,6 @@ async fn a_parked_conversation_stays_parked_until_its_spec_says_otherwise() {
 }
 
 #[tokio::test]
-async fn closed_by_a_timer_is_final() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
-    desk.wait_for_state("alice", State::Closed).await;
-    for changes in [json!({"state": "Active"}), json!({"contact": null}), json!({"participants": null})] {
-        let refusal = desk.change("alice", changes).await.unwrap_err();
-        assert!(refusal.message.contains("50377: "), "{refusal:?}");
-    }
-    desk.change("alice", json!({"state": "Closed", "timers": null})).await.expect("what has no effect may change");
-}
-
-#[tokio::test]
 async fn a_longer_timer_moves_the_deadline() {
     let desk = Cluster::shared().desk().await;
     let created = desk.create("alice", json!({"timers": {"closeAfter": "30s"}})).await.unwrap();
@@ -151,24 +76,73 @@ async fn a_longer_timer_moves_the_deadline() {
 }
 
 #[tokio::test]
-async fn applying_the_same_manifest_again_writes_nothing() {
+async fn what_has_been_reported_before_the_creation_or_after_the_closing_moves_nothing() {
     let desk = Cluster::shared().desk().await;
-    let cluster = Cluster::shared();
-    let path = cluster.control_plane.data_dir().join(format!("{}.yaml", desk.namespace));
-    let mut manifest = desk.conversation("alice", json!({}));
-    manifest.metadata.namespace = Some(desk.namespace.clone());
-    std::fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
+    desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
+    for no_instant in ["yesterday", "2026-02-30T00:00:00Z", ""] {
+        let refusal = desk.report_activity("alice", no_instant).await.unwrap_err();
+        assert_eq!(refusal.code, 422, "{no_instant}: {refusal:?}");
+    }
+    desk.report_activity("alice", "2020-01-01T00:00:00Z").await.unwrap();
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    let closed = desk.wait_for_state("alice", State::Closed).await;
+    assert_eq!(status(&closed).last_activity_time, None);
+    desk.report_activity("alice", &Clock.now().to_string()).await.unwrap();
+    // A change that the operator follows, after the report.
+    let changed = desk.change("alice", json!({"ttlAfterClosed": "87600h"})).await.unwrap();
+    let observed = |alice: &Conversation| status(alice).observed_generation == changed.metadata.generation;
+    let after = desk.wait_for("alice", "observed", observed).await;
+    assert_eq!((status(&after).state, status(&after).last_activity_time), (Some(State::Closed), None));
+    assert_eq!(status(&after).closed_time, status(&closed).closed_time);
+}
+
+/// Applies what stands in `path`, which changes nothing and shows no difference, by this kind of apply.
+async fn assert_applied_without_drift(desk: &Desk, name: &str, path: &Path, arguments: &[&str]) {
     let kubectl = |verb: &str| {
-        let mut command = cluster.control_plane.kubectl();
-        command.arg(verb).arg("--filename").arg(&path);
+        let mut command = Cluster::shared().control_plane.kubectl();
+        command.arg(verb).args(arguments).arg("--filename").arg(path);
         command
     };
-    common::succeed(&mut kubectl("apply"));
-    let (alice, _) = desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
+    let before = desk.conversations().get(name).await.unwrap();
     common::succeed(&mut kubectl("diff"));
     common::succeed(&mut kubectl("apply"));
-    let again = desk.conversations().get("alice").await.unwrap();
-    assert_eq!(again.metadata.resource_version, alice.metadata.resource_version);
+    let after = desk.conversations().get(name).await.unwrap();
+    assert_eq!(before.metadata.resource_version, after.metadata.resource_version, "{name} {arguments:?}: {after:?}");
+}
+
+#[tokio::test]
+async fn applying_the_same_manifest_again_shows_no_drift_and_writes_nothing_whatever_the_operator_did_in_between() {
+    let cluster = Cluster::shared();
+    for arguments in [&[][..], &["--server-side"]] {
+        let desk = cluster.desk().await;
+        let situations = [
+            ("bound", json!({})),
+            ("counted", json!({"contact": null, "timers": {"closeAfter": "1h"}})),
+            ("idle", json!({"contact": null, "timers": {"inactiveAfter": "1s"}})),
+            ("parked", json!({"contact": null, "state": "Inactive"})),
+            ("closed", json!({"contact": null, "participants": null, "timers": {"closeAfter": "1s"}})),
+        ];
+        for (name, changes) in situations {
+            let mut manifest = desk.conversation(name, changes);
+            manifest.metadata.namespace = Some(desk.namespace.clone());
+            let path = cluster.control_plane.data_dir().join(format!("{}-{name}.yaml", desk.namespace));
+            std::fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
+            let mut apply = cluster.control_plane.kubectl();
+            common::succeed(apply.arg("apply").args(arguments).arg("--filename").arg(&path));
+            let alice = match name {
+                "bound" => desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0,
+                "counted" => {
+                    desk.wait_for_state(name, State::Active).await;
+                    desk.report_activity(name, &Clock.now().to_string()).await.unwrap();
+                    desk.wait_for(name, "counted", |object| status(object).last_activity_time.is_some()).await
+                }
+                "idle" | "parked" => desk.wait_for_state(name, State::Inactive).await,
+                _ => desk.wait_for_state(name, State::Closed).await,
+            };
+            assert_applied_without_drift(&desk, name, &path, arguments).await;
+            assert_eq!(alice.spec, manifest.spec, "the spec belongs to its author");
+        }
+    }
 }
 
 #[tokio::test]
