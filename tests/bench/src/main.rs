@@ -8,6 +8,7 @@ mod chart;
 mod error;
 mod etcd;
 mod load;
+mod lookup;
 mod machine;
 mod observe;
 mod options;

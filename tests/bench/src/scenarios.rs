@@ -1,5 +1,6 @@
 //! What is measured: a file a scenario.
 
+mod alternatives;
 mod calls;
 mod creates;
 mod deadlines;
@@ -31,4 +32,5 @@ pub const ALL: &[Scenario] = &[
     Scenario { number: 6, title: "restart", run: restart::run },
     Scenario { number: 7, title: "deadlines", run: deadlines::run },
     Scenario { number: 8, title: "API calls", run: calls::run },
+    Scenario { number: 9, title: "alternatives", run: alternatives::run },
 ];

@@ -6,7 +6,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process,
-    time::Instant,
 };
 
 use control_plane::{ControlPlane, tools};
@@ -27,7 +26,7 @@ use crate::{
     etcd::{CLAIMS, CONVERSATIONS, Etcd},
     machine::Machine,
     workload::{BareClient, Batch, binding},
-    world::{Bench, PATIENCE, POLL, administrator, create_namespace},
+    world::{Bench, administrator, create_namespace, until},
 };
 
 /// To be raised when the same input is to be seeded differently.
@@ -229,16 +228,11 @@ fn apply_crds(control_plane: &ControlPlane) -> Result<()> {
 /// Being established comes a moment before being served.
 async fn wait_until_served(client: &Client) -> Result<()> {
     let one = ListParams::default().limit(1);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let conversations = Api::<Conversation>::all(client.clone()).list(&one).await.map(drop);
-        let claims = Api::<AddressBinding>::all(client.clone()).list(&one).await.map(drop);
-        match conversations.and(claims) {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() >= deadline => return Err(error.into()),
-            Err(_) => tokio::time::sleep(POLL).await,
-        }
-    }
+    until("both kinds being served", async || {
+        Api::<Conversation>::all(client.clone()).list(&one).await.is_ok()
+            && Api::<AddressBinding>::all(client.clone()).list(&one).await.is_ok()
+    })
+    .await
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -36,7 +36,7 @@ use crate::{
 /// How long anything that is waited for may take: far longer than it does.
 pub const PATIENCE: Duration = Duration::from_mins(5);
 /// How often a condition is looked at while it is waited for.
-pub const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
 /// The chart's name for its objects.
 const NAME: &str = "switchboard";
@@ -47,7 +47,7 @@ const NOBODY: &str = "bench";
 /// A day.
 const FOR_LONG: i32 = 86_400;
 /// The namespace of a conversation whose binding is asked for again and again, to see what is in force.
-const SENTINEL: &str = "bench-sentinel";
+pub const SENTINEL: &str = "bench-sentinel";
 
 /// What all scenarios share.
 pub struct Bench {
@@ -248,40 +248,38 @@ impl<'a> World<'a> {
         let conversations = Api::namespaced(self.administrator.clone(), SENTINEL);
         let claims = Api::<AddressBinding>::all(self.administrator.clone());
         let (rival, claim) = (workload::sentinel("rival")?, workload::foreign_claim()?);
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answers = [
-                conversations.create(&dry_run, &rival).await.map(drop),
-                claims.create(&dry_run, &claim).await.map(drop),
-            ];
-            let is_so = answers.iter().all(|answer| match answer {
-                Ok(()) => !in_force,
-                Err(kube::Error::Api(status)) => in_force && status.code == 403,
-                Err(_) => false,
-            });
-            if is_so {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Unexpected(format!("the chart is not as it was put: {answers:?}")));
-            }
-            sleep(POLL).await;
-        }
+        let is_so = |answer: kube::Result<()>| match answer {
+            Ok(()) => !in_force,
+            Err(kube::Error::Api(status)) => in_force && status.code == 403,
+            Err(_) => false,
+        };
+        until(if in_force { "the chart in force" } else { "the chart out of force" }, async || {
+            is_so(conversations.create(&dry_run, &rival).await.map(drop))
+                && is_so(claims.create(&dry_run, &claim).await.map(drop))
+        })
+        .await
     }
 
     fn wait_for_a_leader(&self) -> Result<()> {
         let leases = Api::<Lease>::namespaced(self.administrator.clone(), NAMESPACE);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let lease = self.bench.runtime.block_on(leases.get_opt(LEASE))?;
+        self.bench.runtime.block_on(until("a replica that leads", async || {
+            let lease = leases.get_opt(LEASE).await.ok().flatten();
             let holder = lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default();
-            if !holder.is_empty() && holder != NOBODY {
-                return Ok(());
-            }
-            thread::sleep(POLL);
-        }
-        Err(Error::Unexpected("no replica leads".to_owned()))
+            !holder.is_empty() && holder != NOBODY
+        }))
     }
+}
+
+/// Returns when it is so.
+pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        if Instant::now() >= deadline {
+            return Err(Error::Unexpected(format!("waited {} s for {what}", PATIENCE.as_secs())));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// A client for the administrator of a control plane.

@@ -1,6 +1,10 @@
 //! Scenario 4: 50 clients race for one binding, against 50 clients that create a conversation for a binding each.
 
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
+use switchboard::api::Conversation;
 
 use crate::{
     error::{Error, Result},
@@ -24,13 +28,13 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         let clients = world.clients(RACERS).await?;
         let (mut pairs, mut winners) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let race = race(&clients, NAMESPACE).await?;
+            let race = race(&clients, NAMESPACE, |client, racer| create(client, NAMESPACE, racer)).await?;
             let batch = Batch::new(NAMESPACE);
-            let create = move |client, number| {
+            let work = move |client, number| {
                 let batch = batch.clone();
                 async move { batch.create(client, number).await.map(drop) }
             };
-            let each_its_own = drive(&clients, RACERS, create).await?;
+            let each_its_own = drive(&clients, RACERS, work).await?;
             pairs.push((race.milliseconds, each_its_own.seconds * 1e3));
             winners.push(as_f64(race.stored));
         }
@@ -53,33 +57,42 @@ pub struct Race {
     pub stored: usize,
 }
 
-/// As many clients create a conversation for the same binding at once.
-pub async fn race(clients: &[Client], namespace: &str) -> Result<Race> {
+/// As many clients create a conversation for the same binding at once, each by `create`: a refusal is no error.
+pub async fn race<F>(
+    clients: &[Client],
+    namespace: &str,
+    create: impl Fn(Client, Conversation) -> F + Clone + Send + 'static,
+) -> Result<Race>
+where
+    F: Future<Output = kube::Result<()>> + Send + 'static,
+{
     let batch = Batch::new(namespace);
-    let namespace = namespace.to_owned();
-    let before = stored(&clients[0], &namespace).await?;
-    let create = {
-        let namespace = namespace.clone();
-        move |client, number| {
-            let (batch, namespace) = (batch.clone(), namespace.clone());
-            async move {
-                let mut racer = batch.conversation(0)?;
-                racer.metadata.name = racer.metadata.name.map(|name| format!("{name}-{number}"));
-                match Api::namespaced(client, &namespace).create(&PostParams::default(), &racer).await {
-                    Ok(_) => Ok(()),
-                    Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
-                    Err(error) => Err(error.into()),
-                }
+    let before = stored(&clients[0], namespace).await?;
+    let attempt = move |client, number| {
+        let (batch, create) = (batch.clone(), create.clone());
+        async move {
+            let mut racer = batch.conversation(0)?;
+            racer.metadata.name = racer.metadata.name.map(|name| format!("{name}-{number}"));
+            match create(client, racer).await {
+                Ok(()) => Ok(()),
+                // 409: what the binding is taken by, if it is an object, exists already.
+                Err(kube::Error::Api(status)) if status.code == 403 || status.code == 409 => Ok(()),
+                Err(error) => Err(error.into()),
             }
         }
     };
-    let drive = drive(clients, clients.len(), create).await?;
-    let stored = stored(&clients[0], &namespace).await? - before;
+    let drive = drive(clients, clients.len(), attempt).await?;
+    let stored = stored(&clients[0], namespace).await? - before;
     Ok(Race { milliseconds: drive.seconds * 1e3, stored })
+}
+
+/// Creates a conversation, as anybody does.
+pub async fn create(client: Client, namespace: &str, conversation: Conversation) -> kube::Result<()> {
+    Api::namespaced(client, namespace).create(&PostParams::default(), &conversation).await.map(drop)
 }
 
 /// How many conversations there are in a namespace.
 async fn stored(client: &Client, namespace: &str) -> Result<usize> {
-    let conversations = Api::<switchboard::api::Conversation>::namespaced(client.clone(), namespace);
-    Ok(conversations.list(&kube::api::ListParams::default()).await?.items.len())
+    let conversations = Api::<Conversation>::namespaced(client.clone(), namespace);
+    Ok(conversations.list(&ListParams::default()).await?.items.len())
 }

@@ -1,0 +1,235 @@
+//! Scenario 9: what a user would reach for instead, side by side with switchboard: how many creates a second it lets through, and how
+//! many conversations too many it lets through when 50 clients race for one binding.
+
+use control_plane::Authority;
+use data_encoding::BASE64;
+use k8s_openapi::api::{
+    admissionregistration::v1::{
+        ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingWebhookConfiguration,
+    },
+    coordination::v1::Lease,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use switchboard::api::Conversation;
+
+use super::races::{RACERS, create, race};
+use crate::{
+    error::{Error, Result},
+    load::drive,
+    lookup::Lookup,
+    report::{Row, Unit, as_f64},
+    workload::{Batch, binding, sentinel},
+    world::{Bench, Setup, World, until},
+};
+
+const NAMESPACE: &str = "bench-alternatives";
+/// The name of what is installed here.
+const NAME: &str = "bench-alternative";
+/// How many clients create at once where it is about speed.
+const CLIENTS: usize = 16;
+/// A name that the policy refuses, by which it is seen to be in force.
+const REFUSED: &str = "refused-by-the-policy";
+
+/// How a binding is to have one holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Switchboard,
+    Lookup,
+    Leases,
+    Policy,
+    /// Nothing is done about it.
+    Bare,
+}
+
+impl Way {
+    const ALL: [Self; 5] = [Self::Switchboard, Self::Lookup, Self::Leases, Self::Policy, Self::Bare];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Switchboard => "switchboard",
+            Self::Lookup => "a webhook that looks, and claims nothing",
+            Self::Leases => "a Lease for each binding, by agreement of all clients",
+            Self::Policy => "a ValidatingAdmissionPolicy, which sees no other object",
+            Self::Bare => "nothing",
+        }
+    }
+}
+
+/// Measures it.
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let (count, races) = (bench.options.pick(1500, 32), bench.options.pick(5, 1));
+    let mut world = World::start(bench, &Setup::default())?;
+    world.namespace(NAMESPACE)?;
+    let all = bench.options.pairs();
+    let mut speeds = Vec::new();
+    let mut too_many = Vec::new();
+    for round in 1..=all {
+        let mut measured = Vec::new();
+        for way in Way::ALL {
+            bench.progress.step(&format!("round {round} of {all}, {}", way.name()));
+            if way == Way::Switchboard {
+                world.in_force(false)?;
+            } else {
+                world.bare()?;
+            }
+            measured.push(bench.runtime.block_on(measure(&world, way, count, races))?);
+            world.empty(NAMESPACE)?;
+        }
+        speeds.push(measured.iter().map(|(speed, _)| *speed).collect::<Vec<_>>());
+        too_many.push(measured.iter().map(|(_, too_many)| *too_many).collect::<Vec<_>>());
+    }
+    let mut rows = Vec::new();
+    for (index, way) in Way::ALL.into_iter().enumerate() {
+        let duplicates: Vec<f64> = too_many.iter().map(|too_many| too_many[index]).collect();
+        if way == Way::Switchboard && duplicates.iter().any(|duplicates| *duplicates > 0.0) {
+            return Err(Error::Unexpected("switchboard let two conversations have one binding".to_owned()));
+        }
+        if way != Way::Bare {
+            let pairs: Vec<_> = speeds.iter().map(|speeds| (speeds[index], speeds[Way::ALL.len() - 1])).collect();
+            rows.push(Row::pairs(9, format!("creates, {CLIENTS} clients: {}", way.name()), Unit::PerSecond, &pairs));
+        }
+        let name = format!("  too many in a race of {RACERS}: {}", way.name());
+        rows.push(Row::figures(9, name, Unit::Count, &duplicates));
+    }
+    Ok(rows)
+}
+
+/// Creates a second, and how many conversations too many got a binding in a race.
+async fn measure(world: &World<'_>, way: Way, count: usize, races: usize) -> Result<(f64, f64)> {
+    let administrator = world.administrator();
+    // Answers for as long as it is held.
+    let _lookup = match way {
+        Way::Lookup => Some(put_lookup_in_force(&administrator).await?),
+        _ => None,
+    };
+    if way == Way::Policy {
+        put_policy_in_force(&administrator).await?;
+    }
+    let batch = Batch::new(NAMESPACE);
+    let work = move |client: Client, number| {
+        let batch = batch.clone();
+        async move { Ok(create_by(way, client, batch.conversation(number)?).await?) }
+    };
+    let speed = drive(&world.clients(CLIENTS).await?, count, work).await?.rate();
+    let clients = world.clients(RACERS).await?;
+    let mut too_many = 0;
+    for _ in 0..races {
+        let outcome = race(&clients, NAMESPACE, move |client, racer| create_by(way, client, racer)).await?;
+        too_many += outcome.stored.saturating_sub(1);
+    }
+    match way {
+        Way::Lookup => remove::<ValidatingWebhookConfiguration>(&administrator).await?,
+        Way::Policy => {
+            remove::<ValidatingAdmissionPolicyBinding>(&administrator).await?;
+            remove::<ValidatingAdmissionPolicy>(&administrator).await?;
+        }
+        Way::Leases => world.etcd()?.clear(&format!("/registry/leases/{NAMESPACE}/")).await?,
+        Way::Switchboard | Way::Bare => {}
+    }
+    Ok((speed, as_f64(too_many) / as_f64(races)))
+}
+
+/// One client's part in it.
+async fn create_by(way: Way, client: Client, conversation: Conversation) -> kube::Result<()> {
+    if way == Way::Leases
+        && let Ok(binding) = binding(&conversation)
+    {
+        let mut lease = Lease::default();
+        lease.metadata.name = Some(binding.name().to_string());
+        Api::namespaced(client.clone(), NAMESPACE).create(&PostParams::default(), &lease).await?;
+    }
+    create(client, NAMESPACE, conversation).await
+}
+
+async fn put_lookup_in_force(client: &Client) -> Result<Lookup> {
+    let authority = Authority::new("lookup")?;
+    let lookup = Lookup::start(client.clone(), &authority).await?;
+    put::<ValidatingWebhookConfiguration>(
+        client,
+        json!({
+            "metadata": {"name": NAME},
+            "webhooks": [{
+                "name": "lookup.bench.switchboard.dev",
+                "rules": [rule()],
+                "clientConfig": {"url": lookup.url(), "caBundle": BASE64.encode(authority.certificate().as_bytes())},
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+            }],
+        }),
+    )
+    .await?;
+    until_refused(client, crate::world::SENTINEL, &sentinel("rival")?).await?;
+    Ok(lookup)
+}
+
+/// What can be said in CEL is said of the one object.
+async fn put_policy_in_force(client: &Client) -> Result<()> {
+    let expression =
+        format!("object.metadata.name != '{REFUSED}' && object.spec.contact.address != object.spec.proxy.address");
+    put::<ValidatingAdmissionPolicy>(
+        client,
+        json!({
+            "metadata": {"name": NAME},
+            "spec": {
+                "matchConstraints": {"resourceRules": [rule()]},
+                "validations": [{"expression": expression, "reason": "Forbidden"}],
+            },
+        }),
+    )
+    .await?;
+    put::<ValidatingAdmissionPolicyBinding>(
+        client,
+        json!({"metadata": {"name": NAME}, "spec": {"policyName": NAME, "validationActions": ["Deny"]}}),
+    )
+    .await?;
+    let mut refused = Batch::new(NAMESPACE).conversation(0)?;
+    refused.metadata.name = Some(REFUSED.to_owned());
+    until_refused(client, NAMESPACE, &refused).await
+}
+
+fn rule() -> Value {
+    json!({
+        "apiGroups": ["switchboard.dev"],
+        "apiVersions": ["v1alpha1"],
+        "operations": ["CREATE"],
+        "resources": ["conversations"],
+    })
+}
+
+async fn until_refused(client: &Client, namespace: &str, conversation: &Conversation) -> Result<()> {
+    let conversations = Api::namespaced(client.clone(), namespace);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    until("a refusal", async || {
+        matches!(conversations.create(&dry_run, conversation).await, Err(kube::Error::Api(status)) if status.code == 403)
+    })
+    .await
+}
+
+async fn put<K>(client: &Client, object: Value) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let object: K = serde_json::from_value(object)?;
+    Api::<K>::all(client.clone()).create(&PostParams::default(), &object).await?;
+    Ok(())
+}
+
+async fn remove<K>(client: &Client) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    Api::<K>::all(client.clone()).delete(NAME, &DeleteParams::default()).await?;
+    Ok(())
+}
