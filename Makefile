@@ -35,6 +35,7 @@ test: require ## Everything that must hold: format, lints, tests, licences (cold
 bench: require ## What it costs, against the same API server without it (an hour; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins
 	@"$(TARGET)/release/bench"
+	cargo bench --locked --package bench
 
 bench-check: require ## That the benchmarks work, with numbers too small to say anything (2 minutes once compiled)
 	cargo build --release --locked --workspace --bins

@@ -6,6 +6,6 @@ mod review;
 mod server;
 mod service;
 
-pub use review::respond;
+pub use review::{Asked, Review, Unreadable, respond};
 pub use server::{Limits, Tls, serve};
 pub use service::Admitter;
