@@ -54,6 +54,22 @@ impl Leadership {
     }
 }
 
+/// Why the Lease could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server did not do what was asked.
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    /// The Lease is older than it was: etcd was restored from a backup, and what the watches have shown is of another history.
+    #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
+    WentBack {
+        /// The resourceVersion at which the Lease was last observed.
+        before: u64,
+        /// Its present one.
+        now: u64,
+    },
+}
+
 /// Competes for the Lease.
 pub struct Elector {
     leases: Api<Lease>,
@@ -74,12 +90,19 @@ impl Elector {
     }
 
     /// Competes until `shutdown`, and gives the Lease back once `stopped` says that nothing is written any more.
-    pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) {
+    ///
+    /// # Errors
+    /// [`Error::WentBack`]: whatever this process knows is to be forgotten.
+    pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
             match timeout(self.settings.renew_deadline, self.attempt()).await {
                 Ok(Ok(true)) => self.lead_until(Some(began + self.settings.renew_deadline)),
                 Ok(Ok(false)) => self.lead_until(None),
+                Ok(Err(error @ Error::WentBack { .. })) => {
+                    self.lead_until(None);
+                    return Err(error);
+                }
                 Ok(Err(error)) => tracing::warn!(%error, "cannot reach the Lease"),
                 Err(_) => tracing::warn!("the Lease could not be reached in time"),
             }
@@ -93,6 +116,7 @@ impl Elector {
             tracing::warn!(%error, "cannot give the Lease back: another replica will lead once it has expired");
         }
         self.lead_until(None);
+        Ok(())
     }
 
     fn lead_until(&self, until: Option<Instant>) {
@@ -105,16 +129,12 @@ impl Elector {
     }
 
     /// One attempt to acquire or to renew: whether this replica holds the Lease after it.
-    async fn attempt(&mut self) -> kube::Result<bool> {
+    async fn attempt(&mut self) -> Result<bool, Error> {
         let Some(lease) = self.leases.get_opt(&self.settings.name).await? else {
             return self.write(None).await;
         };
         let now = self.clock.monotonic();
-        let since = match &self.observed {
-            Some((observed, since)) if observed.spec == lease.spec => *since,
-            _ => now,
-        };
-        self.observed = Some((lease.clone(), since));
+        let since = self.observe(&lease, now)?;
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
@@ -122,8 +142,22 @@ impl Elector {
         if holder == self.settings.identity || is_free { self.write(Some(lease)).await } else { Ok(false) }
     }
 
+    /// Since when the Lease has been as it is.
+    fn observe(&mut self, lease: &Lease, now: Instant) -> Result<Instant, Error> {
+        let since = match &self.observed {
+            Some((observed, since)) if observed.spec == lease.spec => *since,
+            _ => now,
+        };
+        let versions = (self.observed.as_ref().and_then(|(observed, _)| version(observed)), version(lease));
+        self.observed = Some((lease.clone(), since));
+        match versions {
+            (Some(before), Some(now)) if now < before => Err(Error::WentBack { before, now }),
+            _ => Ok(since),
+        }
+    }
+
     /// Writes the Lease in our name, over `before` if it is still as it was.
-    async fn write(&mut self, before: Option<Lease>) -> kube::Result<bool> {
+    async fn write(&mut self, before: Option<Lease>) -> Result<bool, Error> {
         let now = MicroTime(self.clock.now().timestamp());
         let spec = before.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let is_renewal = spec.holder_identity.as_deref() == Some(&self.settings.identity);
@@ -139,8 +173,8 @@ impl Elector {
         self.put(before, spec).await
     }
 
-    async fn release(&mut self) -> kube::Result<()> {
-        let Some((lease, _)) = self.observed.take() else {
+    async fn release(&mut self) -> Result<(), Error> {
+        let Some((lease, _)) = self.observed.clone() else {
             return Ok(());
         };
         let Some(spec) = lease.spec.clone() else {
@@ -155,7 +189,7 @@ impl Elector {
     }
 
     /// Whether the write took effect: it fails where the Lease has changed since `before`.
-    async fn put(&mut self, before: Option<Lease>, spec: LeaseSpec) -> kube::Result<bool> {
+    async fn put(&mut self, before: Option<Lease>, spec: LeaseSpec) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let mut lease = before.clone().unwrap_or_default();
         lease.spec = Some(spec);
@@ -167,11 +201,16 @@ impl Elector {
         };
         match result {
             Ok(lease) => {
-                self.observed = Some((lease, self.clock.monotonic()));
-                Ok(true)
+                let now = self.clock.monotonic();
+                self.observe(&lease, now).map(|_| true)
             }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The resourceVersion as a number, which the API conventions allow to compare since Kubernetes 1.35 (KEP-5504).
+fn version(lease: &Lease) -> Option<u64> {
+    lease.metadata.resource_version.as_ref()?.parse().ok()
 }

@@ -155,7 +155,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     parts.spawn({
         let shutdown = shutdown.clone();
         async move {
-            elector.run(shutdown, stopped).await;
+            if let Err(error) = elector.run(shutdown, stopped).await {
+                tracing::error!(%error, "what this process knows is of another history: it begins anew");
+            }
             "the elector"
         }
     });
