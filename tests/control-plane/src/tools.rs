@@ -1,7 +1,7 @@
 //! Builds kube-apiserver, etcd, kubectl, helm and kube-controller-manager with Go, once for a machine, and keeps them in the user's
 //! cache directory; and by
 //! the same means what documents and checks the chart. What is pinned is said by `go.mod` and `go.sum` beside this crate and in its
-//! `chart-tools`; nothing prebuilt is fetched.
+//! `chart-tools` and `health-tools`; nothing prebuilt is fetched.
 
 use std::{
     env, fmt,
@@ -21,11 +21,13 @@ use crate::{
     process::{self, Process},
 };
 
-/// A Go module that pins tools by its `tool` directives.
+/// A Go module that pins tools by its `tool` directives, or is one.
 struct Module {
     directory: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
+    /// What is built, where it is not what is pinned.
+    source: Option<&'static str>,
     flags: fn() -> Vec<String>,
 }
 
@@ -33,6 +35,7 @@ static CONTROL_PLANE: Module = Module {
     directory: env!("CARGO_MANIFEST_DIR"),
     go_mod: include_str!("../go.mod"),
     go_sum: include_str!("../go.sum"),
+    source: None,
     flags: || flags(&[], &version()),
 };
 
@@ -41,8 +44,18 @@ static CHART_TOOLS: Module = Module {
     directory: concat!(env!("CARGO_MANIFEST_DIR"), "/chart-tools"),
     go_mod: include_str!("../chart-tools/go.mod"),
     go_sum: include_str!("../chart-tools/go.sum"),
+    source: None,
     // promtool without the clients of every cloud in which Prometheus can discover something.
     flags: || flags(&["-tags", "remove_all_sd"], ""),
+};
+
+/// Ours, over the libraries of others.
+static HEALTH_TOOLS: Module = Module {
+    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/health-tools"),
+    go_mod: include_str!("../health-tools/go.mod"),
+    go_sum: include_str!("../health-tools/go.sum"),
+    source: Some(include_str!("../health-tools/main.go")),
+    flags: || flags(&[], ""),
 };
 
 /// A part of the control plane, what talks to it, or what documents and checks the chart.
@@ -62,11 +75,13 @@ pub enum Tool {
     HelmDocs,
     /// Checks and tests rules of Prometheus.
     Promtool,
+    /// Says what kstatus and Argo CD make of an object.
+    Health,
 }
 
 impl Tool {
     /// All that there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -74,6 +89,7 @@ impl Tool {
         Self::KubeControllerManager,
         Self::HelmDocs,
         Self::Promtool,
+        Self::Health,
     ];
 
     /// What `make run` needs.
@@ -90,6 +106,7 @@ impl Tool {
             Self::KubeControllerManager => "kube-controller-manager",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
+            Self::Health => "health",
         }
     }
 
@@ -99,6 +116,7 @@ impl Tool {
                 &CONTROL_PLANE
             }
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
+            Self::Health => &HEALTH_TOOLS,
         }
     }
 
@@ -111,6 +129,7 @@ impl Tool {
             Self::KubeControllerManager => "k8s.io/kubernetes/cmd/kube-controller-manager",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
+            Self::Health => ".",
         }
     }
 
@@ -120,7 +139,7 @@ impl Tool {
             Self::KubeApiserver => 390,
             Self::Etcd | Self::HelmDocs => 15,
             Self::KubeControllerManager => 110,
-            Self::Kubectl | Self::Helm => 30,
+            Self::Kubectl | Self::Helm | Self::Health => 30,
             Self::Promtool => 120,
         })
     }
@@ -140,7 +159,7 @@ pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    for module in [&CONTROL_PLANE, &CHART_TOOLS] {
+    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS] {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(tool.module(), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
             continue;
@@ -172,7 +191,7 @@ pub fn cache_directory() -> Result<PathBuf, Error> {
         })
 }
 
-/// The directory for one state of a module's `go.mod`, `go.sum`, flags and Go: a change of any of them is another directory, and
+/// The directory for one state of a module's `go.mod`, `go.sum`, source, flags and Go: a change of any of them is another directory, and
 /// leaves those who still work with the old one alone.
 struct Cache {
     module: &'static Module,
@@ -186,7 +205,7 @@ impl Cache {
             return Err(Error::Toolchain(String::from_utf8_lossy(&check.stderr).trim().to_owned()));
         }
         let version = process::output(Command::new("go").arg("version").current_dir(module.directory))?.stdout;
-        let key = key(module.go_mod, module.go_sum, &(module.flags)(), &version);
+        let key = key([module.go_mod, module.go_sum], &(module.flags)(), &version, module.source);
         let directory = cache_directory()?.join(format!("tools-{key}"));
         fs::create_dir_all(&directory)
             .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
@@ -292,10 +311,11 @@ fn version() -> String {
 }
 
 /// Each part is preceded by its length, so that no two different inputs are the same text.
-fn key(go_mod: &str, go_sum: &str, flags: &[String], go_version: &[u8]) -> String {
+fn key([go_mod, go_sum]: [&str; 2], flags: &[String], go_version: &[u8], source: Option<&str>) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     let flags = flags.join("\n");
-    for part in [go_mod.as_bytes(), go_sum.as_bytes(), flags.as_bytes(), go_version] {
+    let pinned = [go_mod.as_bytes(), go_sum.as_bytes(), flags.as_bytes(), go_version];
+    for part in pinned.into_iter().chain(source.map(str::as_bytes)) {
         context.update(&part.len().to_be_bytes());
         context.update(part);
     }
@@ -365,15 +385,20 @@ mod tests {
     use super::{CONTROL_PLANE, key};
 
     #[test]
-    fn another_module_sum_flag_or_go_is_another_directory() {
+    fn another_module_sum_flag_source_or_go_is_another_directory() {
         let flags = |text: &str| vec![text.to_owned()];
-        let base = key("module", "sum", &flags("-trimpath"), b"go1.26.0");
-        assert_eq!(base, key("module", "sum", &flags("-trimpath"), b"go1.26.0"));
-        assert_ne!(base, key("module2", "sum", &flags("-trimpath"), b"go1.26.0"));
-        assert_ne!(base, key("module", "sum2", &flags("-trimpath"), b"go1.26.0"));
-        assert_ne!(base, key("module", "sum", &flags("-s"), b"go1.26.0"));
-        assert_ne!(base, key("module", "sum", &flags("-trimpath"), b"go1.27.0"));
-        assert_ne!(base, key("modules", "um", &flags("-trimpath"), b"go1.26.0"), "the border between parts counts");
+        let base = key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", None);
+        assert_eq!(base, key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", None));
+        assert_ne!(base, key(["module2", "sum"], &flags("-trimpath"), b"go1.26.0", None));
+        assert_ne!(base, key(["module", "sum2"], &flags("-trimpath"), b"go1.26.0", None));
+        assert_ne!(base, key(["module", "sum"], &flags("-s"), b"go1.26.0", None));
+        assert_ne!(base, key(["module", "sum"], &flags("-trimpath"), b"go1.27.0", None));
+        assert_ne!(
+            base,
+            key(["modules", "um"], &flags("-trimpath"), b"go1.26.0", None),
+            "the border between parts counts"
+        );
+        assert_ne!(base, key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", Some("")));
     }
 
     #[test]
