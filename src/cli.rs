@@ -17,6 +17,9 @@ use std::time::Duration;
 /// never: anything shorter could let a second holder in.
 const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(40);
 
+/// The shortest lease. A Lease records whole seconds.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+
 /// Gives every open conversation its binding alone.
 ///
 /// switchboard keeps Conversations (switchboard.dev/v1alpha1): a second open one for the same channel, contact and proxy address
@@ -137,6 +140,9 @@ impl Run {
                         a claim that is collected before lets a second holder in"
                     .into(),
             );
+        }
+        if self.lease_duration < SHORTEST_LEASE || self.lease_duration.subsec_nanos() != 0 {
+            return Err("--lease-duration must be whole seconds, and at least 2s: a leader has to renew several times within it".into());
         }
         logs::init(self.log_format, &self.log).map_err(|error| format!("--log cannot be read: {error}"))?;
         let certificate = match self.tls_cert_file.zip(self.tls_key_file) {

@@ -76,8 +76,29 @@ pub struct Elector {
     settings: Settings,
     clock: Clock,
     leads_until: watch::Sender<Option<Instant>>,
-    /// The Lease as last observed, and when it was first observed to be so.
-    observed: Option<(Lease, Instant)>,
+    observed: Option<Observed>,
+}
+
+/// The Lease as last observed, and when it was first observed to be so.
+#[derive(Clone, Debug)]
+struct Observed {
+    lease: Lease,
+    since: Instant,
+}
+
+impl Observed {
+    fn holder(&self) -> &str {
+        let spec = self.lease.spec.as_ref();
+        spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether, at `now`, its holder may still write. A holder goes by the duration that it was started with, which is `ours` unless
+    /// replicas were started with different ones, and which a hand may have changed in the Lease: the longer of the two counts.
+    fn is_held(&self, ours: Duration, now: Instant) -> bool {
+        let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
+        let duration = ours.max(Duration::from_secs(u64::try_from(recorded).unwrap_or_default()));
+        !self.holder().is_empty() && now < self.since + duration
+    }
 }
 
 impl Elector {
@@ -96,15 +117,16 @@ impl Elector {
     pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
-            match timeout(self.settings.renew_deadline, self.attempt()).await {
+            // Half of what there is, so that a call which hangs leaves time for another one.
+            match timeout(self.settings.renew_deadline / 2, self.attempt()).await {
                 Ok(Ok(true)) => self.lead_until(Some(began + self.settings.renew_deadline)),
                 Ok(Ok(false)) => self.lead_until(None),
                 Ok(Err(error @ Error::WentBack { .. })) => {
                     self.lead_until(None);
                     return Err(error);
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "cannot reach the Lease"),
-                Err(_) => tracing::warn!("the Lease could not be reached in time"),
+                Ok(Err(error)) => self.failed(&error.to_string()),
+                Err(_) => self.failed("no answer in time"),
             }
             tokio::select! {
                 () = sleep(self.settings.retry_period) => {}
@@ -112,11 +134,25 @@ impl Elector {
             }
         }
         stopped.cancelled().await;
-        if let Err(error) = self.release().await {
-            tracing::warn!(%error, "cannot give the Lease back: another replica will lead once it has expired");
-        }
+        // Nothing is written any more, so that another may lead from here on.
         self.lead_until(None);
+        match timeout(self.settings.renew_deadline, self.release()).await {
+            Ok(Ok(true)) => tracing::info!("gave the Lease back"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot give the Lease back: another will lead once it has expired");
+            }
+            Err(_) => tracing::warn!("cannot give the Lease back in time: another will lead once it has expired"),
+        }
         Ok(())
+    }
+
+    /// The Lease was not reached: what it allowed before is allowed until its time is over.
+    fn failed(&self, why: &str) {
+        tracing::warn!(why, "cannot reach the Lease");
+        if self.leads_until.borrow().is_some_and(|until| self.clock.monotonic() >= until) {
+            self.lead_until(None);
+        }
     }
 
     fn lead_until(&self, until: Option<Instant>) {
@@ -130,29 +166,29 @@ impl Elector {
 
     /// One attempt to acquire or to renew: whether this replica holds the Lease after it.
     async fn attempt(&mut self) -> Result<bool, Error> {
-        let Some(lease) = self.leases.get_opt(&self.settings.name).await? else {
-            return self.write(None).await;
-        };
+        let found = self.leases.get_opt(&self.settings.name).await?;
         let now = self.clock.monotonic();
-        let since = self.observe(&lease, now)?;
-        let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.as_deref().unwrap_or_default();
-        let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
-        let is_free = holder.is_empty() || now >= since + Duration::from_secs(seconds);
-        if holder == self.settings.identity || is_free { self.write(Some(lease)).await } else { Ok(false) }
+        if let Some(lease) = &found {
+            self.observe(lease, now)?;
+        }
+        // Also where it was deleted by hand: its holder does not know of that yet.
+        if let Some(observed) = &self.observed
+            && observed.holder() != self.settings.identity
+            && observed.is_held(self.settings.duration, now)
+        {
+            return Ok(false);
+        }
+        self.write(found).await
     }
 
-    /// Since when the Lease has been as it is.
-    fn observe(&mut self, lease: &Lease, now: Instant) -> Result<Instant, Error> {
-        let since = match &self.observed {
-            Some((observed, since)) if observed.spec == lease.spec => *since,
-            _ => now,
-        };
-        let versions = (self.observed.as_ref().and_then(|(observed, _)| version(observed)), version(lease));
-        self.observed = Some((lease.clone(), since));
-        match versions {
+    /// Notes what the Lease is, and since when it has been so.
+    fn observe(&mut self, lease: &Lease, now: Instant) -> Result<(), Error> {
+        let before = self.observed.take();
+        let since = before.as_ref().filter(|before| before.lease.spec == lease.spec).map_or(now, |before| before.since);
+        self.observed = Some(Observed { lease: lease.clone(), since });
+        match (before.as_ref().and_then(|before| version(&before.lease)), version(lease)) {
             (Some(before), Some(now)) if now < before => Err(Error::WentBack { before, now }),
-            _ => Ok(since),
+            _ => Ok(()),
         }
     }
 
@@ -161,31 +197,36 @@ impl Elector {
         let now = MicroTime(self.clock.now().timestamp());
         let spec = before.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let is_renewal = spec.holder_identity.as_deref() == Some(&self.settings.identity);
-        let transitions = spec.lease_transitions.unwrap_or_default() + i32::from(!is_renewal && before.is_some());
+        let changes_hands = i32::from(!is_renewal && before.is_some());
         let spec = LeaseSpec {
             holder_identity: Some(self.settings.identity.clone()),
             lease_duration_seconds: i32::try_from(self.settings.duration.as_secs()).ok(),
             acquire_time: spec.acquire_time.filter(|_| is_renewal).or_else(|| Some(now.clone())),
             renew_time: Some(now),
-            lease_transitions: Some(transitions),
+            lease_transitions: Some(spec.lease_transitions.unwrap_or_default().saturating_add(changes_hands)),
             ..LeaseSpec::default()
         };
         self.put(before, spec).await
     }
 
-    async fn release(&mut self) -> Result<(), Error> {
-        let Some((lease, _)) = self.observed.clone() else {
-            return Ok(());
+    /// Gives the Lease back, if it is ours and still as it was. Whether it was.
+    async fn release(&mut self) -> Result<bool, Error> {
+        let Some(Observed { lease, .. }) = self.observed.clone() else {
+            return Ok(false);
         };
-        let Some(spec) = lease.spec.clone() else {
-            return Ok(());
-        };
-        if spec.holder_identity.as_deref() == Some(&self.settings.identity) {
-            let spec = LeaseSpec { holder_identity: Some(String::new()), lease_duration_seconds: Some(1), ..spec };
-            self.put(Some(lease), spec).await?;
-            tracing::info!("gave the Lease back");
+        match lease.spec.clone() {
+            Some(spec) if spec.holder_identity.as_deref() == Some(&self.settings.identity) => {
+                let now = MicroTime(self.clock.now().timestamp());
+                let spec = LeaseSpec {
+                    holder_identity: Some(String::new()),
+                    lease_duration_seconds: Some(1),
+                    renew_time: Some(now),
+                    ..spec
+                };
+                self.put(Some(lease), spec).await
+            }
+            _ => Ok(false),
         }
-        Ok(())
     }
 
     /// Whether the write took effect: it fails where the Lease has changed since `before`.
@@ -202,7 +243,7 @@ impl Elector {
         match result {
             Ok(lease) => {
                 let now = self.clock.monotonic();
-                self.observe(&lease, now).map(|_| true)
+                self.observe(&lease, now).map(|()| true)
             }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error.into()),
@@ -213,4 +254,38 @@ impl Elector {
 /// The resourceVersion as a number, which the API conventions allow to compare since Kubernetes 1.35 (KEP-5504).
 fn version(lease: &Lease) -> Option<u64> {
     lease.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Duration = Duration::from_secs(15);
+
+    fn observed(holder: &str, seconds: i32) -> Observed {
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(seconds),
+            ..LeaseSpec::default()
+        };
+        Observed { lease: Lease { spec: Some(spec), ..Lease::default() }, since: Instant::now() }
+    }
+
+    #[test]
+    fn a_lease_is_held_for_the_longer_of_the_duration_that_it_records_and_ours() {
+        for (recorded, held) in [(15, 15), (60, 60), (1, 15), (0, 15), (-1, 15), (i32::MIN, 15)] {
+            let observed = observed("another", recorded);
+            let ends = observed.since + Duration::from_secs(held);
+            assert!(observed.is_held(OURS, ends - Duration::from_millis(1)), "{recorded}");
+            assert!(!observed.is_held(OURS, ends), "{recorded}");
+        }
+    }
+
+    #[test]
+    fn a_lease_that_was_given_back_or_says_nothing_is_free_at_once() {
+        let given_back = observed("", 1);
+        assert!(!given_back.is_held(OURS, given_back.since));
+        let empty = Observed { lease: Lease::default(), since: Instant::now() };
+        assert!(!empty.is_held(OURS, empty.since));
+    }
 }

@@ -1,0 +1,204 @@
+//! Leadership by property, with a real API server: exclusive, renews, expires, vacates, survives.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is not as it must be"
+)]
+
+mod common;
+
+use common::cluster::PATIENCE;
+use control_plane::ControlPlane;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, Config};
+use serde_json::json;
+use std::time::Duration;
+use switchboard::clock::Clock;
+use switchboard::leader::{Elector, Leadership, Settings};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const NAMESPACE: &str = "default";
+/// So short that a test need not wait long for it, and so long that a busy machine renews in time.
+const SHORT: Duration = Duration::from_secs(4);
+/// So long that no test would see it expire.
+const LONG: Duration = Duration::from_hours(1);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A replica, as far as leadership goes.
+struct Candidate {
+    identity: String,
+    leadership: Leadership,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Candidate {
+    fn start(client: Client, lease: &str, identity: &str, duration: Duration) -> Self {
+        let settings = Settings {
+            namespace: NAMESPACE.to_owned(),
+            name: lease.to_owned(),
+            identity: identity.to_owned(),
+            duration,
+            renew_deadline: duration * 2 / 3,
+            retry_period: Duration::from_millis(300),
+        };
+        let (elector, leadership) = Elector::new(client, settings, Clock);
+        let shutdown = CancellationToken::new();
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        let ending = shutdown.clone();
+        let task = tokio::spawn(async move { elector.run(ending, stopped).await.expect("history went back") });
+        Self { identity: identity.to_owned(), leadership, shutdown, task }
+    }
+
+    async fn wait_until(&self, leads: bool) {
+        let is_so = async {
+            while self.leadership.leads() != leads {
+                sleep(PAUSE).await;
+            }
+        };
+        timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{}: leads is not {leads}", self.identity));
+    }
+}
+
+fn leases(client: &Client) -> Api<Lease> {
+    Api::namespaced(client.clone(), NAMESPACE)
+}
+
+async fn spec(client: &Client, lease: &str) -> LeaseSpec {
+    leases(client).get(lease).await.unwrap().spec.unwrap()
+}
+
+/// Waits until the Lease is as `is_so` says, and returns it.
+async fn wait_for(client: &Client, lease: &str, is_so: impl Fn(&LeaseSpec) -> bool) -> LeaseSpec {
+    let condition = |lease: Option<&Lease>| lease.and_then(|lease| lease.spec.as_ref()).is_some_and(&is_so);
+    let lease = timeout(PATIENCE, await_condition(leases(client), lease, condition)).await;
+    lease.expect("the Lease in time").unwrap().unwrap().spec.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exclusive_and_expires() {
+    let client = common::client().await;
+    let start = |number| Candidate::start(client.clone(), "exclusive", &format!("candidate-{number}"), SHORT);
+    let candidates: Vec<_> = (0..3).map(start).collect();
+    let watched: Vec<_> = candidates.iter().map(|candidate| candidate.leadership.clone()).collect();
+    let done = CancellationToken::new();
+    let watching = tokio::spawn({
+        let done = done.clone();
+        async move {
+            while !done.is_cancelled() {
+                let leading = watched.iter().filter(|leadership| leadership.leads()).count();
+                assert!(leading <= 1, "{leading} lead at once");
+                sleep(PAUSE).await;
+            }
+        }
+    });
+    let mut led = Vec::new();
+    for _ in 0..3 {
+        let leader = async {
+            loop {
+                if let Some(leader) = candidates.iter().find(|candidate| candidate.leadership.leads()) {
+                    return leader;
+                }
+                sleep(PAUSE).await;
+            }
+        };
+        let leader = timeout(PATIENCE, leader).await.expect("a leader in time");
+        assert!(!led.contains(&leader.identity), "the dead lead");
+        led.push(leader.identity.clone());
+        // It ends without a word, and is still said to lead by whoever asked last.
+        leader.task.abort();
+        leader.wait_until(false).await;
+    }
+    done.cancel();
+    watching.await.expect("never two at once");
+    assert_eq!(spec(&client, "exclusive").await.lease_transitions, Some(2));
+}
+
+#[tokio::test]
+async fn renews() {
+    let client = common::client().await;
+    let leader = Candidate::start(client.clone(), "renews", "leader", SHORT);
+    leader.wait_until(true).await;
+    let other = Candidate::start(client.clone(), "renews", "other", SHORT);
+    let first = spec(&client, "renews").await;
+    let mut last = first.clone();
+    for _ in 0..5 {
+        last = wait_for(&client, "renews", |spec| spec.renew_time > last.renew_time).await;
+        assert!(leader.leadership.leads() && !other.leadership.leads());
+    }
+    assert_eq!(last, LeaseSpec { renew_time: last.renew_time.clone(), ..first }, "nothing but renewTime has changed");
+}
+
+#[tokio::test]
+async fn vacates() {
+    let client = common::client().await;
+    let leader = Candidate::start(client.clone(), "vacates", "leader", LONG);
+    leader.wait_until(true).await;
+    let other = Candidate::start(client.clone(), "vacates", "other", LONG);
+    leader.shutdown.cancel();
+    leader.task.await.unwrap();
+    assert!(!leader.leadership.leads());
+    other.wait_until(true).await;
+    let spec = spec(&client, "vacates").await;
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("other"), Some(1)));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_given_to_another_by_hand_is_heeded_and_taken_back_when_it_expires() {
+    let client = common::client().await;
+    let leader = Candidate::start(client.clone(), "edited", "leader", SHORT);
+    leader.wait_until(true).await;
+    // A duration that would let somebody in at once, were it believed.
+    let edited = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 1}});
+    leases(&client).patch("edited", &PatchParams::default(), &Patch::Merge(edited)).await.unwrap();
+    leader.wait_until(false).await;
+    leader.wait_until(true).await;
+    let spec = spec(&client, "edited").await;
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(1)));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
+    let client = common::client().await;
+    let leader = Candidate::start(client.clone(), "deleted", "leader", LONG);
+    leader.wait_until(true).await;
+    let other = Candidate::start(client.clone(), "deleted", "other", LONG);
+    // Renewed since the other one came, which has looked at it as often.
+    let mut renewed = spec(&client, "deleted").await;
+    for _ in 0..3 {
+        renewed = wait_for(&client, "deleted", |spec| spec.renew_time > renewed.renew_time).await;
+    }
+    for _ in 0..5 {
+        leases(&client).delete("deleted", &DeleteParams::default()).await.unwrap();
+        let made = wait_for(&client, "deleted", |spec| spec.renew_time > renewed.renew_time).await;
+        assert_eq!(made.holder_identity.as_deref(), Some("leader"));
+        assert!(leader.leadership.leads() && !other.leadership.leads());
+        renewed = made;
+    }
+}
+
+#[tokio::test]
+async fn survives_an_api_server_that_is_away_for_longer_than_the_lease() {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    let kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = Client::try_from(config).unwrap();
+    let leader = Candidate::start(client.clone(), "survives", "leader", SHORT);
+    leader.wait_until(true).await;
+    control_plane.api_server(0).kill();
+    leader.wait_until(false).await;
+    let restarted =
+        tokio::task::spawn_blocking(move || control_plane.api_server(0).start().map(|()| control_plane)).await;
+    let _control_plane = restarted.unwrap().unwrap();
+    leader.wait_until(true).await;
+    let spec = spec(&client, "survives").await;
+    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(0)));
+}
