@@ -219,12 +219,12 @@ async fn an_api_server_that_is_killed_between_admission_and_storage_leaves_the_b
         allowed.wait_for(1).await;
         drop(allowed);
         other.wait_for(1).await;
+        assert_eq!(held_by(&desk).await.as_deref(), Some("alice"));
         let api_server = faulty.cluster.control_plane.api_server(0);
         api_server.kill();
         create.await.unwrap().unwrap_err();
         api_server.start().unwrap();
         let desk = Desk { client: faulty.client().await, ..desk };
-        assert_eq!(held_by(&desk).await.as_deref(), Some("alice"));
         create_as_soon_as_possible(&desk, winner, json!({})).await;
         witness.show_rest().await;
         assert_eq!(held_by(&desk).await.as_deref(), Some(winner));
