@@ -214,6 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_shows_a_refusal_as_it_is() {
+        let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
+        let participants = vec!["agent-7".to_owned()];
+        let stored = Stored { uid: "a1".into(), holds: Some(binding.name()), state: State::Active, participants };
+        let holder = ConversationReference { namespace: "default".into(), name: "alice".into() };
+        let message = already_bound_message(&binding, &holder, &stored, Disclosure::Full);
+        let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(readme.contains(&message), "README.md does not show: {message}");
+    }
+
+    #[test]
     fn an_unassigned_holder_is_told_to_be_one() {
         let message = refusal(0, Disclosure::Full).message;
         for part in ["unassigned", "add a participant", "closeUnassignedAfter", "autocreation"] {
