@@ -162,6 +162,7 @@ impl Run {
             webhook_address: self.webhook_address,
             certificate,
             clients: self.client_ca_file.map(|authority| Clients { authority, names: self.client_name }),
+            namespace: self.namespace.clone(),
             health_address: self.health_address,
             lease: leader::Settings {
                 namespace: self.lease_namespace.unwrap_or(self.namespace),

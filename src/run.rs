@@ -5,6 +5,7 @@ use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::leader::{self, Elector};
+use crate::self_check::SelfCheck;
 use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
@@ -33,6 +34,8 @@ pub struct Settings {
     pub certificate: Certificate,
     /// Who may call the webhook; nothing: everybody.
     pub clients: Option<Clients>,
+    /// The namespace in which the operator asks whether the webhook is in force.
+    pub namespace: String,
     /// Where probes are answered.
     pub health_address: SocketAddr,
     /// The Lease.
@@ -113,9 +116,16 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let events = Events::new(client.clone(), settings.lease.identity.clone());
     let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
     metrics.leadership(leadership.clone());
-    let controller =
-        Controller::new(client.clone(), claims.clone(), clock, leadership, events, readiness.clone(), metrics.clone());
-    let admitter = Admitter::new(client.clone(), claims);
+    let controller = Controller::new(
+        client.clone(),
+        claims.clone(),
+        clock,
+        leadership.clone(),
+        events,
+        readiness.clone(),
+        metrics.clone(),
+    );
+    let admitter = Admitter::new(client.clone(), claims.clone());
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
     let mut parts: JoinSet<&'static str> = JoinSet::new();
@@ -125,6 +135,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             health::serve(health, readiness, metrics).await;
             "the probes' listener"
         }
+    });
+    let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, metrics.clone());
+    parts.spawn(async move {
+        self_check.run().await;
+        "the self-check"
     });
     parts.spawn(async move {
         match settings.certificate {
@@ -179,8 +194,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     shutdown.cancel();
     sleep(settings.drain_delay).await;
     closing.cancel();
-    // All end but the probes' listener and the keeper of the certificate.
-    while parts.len() > 2 {
+    // All end but the probes' listener, the keeper of the certificate and the self-check.
+    while parts.len() > 3 {
         parts.join_next().await;
     }
     tracing::info!("stopped");

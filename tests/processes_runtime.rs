@@ -11,8 +11,10 @@ mod common;
 
 use common::caller::Caller;
 use common::cluster::{Cluster, PATIENCE};
-use control_plane::Replica;
-use kube::{Client, Config};
+use control_plane::{ControlPlane, Installation, Replica};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::api::DeleteParams;
+use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
@@ -83,10 +85,45 @@ async fn every_metric_is_documented_and_every_documented_metric_is_served() {
     let cluster = Cluster::shared();
     let desk = cluster.desk().await;
     desk.create("alice", json!({})).await.unwrap();
+    // Only the leader tells this one, and only once it has tried.
+    let in_force = "switchboard_webhook_in_force";
+    wait_for(cluster, in_force, 1.0).await;
     let documented = documented();
+    let mut told = BTreeSet::new();
     for replica in cluster.installation.replicas() {
-        assert_eq!(served(&metrics(replica).await), documented);
+        for (name, of_this) in served(&metrics(replica).await) {
+            assert_eq!(documented.get(&name), Some(&of_this), "{name}");
+            told.insert(name);
+        }
     }
+    assert_eq!(told, documented.into_keys().collect());
+}
+
+/// Waits until a sample, summed over the replicas, has this value.
+async fn wait_for(cluster: &Cluster, sample: &str, value: f64) {
+    let is_so = async {
+        while (sum(cluster, sample).await - value).abs() > f64::EPSILON {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{sample} is not {value}"));
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_taken_out_of_force_is_told() {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
+    let desk = cluster.desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    wait_for(&cluster, "switchboard_webhook_in_force", 1.0).await;
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
+    configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
+    let is_told = async {
+        while !metrics(cluster.installation.replica(0)).await.contains("switchboard_webhook_in_force 0\n") {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, is_told).await.expect("it is told");
 }
 
 /// The value of a sample, summed over the replicas; a sample that is not there yet counts as 0.

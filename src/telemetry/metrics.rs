@@ -530,7 +530,8 @@ impl Collector for Live {
         if let Some(is_in_force) = state.is_webhook_in_force.filter(|_| leads) {
             gauge(
                 "webhook_in_force",
-                "Whether the API server asked the webhook when the leader last tried; absent in the others",
+                "1 where a second holder was refused when the leader last tried by a dry run, 0 where not; absent in the others, and \
+                 where nobody holds a binding",
                 u64::from(is_in_force),
             )?;
         }

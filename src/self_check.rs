@@ -1,0 +1,107 @@
+//! Asks the API server whether the webhook is in force: a conversation for a binding that another one holds is created as a dry run,
+//! which must be refused. It writes nothing and decides nothing; a metric tells what it found.
+
+use crate::api::{AddressBinding, Contact, Conversation, ConversationSpec, Proxy};
+use crate::claims::{self, Claims, claim_of};
+use crate::core::binding::Binding;
+use crate::leader::Leadership;
+use crate::telemetry::metrics::Metrics;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// How long between two attempts.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How long one attempt may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many claims are looked at for one whose conversation holds it.
+const CLAIMS: u32 = 5;
+/// What the conversation that is never made would be called.
+const NAME: &str = "switchboard-self-check";
+/// The code that the webhook refuses a second holder with.
+const ALREADY_BOUND: &str = "48031";
+
+/// Asks while this replica leads.
+pub struct SelfCheck {
+    client: Client,
+    claims: Claims,
+    namespace: String,
+    leadership: Leadership,
+    metrics: Metrics,
+}
+
+/// Why it could not be found out.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    #[error("{0}")]
+    Claims(#[from] claims::Error),
+}
+
+impl SelfCheck {
+    /// One that asks in `namespace`, where the operator may create conversations, and tells by `metrics`.
+    #[must_use]
+    pub fn new(client: Client, claims: Claims, namespace: String, leadership: Leadership, metrics: Metrics) -> Self {
+        Self { client, claims, namespace, leadership, metrics }
+    }
+
+    /// Asks for as long as the process lives.
+    pub async fn run(self) {
+        loop {
+            if self.leadership.leads() {
+                match timeout(PATIENCE, self.ask()).await {
+                    Ok(Ok(found)) => {
+                        if found == Some(false) {
+                            tracing::error!("the API server admits a second holder without asking the webhook");
+                        }
+                        self.metrics.webhook_in_force(found);
+                    }
+                    // What was found before may still be so.
+                    Ok(Err(error)) => tracing::warn!(%error, "cannot find out whether the webhook is in force"),
+                    Err(_) => tracing::warn!("cannot find out in time whether the webhook is in force"),
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Whether a second holder is refused; nothing where there is no first one.
+    async fn ask(&self) -> Result<Option<bool>, Error> {
+        let Some(binding) = self.held().await? else { return Ok(None) };
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &self.namespace);
+        match conversations.create(&dry_run, &second_holder(&binding)).await {
+            // It may have been set free in between, and then nothing is known.
+            Ok(_) => Ok((self.held().await?.as_ref() == Some(&binding)).then_some(false)),
+            Err(kube::Error::Api(status)) if status.message.contains(ALREADY_BOUND) => Ok(Some(true)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A binding that a conversation holds.
+    async fn held(&self) -> Result<Option<Binding>, Error> {
+        let claims = Api::<AddressBinding>::all(self.client.clone());
+        for claim in claims.list(&ListParams::default().limit(CLAIMS)).await?.iter().filter_map(claim_of) {
+            let holder = self.claims.stored(&claim.holder).await?;
+            if holder.is_some_and(|holder| holder.holds.as_ref() == Some(&claim.name)) {
+                return Ok(Some(claim.binding));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn second_holder(binding: &Binding) -> Conversation {
+    let spec = ConversationSpec {
+        channel: binding.channel(),
+        contact: Some(Contact { address: binding.contact().to_string(), display_name: None }),
+        proxy: Proxy { address: binding.proxy().to_string() },
+        state: None,
+        participants: None,
+        timers: None,
+        ttl_after_closed: None,
+    };
+    Conversation::new(NAME, spec)
+}
