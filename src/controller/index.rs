@@ -836,6 +836,44 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_whose_conversation_came_and_went_between_two_lists_is_looked_at() {
+        let (mut index, now) = (index(), Instant::now());
+        let look = Task::Claim(BindingName::existing(NAME.into()));
+        assert!(!index.claim_seen(&claim("alice", &[UID]), now).contains(&look), "it waits for its create");
+        index.conversations_begin();
+        assert!(index.conversations_listed(now).contains(&look));
+    }
+
+    #[test]
+    fn a_claim_without_admissions_waits_for_nothing() {
+        let mut index = index();
+        let affected = index.claim_seen(&claim("alice", &[]), Instant::now());
+        assert!(affected.contains(&Task::Claim(BindingName::existing(NAME.into()))), "{affected:?}");
+    }
+
+    #[test]
+    fn nobody_is_called_bound_while_a_rival_is_written_or_was_and_is_looked_at_when_that_is_over() {
+        let (mut index, now) = (index(), Instant::now());
+        let alice = conversation("alice", UID, json!({}));
+        index.conversation_seen(&alice, now);
+        index.claim_seen(&claim("alice", &[UID]), now);
+        let plan =
+            |index: &Index, name: &str, others: bool| index.plan_conversation(&place(name), |_| others, Time::EPOCH);
+        let ConversationPlan::Write(of_alice) = plan(&index, "alice", false) else { panic!("alice is not bound") };
+        // Somebody deletes the claim, and bob gets it.
+        index.conversation_seen(&conversation("bob", "u2", json!({})), now);
+        index.claim_seen(&claim("bob", &["u2"]), now);
+        assert!(matches!(plan(&index, "bob", true), ConversationPlan::Nothing { .. }), "alice is being written");
+        assert_eq!(index.claimant(&place("alice")), Some(Task::Conversation(place("bob"))), "who waits for it");
+        assert_eq!(index.claimant(&place("bob")), None);
+        index.written(&place("alice"), &of_alice.version);
+        assert!(matches!(plan(&index, "bob", false), ConversationPlan::Nothing { .. }), "what of, is not shown yet");
+        let affected = index.conversation_gone(&alice.metadata, now);
+        assert!(affected.contains(&Task::Conversation(place("bob"))), "{affected:?}");
+        assert!(matches!(plan(&index, "bob", false), ConversationPlan::Write(_)));
+    }
+
+    #[test]
     fn uids_of_conversations_that_are_gone_are_forgotten_after_a_while() {
         let (mut departed, now) = (Departed::default(), Instant::now());
         departed.insert("a".into(), now);

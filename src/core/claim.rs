@@ -506,4 +506,40 @@ mod tests {
         elsewhere.holds = Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122662").unwrap().name());
         assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| { Standing::Decided }), delete());
     }
+
+    /// I3, second half, for every way in which creates of alice can come and fail within two grace periods.
+    #[test]
+    fn creates_of_one_name_that_keep_failing_keep_a_binding_for_no_longer_than_twice_the_grace_period() {
+        const TICKS: i64 = 4;
+        let grace_period = u64::try_from(TICKS * 1_000).unwrap();
+        let last = 2 * TICKS + 1;
+        for tries in 1_u32..1 << last {
+            let mut admissions: Vec<(Admission, i64)> = Vec::new();
+            let begin = i64::from(tries.trailing_zeros());
+            let freed = (begin..=begin + last).find(|tick| {
+                let uids =
+                    |admissions: &[(Admission, i64)]| admissions.iter().map(|(known, _)| known.clone()).collect();
+                let claimed =
+                    |admissions: &[(Admission, i64)]| Claim { admissions: uids(admissions), ..claim("alice", &[]) };
+                if tries.checked_shr(u32::try_from(*tick).unwrap()).unwrap_or_default() & 1 == 1 {
+                    let alice = request("alice", &tick.to_string());
+                    let seen = if admissions.is_empty() {
+                        Seen::Claim(None)
+                    } else {
+                        Seen::Holder(claimed(&admissions), None)
+                    };
+                    if let AdmitStep::Write(_) = admit(&alice, seen, at(*tick), grace_period) {
+                        admissions.push((Admission { uid: alice.uid, time: at(*tick) }, *tick));
+                    }
+                }
+                let standing = |uid: &str| {
+                    let (_, since) = admissions.iter().find(|(known, _)| known.uid == uid).unwrap();
+                    if tick - since >= TICKS { Standing::Expired } else { Standing::InFlight }
+                };
+                matches!(release(&claimed(&admissions), None, standing), ReleaseStep::Write(Write::Delete { .. }))
+            });
+            let freed = freed.unwrap_or_else(|| panic!("{tries:b} keeps the binding"));
+            assert!(freed - begin <= 2 * TICKS, "{tries:b} keeps the binding for {} ticks", freed - begin);
+        }
+    }
 }
