@@ -38,8 +38,6 @@ use work::{Finished, Next, Worker};
 const CONCURRENCY: usize = 16;
 /// How many tasks are looked at before events are: a new leader looks at everything.
 const AT_ONCE: usize = 256;
-/// The longest sleep while a deadline is set, so that a clock that jumps is noticed.
-const LONGEST_SLEEP: Duration = Duration::from_secs(2);
 /// How long after a status that follows activity the next one of the same conversation is written, however often it is reported.
 const BETWEEN_ROUTINE_WRITES: Duration = Duration::from_secs(1);
 /// What came about no longer ago may not have been told by who led before: a Lease expires, and a process starts, in less.
@@ -172,8 +170,8 @@ impl Controller {
         if has_room && self.queue.has_waiting() {
             return now;
         }
-        let wake = self.queue.next_wake(self.clock.now(), now).map_or(Duration::MAX, |after| after.min(LONGEST_SLEEP));
-        now + wake.min(Duration::from_hours(1))
+        let wake = self.queue.next_wake(self.clock.now(), now);
+        now + wake.unwrap_or(Duration::from_hours(1))
     }
 
     fn conversation(&mut self, event: watcher::Result<Event<Stored<Conversation>>>) {
@@ -337,6 +335,9 @@ impl Controller {
     fn finished(&mut self, finished: Finished) {
         let Finished { task, mut next } = finished;
         self.queue.done(&task);
+        if let (Task::Conversation(place), Next::Written { changed: Some(version), .. }) = (&task, &next) {
+            self.index.written(place, version);
+        }
         // What was written is told, also by who leads no more.
         if let Next::Written { tellings, .. } | Next::Deleted { tellings } = &mut next {
             for telling in std::mem::take(tellings) {
@@ -352,18 +353,9 @@ impl Controller {
         }
         match next {
             Next::Nothing | Next::Deleted { .. } => self.queue.succeeded(&task),
-            Next::Wake(wake) => {
+            Next::Wake(wake) | Next::Written { wake, .. } => {
                 self.queue.succeeded(&task);
                 if let Task::Conversation(place) = &task {
-                    self.queue.set_deadline(place, wake);
-                }
-            }
-            Next::Written { changed, wake, tellings: _ } => {
-                self.queue.succeeded(&task);
-                if let Task::Conversation(place) = &task {
-                    if let Some(version) = changed {
-                        self.index.written(place, &version);
-                    }
                     self.queue.set_deadline(place, wake);
                 }
             }

@@ -116,7 +116,9 @@ async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once
     while Clock.now() < last {
         sleep(PAUSE).await;
     }
-    let closings = faulty.proxy.inflict(Stage::Before, Fate::Pass, is_write_of_status);
+    let ours = format!("/namespaces/{}/", desk.namespace);
+    let is_ours = move |call: &Call| is_write_of_status(call) && call.path.contains(&ours);
+    let closings = faulty.proxy.inflict(Stage::Before, Fate::Pass, is_ours);
     faulty.replica().start().unwrap();
     for number in 0..150 {
         let closed = desk.wait_for_state(&format!("c{number}"), State::Closed).await;
@@ -208,6 +210,27 @@ async fn a_whole_life_costs_five_writes_and_rest_none() {
     let status = (Kind::Conversation, Change::Updated);
     // The webhook claims before the API server stores.
     assert_eq!(written, [claim, object, status, status, release]);
+}
+
+#[tokio::test]
+async fn sixteen_writes_are_under_way_at_once_and_no_more() {
+    let faulty = alone().await;
+    let (desk, _) = faulty.desk().await;
+    let mut writes = faulty.proxy.hold(Stage::Before, is_write_of_status);
+    for number in 0..20 {
+        desk.create(&format!("c{number}"), json!({"contact": null})).await.unwrap();
+    }
+    let mut held = Vec::new();
+    for _ in 0..16 {
+        held.push(writes.next().await);
+    }
+    // The Lease is the clock: two seconds, in which one more would have come.
+    faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
+    assert_eq!(writes.count(), 16);
+    drop((held, writes));
+    for number in 0..20 {
+        desk.wait_for_condition(&format!("c{number}"), ConditionType::Ready, ConditionStatus::True).await;
+    }
 }
 
 // ---- What people are told ----
@@ -309,12 +332,12 @@ async fn change_schema_of_timers(faulty: &Faulty, timers: Value) -> Value {
     before
 }
 
-/// Changes the spec whatever the client makes of it; whether the API server took that.
-fn patch(control_plane: &ControlPlane, desk: &Desk, name: &str, spec: &Value) -> bool {
+/// Changes the spec whatever the client makes of it, or as if, and returns what kubectl complains of.
+fn patch(control_plane: &ControlPlane, desk: &Desk, name: &str, spec: &Value, dry_run: &str) -> Result<(), String> {
     let mut command = control_plane.kubectl();
     command.args(["patch", "conversation", name, "--namespace", &desk.namespace, "--type=merge", "--patch"]);
-    command.arg(json!({"spec": spec}).to_string());
-    command.output().unwrap().status.success()
+    let output = command.arg(json!({"spec": spec}).to_string()).arg(format!("--dry-run={dry_run}")).output().unwrap();
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8(output.stderr).unwrap()) }
 }
 
 #[tokio::test]
@@ -330,12 +353,19 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
 
     let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let timers = change_schema_of_timers(&faulty, anything).await;
-    let deadline = Instant::now() + PATIENCE;
-    while !patch(control_plane, &desk, "alice", &json!({"timers": {"closeAfter": "tomorrow"}})) {
-        assert!(Instant::now() < deadline, "the schema stays as it was");
+    let (unreadable, deadline) = (json!({"timers": {"closeAfter": "tomorrow"}}), Instant::now() + PATIENCE);
+    while let Err(complaint) = patch(control_plane, &desk, "alice", &unreadable, "none") {
+        assert!(Instant::now() < deadline, "the schema stays as it was: {complaint}");
         sleep(PAUSE).await;
     }
     change_schema_of_timers(&faulty, timers).await;
+    // The API server takes it up, and its storage anew, a moment later.
+    while !patch(control_plane, &other, "bob", &unreadable, "server")
+        .is_err_and(|why| why.contains("must be a duration"))
+    {
+        assert!(Instant::now() < deadline, "the schema is not what it was");
+        sleep(PAUSE).await;
+    }
     let told = desk.wait_for_event("alice", "Unreadable").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));
     assert!(told[0].note.as_ref().unwrap().contains("spec: must be a duration"), "{told:?}");
@@ -352,7 +382,7 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     let refusal = desk.create("carol", json!({})).await.unwrap_err();
     assert_eq!(refusal.code, 503, "and so nobody else gets it: {refusal:?}");
 
-    assert!(patch(control_plane, &desk, "alice", &json!({"timers": null})), "it can be corrected");
+    patch(control_plane, &desk, "alice", &json!({"timers": null}), "none").expect("it can be corrected");
     let corrected = |alice: &Conversation| status(alice).observed_generation == alice.metadata.generation;
     let alice = desk.wait_for("alice", "observed", corrected).await;
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));

@@ -618,6 +618,10 @@ impl Index {
             return self.plan_closed(place, now);
         };
         let unheld = decide(&entry.facts, None, now);
+        if entry.is_behind {
+            // What would be decided rests on a version that is no more. The event that shows the next one is on its way.
+            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
+        }
         let Some(name) = entry.facts.holds().filter(|_| unheld.status.state != Some(State::Closed)) else {
             return Self::plan_status(place, entry, unheld);
         };
@@ -871,6 +875,24 @@ mod tests {
         let affected = index.conversation_gone(&alice.metadata, now);
         assert!(affected.contains(&Task::Conversation(place("bob"))), "{affected:?}");
         assert!(matches!(plan(&index, "bob", false), ConversationPlan::Write(_)));
+    }
+
+    #[test]
+    fn what_was_just_written_is_not_decided_on_until_the_watch_shows_it() {
+        let (mut index, now) = (index(), Instant::now());
+        let mut alice = conversation("alice", UID, json!({"contact": null}));
+        index.conversation_seen(&alice, now);
+        let plan = |index: &Index| index.plan_conversation(&place("alice"), |_| false, Time::EPOCH);
+        let ConversationPlan::Write(write) = plan(&index) else { panic!("its status is not written") };
+        index.written(&place("alice"), &"an older one".into());
+        assert!(matches!(plan(&index), ConversationPlan::Write(_)), "another version was written");
+        index.written(&place("alice"), &write.version);
+        assert!(matches!(plan(&index), ConversationPlan::Nothing { .. }));
+        alice.status = Some(write.status);
+        alice.spec.state = Some(State::Inactive);
+        alice.metadata.resource_version = Some("8".into());
+        index.conversation_seen(&alice, now);
+        assert!(matches!(plan(&index), ConversationPlan::Write(_)), "the next change is decided on");
     }
 
     #[test]

@@ -857,6 +857,85 @@ mod tests {
         }
 
         #[test]
+        fn no_state_but_by_a_rule(facts in any_facts(), first in 0_u64..200, then in any_facts(), later in 0_u64..200) {
+            let mut facts = facts;
+            let before = live(&mut facts, first);
+            let mut then = Facts { status: StatusFacts { reported_activity: then.status.reported_activity, ..facts.status }, ..then };
+            let status = live(&mut then, first + later);
+            let (now, activity) = (at(first + later), status.last_activity_time.unwrap_or(then.creation_time));
+            let is_over = |since: Time, after: Option<u64>| after.is_some_and(|after| since.after(after) <= now);
+            let was = |state| before.state == Some(state);
+
+            let is_closed = was(State::Closed)
+                || then.state == State::Closed
+                || is_over(activity, then.close_after)
+                || status.unassigned_time.is_some_and(|since| is_over(since, then.close_unassigned_after));
+            prop_assert_eq!(status.state == Some(State::Closed), is_closed);
+            if is_closed {
+                return Ok(());
+            }
+            let was_idle = was(State::Inactive) && before.state_reason == Some(StateReason::InactiveTimer);
+            let is_idle = is_over(activity, then.inactive_after)
+                || (was_idle && status.last_activity_time == before.last_activity_time);
+            let expected = if then.state == State::Inactive || is_idle { State::Inactive } else { State::Active };
+            prop_assert_eq!(status.state, Some(expected));
+            prop_assert_eq!(status.unassigned_time.is_some(), then.is_unassigned);
+        }
+
+        #[test]
+        fn a_state_that_nothing_disturbs_only_moves_on(facts in any_facts(), looks in prop::collection::vec(0_u64..300, 1..20)) {
+            let (mut facts, mut looks) = (facts, looks);
+            looks.sort_unstable();
+            // From when on no report lies in the future any more.
+            let from = facts.status.reported_activity.map_or(0, |reported| reported.milliseconds_since(at(0)) / 1_000);
+            let mut state = live(&mut facts, from).state;
+            for look in looks {
+                let next = live(&mut facts, from + look).state;
+                prop_assert!(next >= state, "{:?} after {:?}", next, state);
+                state = next;
+            }
+        }
+
+        #[test]
+        fn the_order_in_which_activity_is_reported_does_not_matter(
+            facts in any_facts(), reports in prop::collection::vec(0_u64..200, 1..8), turn in 0_usize..8,
+        ) {
+            // Without timers, which may elapse between a report and the one that would have moved them.
+            let facts = Facts { inactive_after: None, close_after: None, close_unassigned_after: None, ..facts };
+            let after = |reports: &[u64]| {
+                let mut facts = facts.clone();
+                facts.status.reported_activity = None;
+                live(&mut facts, 0);
+                for report in reports {
+                    facts.status.reported_activity = Some(at(*report));
+                    live(&mut facts, 200);
+                }
+                let status = live(&mut facts, 200);
+                (status.state, status.last_activity_time, status.deadlines)
+            };
+            let mut turned = reports.clone();
+            turned.rotate_left(turn % reports.len());
+            prop_assert_eq!(after(&reports), after(&turned));
+            turned.reverse();
+            prop_assert_eq!(after(&reports), after(&turned));
+        }
+
+        #[test]
+        fn what_a_timer_brings_about_was_due_when_the_deadlines_said(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
+            let mut facts = facts;
+            let before = live(&mut facts, first);
+            let status = decide_at(&facts, first + later).status;
+            // Activity that comes to count in between moves the deadlines.
+            prop_assume!(status.last_activity_time == before.last_activity_time);
+            if let Some(due) = due(&facts, &status) {
+                let deadlines = before.deadlines.unwrap_or_default();
+                let expected = if status.state == Some(State::Closed) { deadlines.close_time } else { deadlines.inactive_time };
+                prop_assert_eq!(Some(due), expected);
+                prop_assert!(due <= at(first + later));
+            }
+        }
+
+        #[test]
         fn two_looks_end_where_one_does(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
             // What was reported by then is counted alike, unless it lay in the future at the first look.
             prop_assume!(facts.status.reported_activity.is_none_or(|reported| reported <= at(first)));
