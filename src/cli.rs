@@ -3,14 +3,18 @@
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
 use crate::telemetry::logs;
+use crate::telemetry::metrics::{COMMIT, VERSION};
+use crate::telemetry::traces::Exporter;
 use crate::{leader, run};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use data_encoding::BASE32_NOPAD;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// The shortest grace period. An API server stores what it admitted within min(34 s, `--request-timeout`) and etcd's commit, or
@@ -25,11 +29,33 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 /// switchboard keeps Conversations (switchboard.dev/v1alpha1): a second open one for the same channel, contact and proxy address
 /// is refused with error 48031, timers make conversations Inactive and Closed, and conditions tell what is in effect.
 #[derive(Debug, Parser)]
-#[command(name = "switchboard", version, max_term_width = 120)]
+#[command(name = "switchboard", version, long_version = LONG_VERSION.as_str(), max_term_width = 120, after_long_help = MORE)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// The Kubernetes that the tests run on; a test holds it against what they build.
+const TESTED_WITH: &str = "1.37.2";
+
+/// The first Kubernetes that has all that is used of it, as the chart says.
+const OLDEST: &str = "1.31";
+
+/// What `--version` says.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!("{VERSION}\ncommit {COMMIT}\nfor Kubernetes {OLDEST} and later, tested with {TESTED_WITH}")
+});
+
+const MORE: &str = "\
+Examples:
+  switchboard run                                what the chart's Deployment runs
+  switchboard run --log=info,switchboard=debug   the same, and more of what it decides
+  switchboard crds | kubectl apply --server-side --filename=-
+  switchboard completions bash > /etc/bash_completion.d/switchboard
+
+Each flag of `run` can be given by an environment variable instead, which `switchboard run --help` names.
+It ends with 0 after a SIGTERM or SIGINT, with 1 where it cannot go on, and with 2 where the command line is wrong.
+What is wrong is one line on stderr.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -40,6 +66,11 @@ enum Command {
         /// Write a file for each kind into this directory instead of printing them.
         #[arg(long)]
         directory: Option<PathBuf>,
+    },
+    /// Write a script that completes this command line in a shell.
+    Completions {
+        /// For which shell.
+        shell: Shell,
     },
 }
 
@@ -104,6 +135,9 @@ struct Run {
     /// How long after a SIGTERM reviews that are still routed here are answered, such as 5s.
     #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
     drain_delay: Duration,
+    /// Where traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. Without it nowhere.
+    #[arg(long, env = "SWITCHBOARD_OTLP_ENDPOINT", value_parser = endpoint)]
+    otlp_endpoint: Option<String>,
     /// How the log is written.
     #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", default_value = "json")]
     log_format: logs::Format,
@@ -119,6 +153,7 @@ impl Cli {
         let result = match self.command {
             Command::Run(run) => run.run(),
             Command::Crds { directory } => crds(directory.as_deref()),
+            Command::Completions { shell } => completions(shell),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -144,7 +179,14 @@ impl Run {
         if self.lease_duration < SHORTEST_LEASE || self.lease_duration.subsec_nanos() != 0 {
             return Err("--lease-duration must be whole seconds, and at least 2s: a leader has to renew several times within it".into());
         }
-        logs::init(self.log_format, &self.log).map_err(|error| format!("--log cannot be read: {error}"))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let exporter = self.otlp_endpoint.as_deref().map(Exporter::new).transpose();
+        let exporter = exporter.map_err(|error| format!("--otlp-endpoint cannot be used: {error}"))?;
+        logs::init(self.log_format, &self.log, exporter.as_ref()).map_err(|error| {
+            format!("--log cannot be read: {error}; give a level such as info, or info,switchboard=debug")
+        })?;
+        drop(entered);
         let certificate = match self.tls_cert_file.zip(self.tls_key_file) {
             Some((certificate, key)) => run::Certificate::Files(Files { certificate, key }),
             None => run::Certificate::Kept(certificates::Settings {
@@ -175,8 +217,11 @@ impl Run {
             grace_period: self.grace_period,
             drain_delay: self.drain_delay,
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        Ok(runtime.block_on(run::run(settings))?)
+        let ended = runtime.block_on(run::run(settings));
+        if let Some(exporter) = exporter {
+            exporter.shutdown();
+        }
+        Ok(ended?)
     }
 }
 
@@ -200,7 +245,49 @@ fn crds(directory: Option<&Path>) -> Result<(), Error> {
     Ok(())
 }
 
+fn completions(shell: Shell) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "switchboard", &mut script);
+    Ok(std::io::stdout().write_all(&script)?)
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    if text.starts_with("http://") {
+        Ok(text.to_owned())
+    } else {
+        Err("must be an address such as http://collector.observability:4318: TLS is not spoken to collectors"
+            .to_owned())
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration: crate::api::Duration = text.parse().map_err(|error: crate::api::DurationError| error.to_string())?;
     Ok(Duration::from_millis(duration.as_milliseconds()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_of_run_has_its_environment_variable() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let run = command.find_subcommand("run").unwrap();
+        for flag in run.get_arguments().filter(|flag| flag.get_id() != "help") {
+            let long = flag.get_long().unwrap();
+            let expected = format!("SWITCHBOARD_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(flag.get_env().and_then(std::ffi::OsStr::to_str), Some(expected.as_str()));
+            assert!(flag.get_help().is_some(), "--{long} says nothing of itself");
+        }
+    }
+
+    #[test]
+    fn the_version_tells_the_kubernetes_of_the_tests_and_of_the_chart() {
+        let modules = include_str!("../tests/control-plane/go.mod");
+        assert!(modules.contains(&format!("\tk8s.io/kubernetes v{TESTED_WITH} ")), "go.mod has another");
+        let chart = include_str!("../charts/switchboard/Chart.yaml");
+        assert!(chart.contains(&format!("\nkubeVersion: \">={OLDEST}.0-0\"\n")), "Chart.yaml has another");
+    }
 }

@@ -5,3 +5,4 @@ pub mod events;
 pub mod health;
 pub mod logs;
 pub mod metrics;
+pub mod traces;

@@ -64,11 +64,21 @@ fn a_grace_period_that_could_let_a_second_holder_in_is_refused() {
 }
 
 #[test]
+fn a_lease_that_no_leader_can_renew_is_refused() {
+    for lease in ["1s", "2500ms"] {
+        let text = complaint(&switchboard(&["run", &format!("--lease-duration={lease}")]));
+        assert!(text.contains("whole seconds, and at least 2s"), "{text}");
+    }
+}
+
+#[test]
 fn a_bad_flag_is_refused_with_what_is_allowed() {
     for (arguments, expected) in [
         (&["run", "--grace-period=soon"][..], "must be a duration such as 90s"),
         (&["run", "--webhook-address=here"][..], "--webhook-address"),
         (&["walk"][..], "unrecognized subcommand"),
+        (&["run", "--otlp-endpoint=https://collector"][..], "http://collector"),
+        (&["run", "--tls-cert-file=tls.crt"][..], "--tls-key-file"),
     ] {
         let output = switchboard(arguments);
         assert_eq!(output.status.code(), Some(2));
@@ -84,4 +94,21 @@ fn the_crds_are_printed_as_they_are_installed() {
     let text = String::from_utf8(output.stdout).unwrap();
     let kinds: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
     assert_eq!(kinds, ["conversations.switchboard.dev", "addressbindings.switchboard.dev"]);
+}
+
+#[test]
+fn the_version_says_which_commit_and_which_kubernetes() {
+    let text = String::from_utf8(switchboard(&["--version"]).stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], concat!("switchboard ", env!("CARGO_PKG_VERSION")));
+    assert!(lines[1].starts_with("commit ") && lines[2].starts_with("for Kubernetes 1."), "{text}");
+}
+
+#[test]
+fn a_shell_completes_what_there_is() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = switchboard(&["completions", shell]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains("grace-period"), "{shell}: {text}");
+    }
 }

@@ -9,8 +9,8 @@
 
 mod common;
 
-use common::caller::{self, Caller};
-use common::cluster::{Desk, PATIENCE};
+use common::caller::{self, Caller, review};
+use common::cluster::PATIENCE;
 use common::faulty::{self, Faulty};
 use serde_json::{Value, json};
 use switchboard::api::{ConditionStatus, ConditionType, State};
@@ -23,30 +23,6 @@ fn caller(faulty: &Faulty) -> Caller {
 
 async fn ask(faulty: &Faulty, body: &[u8]) -> caller::Answer {
     caller(faulty).review(faulty.replica().webhook_address(), body).await.expect("an answer")
-}
-
-/// The review of a create at `desk` as an API server sends it.
-fn review(desk: &Desk, name: &str, uid: &str) -> Value {
-    let mut object = serde_json::to_value(desk.conversation(name, json!({}))).unwrap();
-    object["metadata"]["namespace"] = desk.namespace.clone().into();
-    object["metadata"]["uid"] = uid.into();
-    json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "request": {
-            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
-            "kind": {"group": "switchboard.dev", "version": "v1alpha1", "kind": "Conversation"},
-            "resource": {"group": "switchboard.dev", "version": "v1alpha1", "resource": "conversations"},
-            "name": name,
-            "namespace": desk.namespace,
-            "operation": "CREATE",
-            "userInfo": {"username": "system:serviceaccount:sales:robot"},
-            "object": object,
-            "oldObject": null,
-            "dryRun": false,
-            "options": null,
-        },
-    })
 }
 
 /// The answer in the body of an answer.

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::caller::Caller;
+use common::caller::{self, Caller};
 use common::cluster::{Cluster, PATIENCE};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -19,8 +19,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use switchboard::api::State;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 /// What is known of one metric.
@@ -109,13 +113,99 @@ async fn wait_for(cluster: &Cluster, sample: &str, value: f64) {
     timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{sample} is not {value}"));
 }
 
+/// A cluster with one replica, which sends its traces to a collector of ours, for the tests that need no more or do it harm.
+fn lone() -> &'static (Cluster, Collector) {
+    static LONE: OnceLock<(Cluster, Collector)> = OnceLock::new();
+    LONE.get_or_init(|| {
+        let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+        let collector = Collector::start();
+        let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
+        let installation = installation.flag(format!("--otlp-endpoint=http://{}", collector.address));
+        (Cluster::install(control_plane, &installation), collector)
+    })
+}
+
+/// Takes what is sent by OTLP, as long as the process lives.
+struct Collector {
+    address: SocketAddr,
+    bodies: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let collector = Self { address: listener.local_addr().unwrap(), bodies: Arc::default() };
+        let bodies = collector.bodies.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let bodies = bodies.clone();
+                std::thread::spawn(move || take(stream, &bodies));
+            }
+        });
+        collector
+    }
+
+    fn has(&self, parts: &[&[u8]]) -> bool {
+        let bodies = self.bodies.lock().unwrap();
+        bodies.iter().any(|body| parts.iter().all(|part| body.windows(part.len()).any(|window| window == *part)))
+    }
+}
+
+/// Answers each request of a connection by a 200 without a body.
+fn take(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        bodies.lock().unwrap().push(body);
+        reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok()?;
+    }
+}
+
+#[tokio::test]
+async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector() {
+    let (cluster, collector) = lone();
+    let desk = cluster.desk().await;
+    let body = caller::review(&desk, "alice", "u1").to_string();
+    let traceparent = "Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let request = String::from_utf8(caller::request(body.len(), body.as_bytes())).unwrap();
+    let request = request.replace("Host: webhook", &format!("Host: webhook\r\n{traceparent}"));
+    let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let mut stream = caller.connect(cluster.installation.replica(0).webhook_address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(caller::answer(&mut stream).await.unwrap().code, 200);
+    let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes();
+    let parent = 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes();
+    let arrived = async {
+        while !collector.has(&[&trace, &parent, b"admission", b"allowed"])
+            || !collector.has(&[&trace, b"api_call", b"addressbindings"])
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, arrived).await.expect("the spans of the review and of its calls");
+    assert!(!collector.has(&[desk.contact.as_bytes()]), "no address in a trace");
+}
+
 #[tokio::test]
 async fn a_webhook_that_is_taken_out_of_force_is_told() {
-    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
-    let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
+    let (cluster, _) = lone();
     let desk = cluster.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    wait_for(&cluster, "switchboard_webhook_in_force", 1.0).await;
+    wait_for(cluster, "switchboard_webhook_in_force", 1.0).await;
     let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
     let is_told = async {

@@ -1,12 +1,14 @@
-//! A layer around the client of the API server: counts each call by verb, resource and answer.
+//! A layer around the client of the API server: counts each call by verb, resource and answer, and makes a span of it.
 
 use super::metrics::Metrics;
+use super::traces;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper::{Method, Request, Response, Uri};
 use kube::client::Body;
 use std::task::{Context, Poll};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 /// Counts the calls of a client.
 #[derive(Clone, Debug)]
@@ -48,15 +50,20 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (verb, resource) = call_of(request.method(), request.uri());
         let metrics = self.metrics.clone();
+        let span = tracing::info_span!("api_call", verb, resource, code = tracing::field::Empty);
+        traces::pass_on(&span, request.headers_mut());
+        let of_call = span.clone();
         self.inner
             .call(request)
             .inspect(move |answer| {
                 let code = answer.as_ref().map_or(0, |response| response.status().as_u16());
                 metrics.api_call(verb, resource, code);
+                of_call.record("code", code);
             })
+            .instrument(span)
             .boxed()
     }
 }

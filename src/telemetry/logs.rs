@@ -2,7 +2,10 @@
 //!
 //! Addresses of contacts are personal data: log the name of the binding, which is a hash, and never an address.
 
-use tracing_subscriber::EnvFilter;
+use super::traces::Exporter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -13,17 +16,24 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging to stderr, panics as well. `filter` is a level, or directives as of the crate `tracing-subscriber`.
+/// Starts logging to stderr, panics as well, and handing spans to `exporter`, where there is one. `filter` is a level, or directives
+/// as of the crate `tracing-subscriber`.
 ///
 /// # Errors
 /// Where `filter` cannot be read.
-pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let logs = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_writer(std::io::stderr);
+pub fn init(
+    format: Format,
+    filter: &str,
+    exporter: Option<&Exporter>,
+) -> Result<(), tracing_subscriber::filter::ParseError> {
     // One line like any other, and not in a form of its own.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a panic")));
-    match format {
-        Format::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        Format::Json => logs.json().init(),
-    }
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = match format {
+        Format::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        Format::Json => logs.json().boxed(),
+    };
+    let logs = logs.with_filter(EnvFilter::try_new(filter)?);
+    tracing_subscriber::registry().with(logs).with(exporter.map(Exporter::layer)).init();
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::review::Unreadable;
 use crate::clock::Clock;
 use crate::telemetry::metrics::{Admission, Metrics};
+use crate::telemetry::traces;
 use futures::FutureExt;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
@@ -23,6 +24,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 /// The one path that is served.
 const PATH: &str = "/admit";
@@ -152,11 +155,15 @@ where
             return response;
         }
         let began = self.clock.monotonic();
-        let answered = AssertUnwindSafe(self.review(request, began)).catch_unwind().await;
+        let span = tracing::info_span!("admission", outcome = Empty, code = Empty);
+        traces::continue_from(&span, request.headers());
+        let review = self.review(request, began).instrument(span.clone());
+        let answered = AssertUnwindSafe(review).catch_unwind().await;
         let (outcome, response) = answered.unwrap_or_else(|_| {
             self.metrics.panicked();
             (Admission::Panicked, text(StatusCode::INTERNAL_SERVER_ERROR, "switchboard failed: its log says where"))
         });
+        span.record("outcome", outcome.as_str()).record("code", outcome.code());
         self.metrics.admission(outcome, self.clock.monotonic().duration_since(began));
         response
     }

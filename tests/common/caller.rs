@@ -1,9 +1,11 @@
 //! Calls a webhook without an API server: by TLS, byte for byte.
 
+use super::cluster::Desk;
 use control_plane::ServingCertificate;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -80,4 +82,28 @@ pub async fn answer(stream: &mut TlsStream<TcpStream>) -> io::Result<Answer> {
         text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("no answer but {text:?}")))?;
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok(Answer { code: code.ok_or_else(|| io::Error::other(head.to_owned()))?, body: body.to_owned() })
+}
+
+/// The review of a create at `desk` as an API server sends it.
+pub fn review(desk: &Desk, name: &str, uid: &str) -> Value {
+    let mut object = serde_json::to_value(desk.conversation(name, json!({}))).unwrap();
+    object["metadata"]["namespace"] = desk.namespace.clone().into();
+    object["metadata"]["uid"] = uid.into();
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": "switchboard.dev", "version": "v1alpha1", "kind": "Conversation"},
+            "resource": {"group": "switchboard.dev", "version": "v1alpha1", "resource": "conversations"},
+            "name": name,
+            "namespace": desk.namespace,
+            "operation": "CREATE",
+            "userInfo": {"username": "system:serviceaccount:sales:robot"},
+            "object": object,
+            "oldObject": null,
+            "dryRun": false,
+            "options": null,
+        },
+    })
 }
