@@ -15,6 +15,7 @@ use common::faulty::{
     Faulty, GRACE_PERIOD, PAUSE, Witness, claim_create, claim_delete, claim_replace, claim_use,
     create_as_soon_as_possible, create_denied, is_to_be_repeated, shared, status_write,
 };
+use common::oracle::Oracle;
 use common::proxy::{Fate, Stage};
 use common::reviewer::{Reviewer, Verdict};
 use k8s_openapi::api::core::v1::ResourceQuota;
@@ -24,7 +25,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use switchboard::api::{ConditionStatus, ConditionType, Conversation, State};
+use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State};
 use tokio::sync::{Barrier, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -362,6 +363,42 @@ async fn of_two_racing_applies_of_one_name_the_uid_that_was_never_stored_does_no
     assert_eq!(admissions(&desk).await, 1);
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     desk.create("bob", json!({})).await.expect("a later close frees the binding at once");
+    witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn one_that_is_stored_after_the_grace_period_is_not_bound_and_the_claim_names_the_other() {
+    let faulty = Faulty::start_late().await;
+    let (desk, _) = faulty.desk().await;
+    let mut witness = faulty.witness(&desk, Oracle::default().unseen_by_webhooks(|place| place.name == "alice"));
+    let late = Arc::new(Notify::new());
+    let for_reviews = late.clone();
+    // Its answer comes as late as that of an API server would that was suspended after ours had allowed.
+    let other = Reviewer::start(&desk.client, &desk.namespace, 30, move |review| {
+        let late = for_reviews.clone();
+        async move {
+            if review.object_name() == "alice" {
+                late.notified().await;
+            }
+            Verdict::Allow
+        }
+    })
+    .await;
+    let alice = tokio::spawn({
+        let desk = desk.clone();
+        async move { desk.create("alice", json!({})).await }
+    });
+    other.wait_for(1).await;
+    create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    late.notify_one();
+    alice.await.unwrap().expect("it is stored, though its claim was collected");
+    let (alice, reason) = desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::False).await;
+    assert_eq!(reason, ConditionReason::AddressAlreadyBound, "{alice:?}");
+    desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
+    witness.show_rest().await;
+    assert_eq!(desk.claim().await.unwrap().spec.conversation_ref.name, "bob");
+    desk.change("bob", json!({"state": "Closed"})).await.unwrap();
+    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
     witness.show_rest().await;
 }
 

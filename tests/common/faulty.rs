@@ -49,9 +49,18 @@ impl Faulty {
 
     /// As [`Faulty::start`], with flags of the operator's that are not the grace period.
     pub async fn start_with(replicas: usize, flags: &[&str]) -> Self {
-        let control_plane = ControlPlane::builder()
+        Self::start_on(ControlPlane::builder().api_server_flag(REQUEST_TIMEOUT), replicas, flags).await
+    }
+
+    /// With one replica, and an API server that may store what it admitted long after the grace period: the one thing that claims do
+    /// not survive unharmed.
+    pub async fn start_late() -> Self {
+        Self::start_on(ControlPlane::builder(), 1, &[]).await
+    }
+
+    async fn start_on(control_plane: control_plane::Builder, replicas: usize, flags: &[&str]) -> Self {
+        let control_plane = control_plane
             .user(OPERATOR, &["system:serviceaccounts"])
-            .api_server_flag(REQUEST_TIMEOUT)
             .api_server_flag("--etcd-compaction-interval=0")
             .start()
             .unwrap_or_else(|error| panic!("{error}"));
