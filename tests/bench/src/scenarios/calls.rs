@@ -11,11 +11,14 @@ use crate::{
     observe::Observer,
     process,
     report::{Row, Target, Unit, as_f64},
+    seed::Seed,
     workload::Batch,
     world::{Bench, Setup, World},
 };
 
 const NAMESPACE: &str = "bench-calls";
+/// Of a second, in seconds.
+const NONE_TO_SPEAK_OF: f64 = 0.01;
 
 /// Measures it.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -25,6 +28,8 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     world.namespace(NAMESPACE)?;
     let mut rows = lives(bench, &world, &mut log)?;
     rows.extend(rest(bench, &world, &mut log)?);
+    drop(world);
+    rows.push(rest_with_many(bench)?);
     Ok(rows)
 }
 
@@ -68,23 +73,39 @@ fn is_of_a_life(call: &Call) -> bool {
 
 /// Nothing happens for a while.
 fn rest(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
-    let seconds = bench.options.pick(120, 10);
-    bench.progress.step(&format!("{seconds} s at rest"));
+    let seconds = bench.options.pick(120, 5);
     log.calls()?;
-    let replica = world.installation().replica(0);
-    let before = process::processor_seconds(replica)?;
-    thread::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)));
-    let processor = process::processor_seconds(replica)? - before;
+    let processor = processor_share(bench, world, seconds)?;
     let calls = log.calls()?;
     let by_operator = |is_so: fn(&Call) -> bool| -> f64 {
         as_f64(calls.iter().filter(|(call, _)| call.by_operator && is_so(call)).map(|(_, count)| count).sum())
     };
-    let row = |name: &str, unit, figure| Row::figures(8, format!("{name} in {seconds} s at rest"), unit, &[figure]);
+    let row = |name: &str, figure| Row::figures(8, format!("{name} in {seconds} s at rest"), Unit::Count, &[figure]);
     Ok(vec![
-        row("API writes", Unit::Count, by_operator(|call| call.is_write() && call.resource != "leases"))
-            .target(Target::AtMost(0.0)),
-        row("  renewals of the Lease", Unit::Count, by_operator(|call| call.is_write() && call.resource == "leases")),
-        row("  API reads", Unit::Count, by_operator(|call| !call.is_write())),
-        row("  processor time", Unit::Seconds, processor),
+        row("API writes", by_operator(|call| call.is_write() && call.resource != "leases")).target(Target::AtMost(0.0)),
+        row("  renewals of the Lease", by_operator(|call| call.is_write() && call.resource == "leases")),
+        row("  API reads", by_operator(|call| !call.is_write())),
+        Row::figures(8, "processor time of the leader, a second at rest", Unit::Seconds, &[processor]),
     ])
+}
+
+/// The same with many conversations stored, each with a timer.
+fn rest_with_many(bench: &Bench) -> Result<Row> {
+    let count = bench.options.pick(100_000, 1000);
+    let data = Seed::Open(count).data(bench)?;
+    let world = World::start(bench, &Setup { data, leads: true, ..Setup::default() })?;
+    world.wait_until_at_rest()?;
+    let processor = processor_share(bench, &world, bench.options.pick(60, 5))?;
+    let row = Row::figures(8, format!("  with {count} open"), Unit::Seconds, &[processor]);
+    Ok(row.target(Target::AtMost(NONE_TO_SPEAK_OF)))
+}
+
+/// Processor time of the leader, of each of so many seconds.
+fn processor_share(bench: &Bench, world: &World, seconds: usize) -> Result<f64> {
+    bench.progress.step(&format!("{seconds} s at rest"));
+    let replica = world.installation().replica(0);
+    let before = process::processor_seconds(replica)?;
+    // What is measured is this time.
+    thread::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)));
+    Ok((process::processor_seconds(replica)? - before) / as_f64(seconds))
 }
