@@ -10,14 +10,11 @@ use std::{
 
 use control_plane::{ControlPlane, tools};
 use data_encoding::HEXLOWER;
-use kube::{
-    Api, Client,
-    api::{ListParams, ObjectMeta},
-};
+use kube::api::ObjectMeta;
 use ring::digest;
 use serde_json::{Value, json};
 use switchboard::{
-    api::{AddressBinding, Conversation, State, Time},
+    api::{Conversation, State, Time},
     core::lifecycle::{Facts, Holding, decide},
 };
 
@@ -26,7 +23,7 @@ use crate::{
     etcd::{CLAIMS, CONVERSATIONS, Etcd},
     machine::Machine,
     workload::{BareClient, Batch, binding},
-    world::{Bench, administrator, create_namespace, until},
+    world::{Bench, administrator, create_namespace, wait_for_the_caches},
 };
 
 /// To be raised when the same input is to be seeded differently.
@@ -90,7 +87,8 @@ impl Seed {
         bench.runtime.block_on(async {
             let client = administrator(&control_plane).await?;
             create_namespace(&client, NAMESPACE).await?;
-            wait_until_served(&client).await?;
+            // Being established comes a moment before being served.
+            wait_for_the_caches(&client).await?;
             let etcd = Etcd::at(control_plane.etcd().address())?;
             let template = Template::make(&BareClient::new(client), &etcd, &batch).await?;
             // It would be told of each copy.
@@ -223,16 +221,6 @@ fn apply_crds(control_plane: &ControlPlane) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Being established comes a moment before being served.
-async fn wait_until_served(client: &Client) -> Result<()> {
-    let one = ListParams::default().limit(1);
-    until("both kinds being served", async || {
-        Api::<Conversation>::all(client.clone()).list(&one).await.is_ok()
-            && Api::<AddressBinding>::all(client.clone()).list(&one).await.is_ok()
-    })
-    .await
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -15,12 +15,12 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
-use switchboard::api::AddressBinding;
+use switchboard::api::{AddressBinding, Conversation};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
@@ -93,7 +93,7 @@ pub struct Setup {
 }
 
 impl<'a> World<'a> {
-    /// Starts one, with the chart in force.
+    /// Starts one, with the chart in force and, where something is stored, known to the API server.
     pub fn start(bench: &'a Bench, setup: &Setup) -> Result<Self> {
         bench.progress.step("starting etcd, API server and operator");
         let mut builder = ControlPlane::builder().fsync(true);
@@ -105,6 +105,10 @@ impl<'a> World<'a> {
         }
         let control_plane = builder.start()?;
         let administrator = bench.runtime.block_on(administrator(&control_plane))?;
+        if setup.data.is_some() {
+            bench.progress.step("waiting until the API server has read what is stored");
+            bench.runtime.block_on(wait_for_the_caches(&administrator))?;
+        }
         if !setup.leads {
             bench.runtime.block_on(async {
                 create_namespace(&administrator, NAMESPACE).await?;
@@ -299,6 +303,17 @@ async fn connect(clients: &[Client]) -> Result<()> {
     Ok(())
 }
 
+/// An API server takes requests before it has read what etcd has, which would count as time that the operator needs.
+pub async fn wait_for_the_caches(client: &Client) -> Result<()> {
+    // Of any age: answered from the cache, once there is one.
+    let one = ListParams::default().match_any().limit(1);
+    until("the API server's caches", async || {
+        Api::<Conversation>::all(client.clone()).list(&one).await.is_ok()
+            && Api::<AddressBinding>::all(client.clone()).list(&one).await.is_ok()
+    })
+    .await
+}
+
 /// Creates a namespace, if there is none yet.
 pub async fn create_namespace(client: &Client, name: &str) -> Result<()> {
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
@@ -329,7 +344,7 @@ where
 {
     let objects = Api::<K>::all(client.clone());
     let mut removed = Vec::new();
-    for mut object in objects.list(&kube::api::ListParams::default()).await? {
+    for mut object in objects.list(&ListParams::default()).await? {
         let metadata = object.meta_mut();
         let name = metadata.name.clone().unwrap_or_default();
         if !name.starts_with(NAME) {

@@ -12,7 +12,7 @@ use crate::{
 const NAMESPACE: &str = "bench-creates";
 
 /// How many clients create at once, and how many conversations they create together.
-const CLIENTS: [(usize, usize); 4] = [(1, 300), (4, 800), (16, 2000), (64, 2000)];
+const CLIENTS: [(usize, usize); 4] = [(1, 200), (4, 600), (16, 1500), (64, 1500)];
 
 /// Measures it.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
