@@ -88,7 +88,7 @@ impl Seed {
             let client = administrator(&control_plane).await?;
             create_namespace(&client, NAMESPACE).await?;
             // Being established comes a moment before being served.
-            wait_for_the_caches(&client).await?;
+            wait_for_the_caches(&control_plane).await?;
             let etcd = Etcd::at(control_plane.etcd().address())?;
             let template = Template::make(&BareClient::new(client), &etcd, &batch).await?;
             // It would be told of each copy.

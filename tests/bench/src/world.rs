@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config, Resource,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -107,7 +107,7 @@ impl<'a> World<'a> {
         let administrator = bench.runtime.block_on(administrator(&control_plane))?;
         if setup.data.is_some() {
             bench.progress.step("waiting until the API server has read what is stored");
-            bench.runtime.block_on(wait_for_the_caches(&administrator))?;
+            bench.runtime.block_on(wait_for_the_caches(&control_plane))?;
         }
         if !setup.leads {
             bench.runtime.block_on(async {
@@ -292,8 +292,11 @@ pub async fn administrator(control_plane: &ControlPlane) -> Result<Client> {
 }
 
 async fn client(kubeconfig: Kubeconfig) -> Result<Client> {
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Client::try_from(config(kubeconfig).await?)?)
+}
+
+async fn config(kubeconfig: Kubeconfig) -> Result<Config> {
+    Ok(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)
 }
 
 async fn connect(clients: &[Client]) -> Result<()> {
@@ -303,13 +306,17 @@ async fn connect(clients: &[Client]) -> Result<()> {
     Ok(())
 }
 
-/// An API server takes requests before it has read what etcd has, which would count as time that the operator needs.
-pub async fn wait_for_the_caches(client: &Client) -> Result<()> {
-    // Of any age: answered from the cache, once there is one.
-    let one = ListParams::default().match_any().limit(1);
+/// An API server takes requests before it has read what etcd has, which would count as time that the operator needs. Until then it
+/// answers a watch with 429.
+pub async fn wait_for_the_caches(control_plane: &ControlPlane) -> Result<()> {
+    let mut config = config(Kubeconfig::read_from(control_plane.kubeconfig())?).await?;
+    // It would wait twice as long each time.
+    config.default_retry = false;
+    let client = Client::try_from(config)?;
     until("the API server's caches", async || {
-        Api::<Conversation>::all(client.clone()).list(&one).await.is_ok()
-            && Api::<AddressBinding>::all(client.clone()).list(&one).await.is_ok()
+        let watch = WatchParams::default();
+        Api::<Conversation>::all(client.clone()).watch(&watch, "0").await.is_ok()
+            && Api::<AddressBinding>::all(client.clone()).watch(&watch, "0").await.is_ok()
     })
     .await
 }
