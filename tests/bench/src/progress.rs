@@ -44,6 +44,11 @@ impl Progress {
         }
     }
 
+    /// A pair was measured: said at once, since the table comes late.
+    pub fn pair(&self, pair: usize, (ours, baseline): (f64, f64)) {
+        self.step(&format!("pair {pair}: {ours:.2} ÷ {baseline:.2} = {:.2}", ours / baseline));
+    }
+
     /// The scenario goes on with this.
     pub fn step(&self, what: &str) {
         let seconds = self.started.elapsed().as_secs();

@@ -33,6 +33,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         world.in_force(true)?;
         let ours_at_work = rates(bench, &world)?;
         for (index, bare) in bare.into_iter().enumerate() {
+            bench.progress.pair(pair, (ours[index], bare));
             paused[index].push((ours[index], bare));
             at_work[index].push((ours_at_work[index], bare));
         }

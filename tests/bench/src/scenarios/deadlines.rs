@@ -102,6 +102,7 @@ fn at_once(bench: &Bench, world: &mut World) -> Result<Row> {
             observers.seconds_from(due, count, work).await
         })?;
         world.empty(NAMESPACE)?;
+        bench.progress.pair(pair, (ours, bare));
         pairs.push((ours, bare));
     }
     let row = Row::pairs(7, format!("{count} deadlines at one instant, closed and released"), Unit::Seconds, &pairs);

@@ -35,7 +35,9 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         world.bare()?;
         let bare = bench.runtime.block_on(bare(&world, count))?;
         world.empty(NAMESPACE)?;
-        pairs.push((as_f64(count) / ours, as_f64(count) / bare));
+        let measured = (as_f64(count) / ours, as_f64(count) / bare);
+        bench.progress.pair(pair, measured);
+        pairs.push(measured);
     }
     let row = Row::pairs(2, format!("{count} conversations created and Ready"), Unit::PerSecond, &pairs);
     Ok(vec![row.target(Target::AtLeast(0.9))])
