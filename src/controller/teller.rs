@@ -1,6 +1,6 @@
 //! Tells people what has happened, beside the work: an API server that takes no Events holds nothing else up.
 
-use super::compact::Place;
+use super::compact::{Place, Uid};
 use super::index::Telling;
 use super::queue::Backoff;
 use super::work::backoff;
@@ -63,7 +63,8 @@ impl Teller {
             self.waiting.push_back(news);
             self.begin();
         } else {
-            tracing::warn!(?news, "too much waits to be told by Events, and this is not told");
+            let (News::Fact(Telling { place, .. }) | News::Since(place, _)) = news;
+            tracing::warn!(conversation = %place, "too much waits to be told by Events, and this is not told");
         }
     }
 
@@ -123,10 +124,9 @@ async fn tell_since(client: &Client, events: &Events, place: &Place, since: Time
     let conversations = Api::<Conversation>::namespaced(client.clone(), place.namespace());
     match timeout(PATIENCE, conversations.get_opt(place.name())).await {
         Ok(Ok(Some(Conversation { metadata, status: Some(status), .. }))) => {
-            let uid = metadata.uid.as_deref().unwrap_or_default().into();
+            let uid = Uid::from(metadata.uid.as_deref().unwrap_or_default());
             for fact in recent(&status, since) {
-                let (place, uid): (_, super::compact::Uid) = (place.clone(), Clone::clone(&uid));
-                tell(events, &Telling { place, uid, fact }).await;
+                tell(events, &Telling { place: place.clone(), uid: uid.clone(), fact }).await;
             }
         }
         Ok(Ok(_)) => {}
