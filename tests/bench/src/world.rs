@@ -313,12 +313,12 @@ pub async fn wait_for_the_caches(control_plane: &ControlPlane) -> Result<()> {
     // It would wait twice as long each time.
     config.default_retry = false;
     let client = Client::try_from(config)?;
-    until("the API server's caches", async || {
-        let watch = WatchParams::default();
-        Api::<Conversation>::all(client.clone()).watch(&watch, "0").await.is_ok()
-            && Api::<AddressBinding>::all(client.clone()).watch(&watch, "0").await.is_ok()
-    })
-    .await
+    // One that shows nothing: each would begin with all that is stored.
+    let watch = WatchParams::default().fields("metadata.name=none");
+    let conversations = Api::<Conversation>::all(client.clone());
+    let claims = Api::<AddressBinding>::all(client);
+    until("the API server's conversations", async || conversations.watch(&watch, "0").await.is_ok()).await?;
+    until("the API server's claims", async || claims.watch(&watch, "0").await.is_ok()).await
 }
 
 /// Creates a namespace, if there is none yet.
