@@ -61,6 +61,12 @@ What is wrong is one line on stderr.";
 enum Command {
     /// Serve the admission webhook, and keep conversations while this replica leads.
     Run(Box<Run>),
+    /// Ask the API server by a dry run whether a conversation can be created: whether the webhook answers it. Nothing is stored.
+    Check {
+        /// The namespace in which to ask; whoever asks must be allowed to create conversations there.
+        #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
+        namespace: String,
+    },
     /// Write the CustomResourceDefinitions as YAML.
     Crds {
         /// Write a file for each kind into this directory instead of printing them.
@@ -152,6 +158,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(run) => run.run(),
+            Command::Check { namespace } => check(&namespace),
             Command::Crds { directory } => crds(directory.as_deref()),
             Command::Completions { shell } => completions(shell),
         };
@@ -229,6 +236,13 @@ fn random_suffix() -> Result<String, Error> {
     let mut bytes = [0; 5];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers")?;
     Ok(BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+}
+
+fn check(namespace: &str) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run::check(namespace))?;
+    writeln!(std::io::stdout(), "a conversation can be created in the namespace {namespace}")?;
+    Ok(())
 }
 
 fn crds(directory: Option<&Path>) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::leader::{self, Elector};
-use crate::self_check::SelfCheck;
+use crate::self_check::{self, SelfCheck};
 use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
@@ -87,6 +87,16 @@ pub enum Error {
     /// The serving certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// No conversation can be created.
+    #[error(
+        "no conversation can be created in the namespace {namespace}: {source}; look whether the operator's pods are ready"
+    )]
+    NotAdmitted {
+        /// Where it was tried.
+        namespace: String,
+        /// What the API server said.
+        source: kube::Error,
+    },
     /// Signals cannot be listened for.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
@@ -204,6 +214,16 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
 async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
+}
+
+/// Asks once, by a dry run, whether a conversation can be created in `namespace`.
+///
+/// # Errors
+/// Where none can, with what stands in the way.
+pub async fn check(namespace: &str) -> Result<(), Error> {
+    let client = connect(&Metrics::new(Clock)).await?;
+    let result = self_check::try_once(client, namespace).await;
+    result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })
 }
 
 async fn connect(metrics: &Metrics) -> Result<Client, Error> {

@@ -1,7 +1,7 @@
 //! Asks the API server whether the webhook is in force: a conversation for a binding that another one holds is created as a dry run,
 //! which must be refused. It writes nothing and decides nothing; a metric tells what it found.
 
-use crate::api::{AddressBinding, Contact, Conversation, ConversationSpec, Proxy};
+use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
 use crate::core::binding::Binding;
 use crate::leader::Leadership;
@@ -93,11 +93,27 @@ impl SelfCheck {
     }
 }
 
+/// Tries by a dry run whether a conversation can be created in `namespace`; the error is what stands in the way. That somebody holds
+/// its binding does not: whoever says so is the webhook.
+pub async fn try_once(client: Client, namespace: &str) -> Result<(), kube::Error> {
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let conversation = conversation(Channel::Chat, NAME.to_owned(), format!("{NAME}-proxy"));
+    match Api::<Conversation>::namespaced(client, namespace).create(&dry_run, &conversation).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.message.contains(ALREADY_BOUND) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn second_holder(binding: &Binding) -> Conversation {
+    conversation(binding.channel(), binding.contact().to_string(), binding.proxy().to_string())
+}
+
+fn conversation(channel: Channel, contact: String, proxy: String) -> Conversation {
     let spec = ConversationSpec {
-        channel: binding.channel(),
-        contact: Some(Contact { address: binding.contact().to_string(), display_name: None }),
-        proxy: Proxy { address: binding.proxy().to_string() },
+        channel,
+        contact: Some(Contact { address: contact, display_name: None }),
+        proxy: Proxy { address: proxy },
         state: None,
         participants: None,
         timers: None,

@@ -108,3 +108,22 @@ async fn an_editor_keeps_conversations_and_touches_no_claim() {
     let name = desk.binding();
     assert_forbidden(editor.claims().delete(name.as_str(), &DeleteParams::default()).await, &["cannot delete"]);
 }
+
+/// What the pod of `helm test` runs, as the operator's account; anybody else is told what stands in the way.
+#[tokio::test]
+async fn a_check_as_the_operator_finds_that_conversations_can_be_created() {
+    let cluster = Cluster::shared();
+    let check = |kubeconfig: &std::path::Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_switchboard"));
+        command.arg("check").env("KUBECONFIG", kubeconfig);
+        command
+    };
+    let said = common::succeed(&mut check(&cluster.control_plane.data_dir().join("replica-1.kubeconfig")));
+    assert_eq!(said, "a conversation can be created in the namespace switchboard-system\n");
+
+    let outsider = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("outsider.kubeconfig");
+    std::fs::write(&outsider, cluster.control_plane.kubeconfig_for_token("outsider", 0)).unwrap();
+    let complaint = common::fail(&mut check(&outsider));
+    assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    assert!(complaint.contains("no conversation can be created") && complaint.contains("cannot create"), "{complaint}");
+}

@@ -172,6 +172,9 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     succeed(cluster.control_plane.kubectl().args(secret));
     cluster.installation.replica(0).restart().unwrap();
 
+    // The leader tries whether the webhook refuses a second holder of what somebody holds.
+    elsewhere.create("carol", json!({})).await.unwrap();
+
     let role = |kind: &str| -> Value {
         let mut kubectl = cluster.control_plane.kubectl();
         kubectl.args(["get", kind, "switchboard", "--namespace", NAMESPACE, "--output=json"]);

@@ -14,6 +14,7 @@ use common::{fail, succeed};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::process::Command;
 
 #[test]
 fn helm_has_nothing_to_say_against_the_chart() {
@@ -226,4 +227,28 @@ fn the_image_is_what_the_values_say() {
     assert_eq!(image("defaults"), format!("localhost/switchboard:{}", env!("CARGO_PKG_VERSION")));
     let pinned = image("everything");
     assert!(pinned.starts_with("registry.example/switchboard:0.1.0-rc.1@sha256:"), "{pinned}");
+}
+
+/// Every flag of `switchboard run` has its environment variable, and a line in the chart; and the chart sets none that there is not.
+#[test]
+fn every_flag_has_a_line_in_the_chart() {
+    let help = succeed(Command::new(env!("CARGO_BIN_EXE_switchboard")).args(["run", "--help"]));
+    let flags = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
+    let named: Vec<_> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
+    assert_eq!(flags, named.len(), "a flag has no environment variable: {named:?}");
+
+    let mut set = BTreeSet::new();
+    for (_, deployment) in objects(&["Deployment"]) {
+        let environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        set.extend(environment.into_iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
+    }
+    let without_a_line = [
+        // It is where the operator is, and RBAC permits the Lease there alone.
+        "SWITCHBOARD_LEASE_NAMESPACE",
+        // For tests: it can cost the guarantee.
+        "SWITCHBOARD_UNSAFE_GRACE_PERIOD",
+    ];
+    let known: BTreeSet<_> =
+        named.iter().filter(|name| !without_a_line.contains(name)).map(|name| (*name).to_owned()).collect();
+    assert_eq!(set, known);
 }

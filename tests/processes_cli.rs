@@ -112,3 +112,9 @@ fn a_shell_completes_what_there_is() {
         assert!(output.status.success() && text.contains("grace-period"), "{shell}: {text}");
     }
 }
+
+#[test]
+fn a_check_that_cannot_reach_the_api_server_says_so_with_the_remedy() {
+    let text = complaint(&switchboard(&["check"]));
+    assert!(text.contains("no API server is configured") && text.contains("KUBECONFIG"), "{text}");
+}
