@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model soak bench bench-check generate fmt clean-cache require
+.PHONY: help run test model soak bench bench-check generate image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, cargo-deny.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -53,11 +53,14 @@ generate: require ## Write anew what is generated: crds/ from the Rust types, th
 	cargo run --locked -- crds --directory crds
 	UPDATE=1 cargo test --locked --quiet --test chart_documentation --test chart_rendering -- the_readme the_schema_says each_case
 
+image: ## The container image, with buildah or podman: static, from scratch, reproducible, with its SBOM (IMAGE=registry.example/switchboard)
+	@image/build
+
 fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/cargo-cyclonedx-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:
