@@ -30,30 +30,30 @@ async fn desk_of(faulty: &Faulty) -> (Desk, Witness) {
 }
 
 /// Creates these, in this order, while no webhook is installed.
-async fn create_unseen(desk: &Desk, names: &[&str]) {
+async fn create_unseen(faulty: &Faulty, desk: &Desk, names: &[&str]) {
+    // What it holds tells whether the webhook is asked.
+    let (guard, _) = faulty.desk().await;
+    guard.create("guard", json!({})).await.unwrap();
     let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
     let mut configuration = configurations.get("switchboard").await.unwrap();
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    // The API server goes on asking for a moment.
+    wait_until_the_webhook_is_asked(&guard, false).await;
     for name in names {
-        // The API server goes on asking for a moment.
-        while let Err(refusal) = desk.create(name, json!({})).await {
-            assert!(Instant::now() < deadline, "the webhook stays in force: {refusal:?}");
-            sleep(PAUSE).await;
-        }
+        desk.create(name, json!({})).await.unwrap();
     }
     configuration.metadata.resource_version = None;
     configuration.metadata.uid = None;
     configurations.create(&PostParams::default(), &configuration).await.unwrap();
 }
 
-/// A dry run of the binding that is held is refused once a webhook is asked.
-async fn wait_for_the_webhook(desk: &Desk) {
+/// A dry run of the binding that is held is refused if and only if a webhook is asked.
+async fn wait_until_the_webhook_is_asked(desk: &Desk, is_asked: bool) {
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let probe = desk.conversation("probe", json!({}));
     let deadline = Instant::now() + PATIENCE;
-    while desk.create_object(&probe, &dry_run).await.is_ok() {
-        assert!(Instant::now() < deadline, "the webhook is not in force");
+    while desk.create_object(&probe, &dry_run).await.is_ok() == is_asked {
+        assert!(Instant::now() < deadline, "it stays as it was");
         sleep(PAUSE).await;
     }
 }
@@ -107,8 +107,8 @@ async fn in_order<'a>(desk: &Desk, names: [&'a str; 2]) -> [&'a str; 2] {
 async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
     let faulty = alone().await;
     let (desk, mut witness) = desk_of(&faulty).await;
-    create_unseen(&desk, &["unseen"]).await;
-    wait_for_the_webhook(&desk).await;
+    create_unseen(&faulty, &desk, &["unseen"]).await;
+    wait_until_the_webhook_is_asked(&desk, true).await;
     let unseen = bound(&desk, "unseen").await;
     witness.show_rest().await;
     let claim = desk.claim().await.unwrap();
@@ -124,10 +124,12 @@ async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
 async fn of_two_for_one_binding_the_older_is_bound_and_the_other_as_soon_as_it_is_free() {
     let faulty = alone().await;
     let (desk, mut witness) = desk_of(&faulty).await;
-    // Both are there when the leader sees the first of them.
+    // The leader sees neither before it begins anew, and then both in one list.
     faulty.proxy.freeze_watches(true);
-    create_unseen(&desk, &["unseen-1", "unseen-2"]).await;
+    create_unseen(&faulty, &desk, &["unseen-1", "unseen-2"]).await;
+    faulty.replica().kill();
     faulty.proxy.freeze_watches(false);
+    faulty.replica().start().unwrap();
     let [older, younger] = in_order(&desk, ["unseen-1", "unseen-2"]).await;
     bound(&desk, older).await;
     let told = not_bound(&desk, younger).await;
@@ -146,7 +148,7 @@ async fn who_finds_the_binding_held_is_told_so_in_an_event() {
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
     bound(&desk, "alice").await;
-    create_unseen(&desk, &["unseen"]).await;
+    create_unseen(&faulty, &desk, &["unseen"]).await;
     not_bound(&desk, "unseen").await;
     let note = event(&desk, "unseen", "AddressAlreadyBound").await;
     assert!(note.contains("48031"), "{note}");
@@ -159,7 +161,7 @@ async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
     bound(&desk, "alice").await;
-    create_unseen(&desk, &["unseen"]).await;
+    create_unseen(&faulty, &desk, &["unseen"]).await;
     not_bound(&desk, "unseen").await;
     witness.show_rest().await;
     assert_eq!(held_by(&desk).await.as_deref(), Some("alice"));
@@ -171,8 +173,8 @@ async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
 async fn killed_around_the_claim_for_one_that_no_webhook_saw(stage: Stage) {
     let faulty = alone().await;
     let (desk, mut witness) = desk_of(&faulty).await;
-    kill_around(&faulty, stage, claim_create(&desk), create_unseen(&desk, &["unseen"])).await;
-    wait_for_the_webhook(&desk).await;
+    kill_around(&faulty, stage, claim_create(&desk), create_unseen(&faulty, &desk, &["unseen"])).await;
+    wait_until_the_webhook_is_asked(&desk, true).await;
     bound(&desk, "unseen").await;
     witness.show_rest().await;
     assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
