@@ -364,15 +364,6 @@ async fn be_busy(desk: Desk) {
     }
 }
 
-/// Waits until the API server answers, after its store or itself was away.
-async fn until_it_answers(desk: &Desk) {
-    let deadline = Instant::now() + PATIENCE;
-    while desk.conversations().list(&kube::api::ListParams::default()).await.is_err() {
-        assert!(Instant::now() < deadline, "the API server does not come back");
-        sleep(PAUSE).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_server_that_is_killed_under_load_and_started_again_finds_all_in_order() {
     let faulty = alone().await;
@@ -383,7 +374,7 @@ async fn an_api_server_that_is_killed_under_load_and_started_again_finds_all_in_
     api_server.kill();
     api_server.start().unwrap();
     busy.abort();
-    until_it_answers(&desk).await;
+    desk.until_it_answers().await;
     create_as_soon_as_possible(&desk, "carol", json!({})).await;
     bound(&desk, "carol").await;
     witness.show_rest().await;
@@ -402,7 +393,7 @@ async fn an_etcd_that_is_killed_and_started_again_finds_all_in_order() {
     let undecided = undecided.expect("an answer in time");
     assert!(undecided.is_err(), "admitted without a look at the claims: {undecided:?}");
     etcd.start().unwrap();
-    until_it_answers(&desk).await;
+    desk.until_it_answers().await;
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     create_as_soon_as_possible(&desk, "bob", json!({})).await;
     let (bob, reason) = desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;

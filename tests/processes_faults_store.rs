@@ -30,15 +30,6 @@ async fn bound(desk: &Desk, name: &str) -> Conversation {
     desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
 }
 
-/// Waits until the API server answers, after its store or itself was away.
-async fn until_it_answers(desk: &Desk) {
-    let deadline = Instant::now() + PATIENCE;
-    while desk.conversations().list(&ListParams::default()).await.is_err() {
-        assert!(Instant::now() < deadline, "the API server does not come back");
-        sleep(PAUSE).await;
-    }
-}
-
 #[tokio::test]
 async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
     let faulty = alone().await;
@@ -120,7 +111,7 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_an
     control_plane.etcd().stop();
     copy(&data, &backup);
     control_plane.etcd().start().unwrap();
-    until_it_answers(&desk).await;
+    desk.until_it_answers().await;
 
     // What the backup does not know of.
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();

@@ -8,7 +8,7 @@ use super::reviewer::{Reviewer, Verdict};
 use control_plane::installation::NAMESPACE;
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::runtime::wait::await_condition;
@@ -124,6 +124,17 @@ impl Faulty {
             |lease: Option<&Lease>| lease.is_some_and(|lease| !holder(lease).is_empty() && holder(lease) != before);
         let lease = timeout(PATIENCE, await_condition(leases, "switchboard", is_another)).await;
         holder(&lease.expect("a leader in time").unwrap().unwrap())
+    }
+}
+
+impl Desk {
+    /// Waits until the API server answers, after its store or itself was away.
+    pub async fn until_it_answers(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.conversations().list(&ListParams::default()).await.is_err() {
+            assert!(Instant::now() < deadline, "the API server does not come back");
+            sleep(PAUSE).await;
+        }
     }
 }
 
