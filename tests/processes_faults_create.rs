@@ -16,7 +16,7 @@ use common::faulty::{
     create_as_soon_as_possible, create_denied, is_to_be_repeated, shared, status_write,
 };
 use common::oracle::Oracle;
-use common::proxy::{Fate, Stage};
+use common::proxy::{Call, Fate, Stage};
 use common::reviewer::{Reviewer, Verdict};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
@@ -411,6 +411,29 @@ async fn creating_an_existing_name_in_a_loop_does_not_delay_a_later_close() {
     }
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     desk.create("bob", json!({})).await.expect("a close frees the binding at once");
+    witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn what_an_admission_reads_comes_from_etcd_and_no_cache() {
+    let (faulty, desk, mut witness) = desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
+    let reads = |is_cached: bool| {
+        let (binding, place) = (desk.binding().to_string(), format!("/namespaces/{}/conversations", desk.namespace));
+        let is_read = move |call: &Call| {
+            let is_of_desk = call.path.contains(&place) || (call.path.clone() + &call.query).contains(&binding);
+            call.method == "GET" && is_of_desk && call.query.contains("resourceVersion") == is_cached
+        };
+        faulty.proxy.inflict(Stage::Before, Fate::Pass, is_read)
+    };
+    let (live, cached) = (reads(false), reads(true));
+    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    assert!(refusal.message.contains("48031"), "{refusal:?}");
+    assert_eq!(live.count(), 2, "the claim, and its holder");
+    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+    desk.create("bob", json!({})).await.unwrap();
+    assert_eq!(cached.count(), 0);
     witness.show_rest().await;
 }
 
