@@ -41,7 +41,7 @@ bench-check: require ## That the benchmarks work, with numbers too small to say 
 	cargo build --release --locked --workspace --bins
 	@QUICK=1 "$(TARGET)/release/bench"
 
-model: require ## The exhaustive check of the protocol, in its large configurations (about 15 minutes on two cores)
+model: require ## The exhaustive check of the protocol, in its large configurations (four minutes on two cores, once compiled)
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
 	cargo test --release --locked --test pure_claims_model -- --ignored --nocapture
 
