@@ -24,7 +24,7 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-test: require ## Everything that must hold: format, lints, tests, licences (cold about 25 minutes on two cores, then 5)
+test: require ## Everything that must hold: format, lints, tests, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
 	$(call stage,format,cargo fmt --all --check)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
