@@ -37,7 +37,7 @@ bench: require ## What it costs, against the same API server without it (an hour
 	@"$(TARGET)/release/bench"
 	cargo bench --locked --package bench
 
-bench-check: require ## That the benchmarks work, with numbers too small to say anything (2 minutes once compiled)
+bench-check: require ## That the benchmarks work, with numbers too small to say anything (some minutes once compiled)
 	cargo build --release --locked --workspace --bins
 	@QUICK=1 "$(TARGET)/release/bench"
 
