@@ -36,7 +36,7 @@ use work::{Finished, Next, Worker};
 
 /// How many pieces of work talk to the API server at once.
 const CONCURRENCY: usize = 16;
-/// How many tasks are looked at before events are: a new leader looks at everything.
+/// How many tasks are looked at before events are: much may be due at once.
 const AT_ONCE: usize = 256;
 /// How long after a status that follows activity the next one of the same conversation is written, however often it is reported.
 const BETWEEN_ROUTINE_WRITES: Duration = Duration::from_secs(1);
@@ -142,10 +142,15 @@ impl Controller {
     fn follow_leadership(&mut self) {
         let led = std::mem::replace(&mut self.leads, self.leadership.leads());
         if self.leads && !led {
-            for task in self.index.everything() {
+            let now = self.clock.now();
+            let (to_do, asleep) = self.index.survey(|place| self.is_under_way(place), now);
+            for task in to_do {
                 self.queue.add_due(task);
             }
-            let since = self.clock.now().before(MAYBE_UNTOLD_MILLISECONDS);
+            for (place, wake) in asleep {
+                self.queue.set_deadline(&place, Some(wake));
+            }
+            let since = now.before(MAYBE_UNTOLD_MILLISECONDS);
             for place in self.index.changed_lately(since) {
                 self.teller.tell_since(place, since);
             }
@@ -323,8 +328,11 @@ impl Controller {
     }
 
     fn plan(&self, place: &Place, now: Time) -> ConversationPlan {
-        let is_under_way = |other: &Place| self.queue.is_under_way(&Task::Conversation(other.clone()));
-        self.index.plan_conversation(place, is_under_way, now)
+        self.index.plan_conversation(place, |other| self.is_under_way(other), now)
+    }
+
+    fn is_under_way(&self, place: &Place) -> bool {
+        self.queue.is_under_way(&Task::Conversation(place.clone()))
     }
 
     fn came_out_well(&mut self, task: &Task) {

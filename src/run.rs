@@ -120,9 +120,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let health = listen(settings.health_address, "probes", "--health-address").await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let client = connect(&metrics).await?;
+    let Connections { client, persistent } = connect(&metrics).await?;
 
-    let claims = Claims::new(client.clone(), clock, settings.grace_period, metrics.clone());
+    let claims = |client| Claims::new(client, clock, settings.grace_period, metrics.clone());
+    let admitter = Admitter::new(persistent.clone(), claims(persistent));
+    let claims = claims(client.clone());
     let events = Events::new(client.clone(), settings.lease.identity.clone());
     let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
     metrics.leadership(leadership.clone());
@@ -135,7 +137,6 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         readiness.clone(),
         metrics.clone(),
     );
-    let admitter = Admitter::new(client.clone(), claims.clone());
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
     let mut parts: JoinSet<&'static str> = JoinSet::new();
@@ -221,20 +222,33 @@ async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> 
 /// # Errors
 /// Where none can, with what stands in the way.
 pub async fn check(namespace: &str) -> Result<(), Error> {
-    let client = connect(&Metrics::new(Clock)).await?;
-    let result = self_check::try_once(client, namespace).await;
+    let connections = connect(&Metrics::new(Clock)).await?;
+    let result = self_check::try_once(connections.client, namespace).await;
     result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })
 }
 
-async fn connect(metrics: &Metrics) -> Result<Client, Error> {
+/// What there is to call the API server by.
+struct Connections {
+    /// For whoever begins anew by itself, with pauses of its own, which those of a persistent one would multiply.
+    client: Client,
+    /// For whoever has an answer to give: what the API server is too busy for is asked again, within the time that is left for it.
+    persistent: Client,
+}
+
+async fn connect(metrics: &Metrics) -> Result<Connections, Error> {
     let config = Config::infer().await?;
     let url = config.cluster_url.to_string();
-    let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
-    let client = builder.with_layer(&CallLayer::new(metrics.clone())).build();
-    let why = match timeout(FIRST_CONTACT, client.apiserver_version()).await {
+    let client = |default_retry| {
+        let mut config = config.clone();
+        config.default_retry = default_retry;
+        let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
+        Ok::<_, Error>(builder.with_layer(&CallLayer::new(metrics.clone())).build())
+    };
+    let connections = Connections { client: client(false)?, persistent: client(true)? };
+    let why = match timeout(FIRST_CONTACT, connections.client.apiserver_version()).await {
         Ok(Ok(version)) => {
             tracing::info!(%url, version = version.git_version, "reached the API server");
-            return Ok(client);
+            return Ok(connections);
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} s", FIRST_CONTACT.as_secs()),

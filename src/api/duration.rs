@@ -1,6 +1,7 @@
 //! Durations as users write them (GEP-2257), parsed by the same rule that the schema states.
 
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU64;
 
 /// A span of time between one second and ten years, written as in GEP-2257: one to four pairs of a number of at most five
 /// digits and a unit out of `h`, `m`, `s` and `ms`, for example `90s`, `30m`, `24h` or `1h30m`.
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Duration {
-    milliseconds: u64,
+    milliseconds: NonZeroU64,
 }
 
 /// Why a text is no [`Duration`].
@@ -28,14 +29,14 @@ pub(super) const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
 impl Duration {
     /// The shortest duration: one second.
-    pub const MIN: Self = Self { milliseconds: 1_000 };
+    pub const MIN: Self = Self { milliseconds: NonZeroU64::MIN.saturating_add(999) };
     /// The longest duration: 87,600 hours, which is ten years of 365 days.
-    pub const MAX: Self = Self { milliseconds: 87_600 * 3_600_000 };
+    pub const MAX: Self = Self { milliseconds: NonZeroU64::MIN.saturating_add(87_600 * 3_600_000 - 1) };
 
     /// This duration in milliseconds, from 1,000 to 315,360,000,000.
     #[must_use]
     pub fn as_milliseconds(self) -> u64 {
-        self.milliseconds
+        self.milliseconds.get()
     }
 }
 
@@ -67,14 +68,11 @@ impl std::str::FromStr for Duration {
                 break;
             }
         }
-        let duration = Self { milliseconds };
         if !rest.is_empty() {
-            Err(DurationError::Spelling)
-        } else if (Self::MIN..=Self::MAX).contains(&duration) {
-            Ok(duration)
-        } else {
-            Err(DurationError::Bounds)
+            return Err(DurationError::Spelling);
         }
+        let duration = NonZeroU64::new(milliseconds).map(|milliseconds| Self { milliseconds });
+        duration.filter(|duration| (Self::MIN..=Self::MAX).contains(duration)).ok_or(DurationError::Bounds)
     }
 }
 
@@ -95,7 +93,7 @@ impl From<Duration> for String {
 impl std::fmt::Display for Duration {
     /// The shortest spelling: `1h30m` for `90m`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut rest = self.milliseconds;
+        let mut rest = self.as_milliseconds();
         for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
             if rest >= length {
                 write!(f, "{}{unit}", rest / length)?;

@@ -2,50 +2,70 @@
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroI64;
 
 /// An instant, RFC 3339 in UTC, to the millisecond. The last hours of the year 9999, which cannot be computed with, are read as
-/// the last instant that can. It is kept as milliseconds since 1970, since there are many of them.
+/// the last instant that can. It is kept as milliseconds since 1970, since there are many of them; those from 1970 on are kept
+/// plus one, so that an instant that is missing takes no room of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "std::borrow::Cow<'_, str>", into = "Timestamp")]
-pub struct Time(i64);
+pub struct Time(NonZeroI64);
 
 impl Time {
     /// The beginning of 1970, for what has no time of its own.
-    pub const EPOCH: Self = Self(0);
+    pub const EPOCH: Self = Self::of(0);
+
+    const fn of(milliseconds: i64) -> Self {
+        let kept = if milliseconds < 0 { milliseconds } else { milliseconds.saturating_add(1) };
+        Self(match NonZeroI64::new(kept) {
+            Some(kept) => kept,
+            None => NonZeroI64::MIN,
+        })
+    }
+
+    const fn milliseconds(self) -> i64 {
+        let kept = self.0.get();
+        if kept < 0 { kept } else { kept - 1 }
+    }
 
     /// `timestamp`, with what is finer than a millisecond cut off.
     #[must_use]
     pub fn new(timestamp: Timestamp) -> Self {
         let milliseconds = timestamp.as_nanosecond().div_euclid(1_000_000);
         // Every instant that can be written has so few.
-        Self(i64::try_from(milliseconds).unwrap_or(i64::MAX))
+        Self::of(i64::try_from(milliseconds).unwrap_or(i64::MAX))
     }
 
     /// The same instant as the rest of Kubernetes' types have it.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
-        let nanoseconds = i128::from(self.0) * 1_000_000;
-        Timestamp::from_nanosecond(nanoseconds).unwrap_or(if self.0 < 0 { Timestamp::MIN } else { Timestamp::MAX })
+        let milliseconds = self.milliseconds();
+        let nanoseconds = i128::from(milliseconds) * 1_000_000;
+        Timestamp::from_nanosecond(nanoseconds).unwrap_or(if milliseconds < 0 {
+            Timestamp::MIN
+        } else {
+            Timestamp::MAX
+        })
     }
 
     /// The instant `milliseconds` after this one, or the last instant that can be written where that lies beyond it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
         let last = Self::new(Timestamp::MAX);
-        Self(self.0.saturating_add(i64::try_from(milliseconds).unwrap_or(i64::MAX))).min(last)
+        Self::of(self.milliseconds().saturating_add(i64::try_from(milliseconds).unwrap_or(i64::MAX))).min(last)
     }
 
     /// The instant `milliseconds` before this one.
     #[must_use]
     pub fn before(self, milliseconds: u64) -> Self {
         let first = Self::new(Timestamp::MIN);
-        Self(self.0.saturating_sub(i64::try_from(milliseconds).unwrap_or(i64::MAX))).max(first)
+        Self::of(self.milliseconds().saturating_sub(i64::try_from(milliseconds).unwrap_or(i64::MAX))).max(first)
     }
 
     /// How many milliseconds lie between `earlier` and this instant; 0 where `earlier` is the later one.
     #[must_use]
     pub fn milliseconds_since(self, earlier: Self) -> u64 {
-        u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
+        u64::try_from(self.milliseconds().saturating_sub(earlier.milliseconds())).unwrap_or(0)
     }
 }
 
@@ -115,6 +135,16 @@ mod tests {
             assert_eq!(text.parse::<Time>().unwrap().to_string(), read, "{text}");
         }
         assert!("9999".parse::<Time>().is_err() && "soon".parse::<Time>().is_err());
+    }
+
+    #[test]
+    fn instants_around_1970_are_as_far_apart_as_they_are_and_a_missing_one_takes_no_room() {
+        let instants = [-2, -1, 0, 1, 2].map(Time::of);
+        assert!(instants.is_sorted());
+        assert_eq!(instants.map(Time::milliseconds), [-2, -1, 0, 1, 2]);
+        assert_eq!(instants[3].milliseconds_since(instants[1]), 2);
+        assert_eq!((Time::EPOCH, Time::EPOCH.before(1)), (instants[2], instants[1]));
+        assert_eq!(size_of::<Option<Time>>(), size_of::<Time>());
     }
 
     #[test]

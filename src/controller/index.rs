@@ -290,16 +290,26 @@ impl Index {
         &self.census
     }
 
-    /// Everything that a new leader looks at: first the conversations whose timers are due, in the order in which they are.
-    pub fn everything(&self) -> Vec<Task> {
+    /// What a new leader finds: what is to be worked on, first the conversations whose timers are due, in the order in which they
+    /// are; and when to look again at those that are as they should be, which nearly all are.
+    pub fn survey(&self, is_under_way: impl Fn(&Place) -> bool, now: Time) -> (Vec<Task>, Vec<(Place, Time)>) {
+        let (mut to_do, mut asleep) = (Vec::new(), Vec::new());
+        let places = self.conversations.keys().chain(self.closed.keys()).chain(self.unreadable.keys());
+        for place in places {
+            match self.plan_conversation(place, &is_under_way, now) {
+                ConversationPlan::Nothing { wake, look_at_first } if look_at_first.is_empty() => {
+                    asleep.extend(wake.map(|wake| (place.clone(), wake)));
+                }
+                _ => to_do.push(place),
+            }
+        }
         // As of 1970 nothing is due, and all that will be lies ahead.
-        let deadline = |entry: &Entry| decide(&entry.facts, None, Time::EPOCH).next;
-        let mut by_deadline: Vec<_> =
-            self.conversations.iter().map(|(place, entry)| (deadline(entry), place)).collect();
-        by_deadline.sort_unstable_by_key(|(deadline, _)| (deadline.is_none(), *deadline));
-        let conversations = by_deadline.into_iter().map(|(_, place)| place);
-        let conversations = conversations.chain(self.closed.keys()).chain(self.unreadable.keys());
-        conversations.cloned().map(Task::Conversation).chain(self.unsettled()).collect()
+        let deadline = |place: &Place| decide(&self.conversations.get(place)?.facts, None, Time::EPOCH).next;
+        to_do.sort_by_cached_key(|place| {
+            let deadline = deadline(place);
+            (deadline.is_none(), deadline)
+        });
+        (to_do.into_iter().cloned().map(Task::Conversation).chain(self.unsettled()).collect(), asleep)
     }
 
     /// The claims that record anything but the conversation that holds them.
@@ -813,7 +823,7 @@ mod tests {
         let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(place("alice")));
         let affected = index.conversation_unreadable(&unreadable("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
-        assert!(index.everything().contains(&task));
+        assert!(index.survey(|_| false, Time::EPOCH).0.contains(&task));
         let ConversationPlan::Report(told) = index.plan_conversation(&place("alice"), |_| false, Time::EPOCH) else {
             panic!("nothing is reported");
         };
@@ -836,7 +846,23 @@ mod tests {
             index.conversation_seen(&conversation(number, number, spec), now);
         }
         let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(place(name)));
-        assert_eq!(index.everything(), expected);
+        assert_eq!(index.survey(|_| false, Time::EPOCH), (expected.to_vec(), Vec::new()));
+    }
+
+    #[test]
+    fn a_new_leader_lets_those_sleep_that_are_as_they_should_be() {
+        let (mut index, now) = (index(), Instant::now());
+        let mut alice = conversation("alice", UID, json!({"contact": null, "timers": {"closeAfter": "10m"}}));
+        index.conversation_seen(&alice, now);
+        let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
+        let ConversationPlan::Write(write) = index.plan_conversation(&place("alice"), |_| false, created) else {
+            panic!("its status is not written")
+        };
+        alice.status = Some(write.status);
+        index.conversation_seen(&alice, now);
+        let due = created.after(600_000);
+        assert_eq!(index.survey(|_| false, created), (Vec::new(), vec![(place("alice"), due)]));
+        assert_eq!(index.survey(|_| false, due), (vec![Task::Conversation(place("alice"))], Vec::new()));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub enum Task {
 enum Lane {
     /// What an event has asked for.
     New,
-    /// What is due, and all that a new leader looks at.
+    /// What is due, and what a new leader finds to do.
     Due,
 }
 
