@@ -137,6 +137,7 @@ impl Controller {
         }
         let (count, oldest) = self.index.census().unassigned();
         self.metrics.unassigned(count, oldest);
+        self.metrics.unreadable(self.index.unreadable());
     }
 
     fn follow_leadership(&mut self) {

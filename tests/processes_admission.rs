@@ -26,10 +26,6 @@ fn assert_48031(status: &Status, holder: &str) {
     assert_eq!(causes, [("48031", "spec.contact.address")], "{status:?}");
 }
 
-async fn held_by(desk: &Desk) -> Option<String> {
-    desk.claim().await.map(|claim| claim.spec.conversation_ref.name)
-}
-
 #[tokio::test]
 async fn a_second_open_conversation_for_a_binding_is_refused_with_48031() {
     let desk = Cluster::shared().desk().await;
@@ -130,7 +126,7 @@ async fn a_generated_name_is_admitted_like_any_other() {
     object.metadata.name = None;
     object.metadata.generate_name = Some("inbound-".into());
     let stored = desk.create_object(&object, &PostParams::default()).await.unwrap();
-    assert_eq!(held_by(&desk).await, stored.metadata.name);
+    assert_eq!(desk.held_by().await, stored.metadata.name);
     let refusal = desk.create_object(&object, &PostParams::default()).await.unwrap_err();
     assert_48031(&refusal, stored.metadata.name.as_deref().unwrap());
 }

@@ -42,7 +42,7 @@ async fn unguarded() -> &'static Faulty {
 async fn wait_until_hands_are_free(faulty: &Faulty) {
     let (desk, _) = faulty.desk().await;
     desk.create("probe", json!({})).await.unwrap();
-    bound(&desk, "probe").await;
+    desk.bound("probe").await;
     let dry_run = DeleteParams { dry_run: true, ..DeleteParams::default() };
     let deadline = Instant::now() + PATIENCE;
     while desk.claims().delete(desk.binding().as_str(), &dry_run).await.is_err()
@@ -58,10 +58,6 @@ async fn unguarded_desk() -> (&'static Faulty, Desk, Witness) {
     let (desk, _) = faulty.desk().await;
     let witness = faulty.witness(&desk, Oracle::default().with_claims_changed_by_hand());
     (faulty, desk, witness)
-}
-
-async fn bound(desk: &Desk, name: &str) -> Conversation {
-    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
 }
 
 async fn patch_status(desk: &Desk, name: &str, status: Value, dry_run: bool) -> kube::Result<Conversation> {
@@ -86,7 +82,7 @@ fn assert_forbidden<T: std::fmt::Debug>(result: kube::Result<T>, policy: &str) {
 async fn a_claim_is_not_made_changed_or_deleted_by_hand_not_even_by_an_administrator() {
     let (desk, mut witness) = shared().await.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let before = desk.claim().await.unwrap();
     let name = desk.binding();
     assert_forbidden(desk.claims().delete(name.as_str(), &DeleteParams::default()).await, "switchboard-claims");
@@ -105,7 +101,7 @@ async fn a_claim_is_not_made_changed_or_deleted_by_hand_not_even_by_an_administr
 async fn a_status_is_not_wiped_or_forged_by_hand_not_even_by_an_administrator() {
     let (desk, mut witness) = shared().await.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    let before = bound(&desk, "alice").await;
+    let before = desk.bound("alice").await;
     for status in [json!({"conditions": []}), json!({"state": "Closed"}), json!({"addressBindingName": null})] {
         assert_forbidden(patch_status(&desk, "alice", status, false).await, "switchboard-status");
     }
@@ -117,7 +113,7 @@ async fn a_status_is_not_wiped_or_forged_by_hand_not_even_by_an_administrator() 
 async fn a_claim_that_was_deleted_by_hand_is_made_again_for_its_holder() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     let alice = desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     desk.claims().delete(desk.binding().as_str(), &DeleteParams::default()).await.unwrap();
     witness.show_rest().await;
     let claim = desk.claim().await.unwrap();
@@ -131,7 +127,7 @@ async fn a_claim_that_was_deleted_by_hand_is_made_again_for_its_holder() {
 async fn who_gets_in_while_a_claim_is_missing_is_bound_and_the_former_holder_is_not_until_it_is_free() {
     let (faulty, desk, mut witness) = unguarded_desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let mut again =
         faulty.proxy.hold(Stage::Before, |call| call.is("POST", "/addressbindings") && call.mentions("\"alice\""));
     desk.claims().delete(desk.binding().as_str(), &DeleteParams::default()).await.unwrap();
@@ -150,10 +146,10 @@ async fn who_gets_in_while_a_claim_is_missing_is_bound_and_the_former_holder_is_
     assert_eq!(reason, ConditionReason::AddressAlreadyBound);
     let conditions = alice.status.unwrap().conditions;
     assert!(conditions.iter().any(|condition| condition.message.starts_with("48031: ")), "{conditions:?}");
-    bound(&desk, "bob").await;
+    desk.bound("bob").await;
     witness.show_rest().await;
     desk.change("bob", json!({"state": "Closed"})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     witness.show_rest().await;
 }
 
@@ -161,7 +157,7 @@ async fn who_gets_in_while_a_claim_is_missing_is_bound_and_the_former_holder_is_
 async fn a_claim_that_was_edited_to_name_nobody_names_its_holder_again() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     edit_claim(&desk, json!({"conversationRef": {"name": "nobody"}})).await.unwrap();
     witness.show_rest().await;
     assert_eq!(desk.claim().await.unwrap().spec.conversation_ref.name, "alice");
@@ -171,7 +167,7 @@ async fn a_claim_that_was_edited_to_name_nobody_names_its_holder_again() {
 async fn a_claim_whose_admissions_were_removed_by_hand_keeps_its_holder() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     edit_claim(&desk, json!({"admissions": []})).await.unwrap();
     let refusal = desk.create("bob", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("48031"), "{refusal:?}");
@@ -185,7 +181,7 @@ async fn a_claim_whose_admissions_were_removed_by_hand_keeps_its_holder() {
 async fn a_claim_with_a_forged_uid_is_cleaned_after_the_grace_period() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     let alice = desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let time = "2020-01-01T00:00:00.000Z";
     let uids = [alice.metadata.uid.unwrap(), "forged".to_owned()];
     let admissions: Vec<_> = uids.iter().map(|uid| json!({"uid": uid, "time": time})).collect();
@@ -198,10 +194,10 @@ async fn a_claim_with_a_forged_uid_is_cleaned_after_the_grace_period() {
 async fn a_status_that_was_wiped_by_hand_is_written_again() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    let before = bound(&desk, "alice").await;
+    let before = desk.bound("alice").await;
     let wiped = json!({"conditions": [], "state": null, "addressBindingName": null, "observedGeneration": null});
     patch_status(&desk, "alice", wiped, false).await.unwrap();
-    let after = bound(&desk, "alice").await;
+    let after = desk.bound("alice").await;
     witness.show_rest().await;
     let name = |conversation: &Conversation| conversation.status.as_ref().unwrap().address_binding_name.clone();
     assert_eq!(name(&after), name(&before));
@@ -211,7 +207,7 @@ async fn a_status_that_was_wiped_by_hand_is_written_again() {
 async fn of_two_that_hold_a_binding_because_of_a_claim_that_was_edited_one_is_called_bound() {
     let (_faulty, desk, mut witness) = unguarded_desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     edit_claim(&desk, json!({"conversationRef": {"name": "bob"}, "admissions": []})).await.unwrap();
     // He is admitted where the leader has not repaired the claim yet.
     let bob = desk.create("bob", json!({})).await;

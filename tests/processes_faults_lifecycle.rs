@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE, condition};
+use common::cluster::{Desk, PATIENCE, condition, metrics};
 use common::faulty::{Faulty, PAUSE, alone, kill_around, status_write};
 use common::oracle::{Change, Kind};
 use common::proxy::{Call, Fate, Stage};
@@ -26,10 +26,6 @@ use tokio::time::{Instant, sleep};
 
 fn status(conversation: &Conversation) -> &ConversationStatus {
     conversation.status.as_ref().unwrap()
-}
-
-async fn bound(desk: &Desk, name: &str) -> Conversation {
-    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
 }
 
 /// The operator closes a conversation of this desk.
@@ -157,7 +153,7 @@ async fn a_duration_of_ten_years_is_a_deadline_like_any_other() {
     let timers = json!({"inactiveAfter": "87599h", "closeAfter": "87600h", "closeUnassignedAfter": "87600h"});
     let created = desk.create("alice", json!({"timers": timers, "ttlAfterClosed": "87600h"})).await.unwrap();
     let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
-    let alice = bound(&desk, "alice").await;
+    let alice = desk.bound("alice").await;
     let deadlines = status(&alice).deadlines.clone().unwrap();
     assert_eq!(deadlines.close_time, Some(created.after(87_600 * 3_600_000)));
     assert_eq!(deadlines.inactive_time, Some(created.after(87_599 * 3_600_000)));
@@ -169,7 +165,7 @@ async fn a_flood_of_reports_is_followed_once_a_second() {
     let faulty = alone().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let writes = faulty.proxy.inflict(Stage::Before, Fate::Pass, status_write(&desk, "alice"));
     let began = Instant::now();
     for _ in 0..REPORTS {
@@ -243,7 +239,7 @@ async fn told_once_around(stage: Stage) {
     let faulty = alone().await;
     let (desk, _) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let close = async {
         desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     };
@@ -274,7 +270,7 @@ async fn an_api_server_that_takes_no_events_holds_nothing_up() {
     let held = faulty.proxy.hold(Stage::Before, event(&desk, "alice"));
     for _ in 0..20 {
         desk.create("alice", json!({"participants": []})).await.unwrap();
-        bound(&desk, "alice").await;
+        desk.bound("alice").await;
         desk.delete("alice").await;
         desk.wait_until_free().await;
     }
@@ -304,7 +300,7 @@ async fn lists_are_streamed_and_fetched_by_pages_where_the_server_does_not_strea
     let faulty = alone().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     faulty.replica().kill();
     let streamed = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| is_list(call, true));
     let paged = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| is_list(call, false));
@@ -352,8 +348,8 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     let control_plane = &faulty.cluster.control_plane;
     desk.create("alice", json!({})).await.unwrap();
     other.create("bob", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
-    bound(&other, "bob").await;
+    desk.bound("alice").await;
+    other.bound("bob").await;
 
     let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let timers = change_schema_of_timers(&faulty, anything).await;
@@ -373,6 +369,7 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     let told = desk.wait_for_event("alice", "Unreadable").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));
     assert!(told[0].note.as_ref().unwrap().contains("spec: must be a duration"), "{told:?}");
+    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 1\n"));
 
     // Neither the watch of the others nor a list that begins with it stops.
     other.change("bob", json!({"participants": []})).await.unwrap();
@@ -389,6 +386,7 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     patch(control_plane, &desk, "alice", &json!({"timers": null}), "none").expect("it can be corrected");
     let corrected = |alice: &Conversation| status(alice).observed_generation == alice.metadata.generation;
     let alice = desk.wait_for("alice", "observed", corrected).await;
+    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 0\n"));
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));
     desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
     desk.wait_until_free().await;

@@ -23,12 +23,8 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::wait::{await_condition, conditions};
 use serde_json::json;
 use std::path::Path;
-use switchboard::api::{AddressBinding, ConditionStatus, ConditionType, Conversation};
+use switchboard::api::AddressBinding;
 use tokio::time::{Instant, sleep, timeout};
-
-async fn bound(desk: &Desk, name: &str) -> Conversation {
-    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
-}
 
 #[tokio::test]
 async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
@@ -36,7 +32,7 @@ async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost(
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     other.create("alice", json!({})).await.unwrap();
-    bound(&other, "alice").await;
+    other.bound("alice").await;
     set_disk_full(&faulty.cluster.control_plane, true).await;
     let refusal = desk.create("alice", json!({})).await.expect_err("no claim can be made");
     assert!(is_to_be_repeated(&refusal), "{refusal:?}");
@@ -47,8 +43,8 @@ async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost(
     set_disk_full(&faulty.cluster.control_plane, false).await;
     create_as_soon_as_possible(&desk, "alice", json!({})).await;
     create_as_soon_as_possible(&other, "bob", json!({})).await;
-    bound(&desk, "alice").await;
-    bound(&other, "bob").await;
+    desk.bound("alice").await;
+    other.bound("bob").await;
     witness.show_rest().await;
     other_witness.show_rest().await;
 }
@@ -60,7 +56,7 @@ async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() 
     let (other, mut other_witness) = faulty.desk().await;
     for desk in [&desk, &other] {
         desk.create("alice", json!({})).await.unwrap();
-        bound(desk, "alice").await;
+        desk.bound("alice").await;
     }
     let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
     let gone = faulty.proxy.inflict(Stage::Before, Fate::Answer(503), is_watch);
@@ -83,7 +79,7 @@ async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() 
     desk.wait_until_free().await;
     other.wait_until_free().await;
     create_as_soon_as_possible(&desk, "carol", json!({})).await;
-    bound(&desk, "carol").await;
+    desk.bound("carol").await;
     witness.show_rest().await;
     other_witness.show_rest().await;
 }
@@ -106,7 +102,7 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_an
     let control_plane = &faulty.cluster.control_plane;
     let (desk, _) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     let (data, backup) = (control_plane.etcd_data(), control_plane.data_dir().join("backup"));
     control_plane.etcd().stop();
     copy(&data, &backup);
@@ -116,7 +112,7 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_an
     // What the backup does not know of.
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    bound(&desk, "bob").await;
+    desk.bound("bob").await;
 
     control_plane.api_server(0).stop();
     control_plane.etcd().stop();
@@ -135,7 +131,7 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_an
     witness.show_rest().await;
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    bound(&desk, "bob").await;
+    desk.bound("bob").await;
     witness.show_rest().await;
 }
 

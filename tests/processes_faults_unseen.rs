@@ -19,7 +19,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
-use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation};
+use switchboard::api::{ConditionReason, ConditionStatus, ConditionType};
 use tokio::time::{Instant, sleep};
 
 /// A desk all of whose conversations may have been made while no webhook was installed.
@@ -58,20 +58,12 @@ async fn wait_until_the_webhook_is_asked(desk: &Desk, is_asked: bool) {
     }
 }
 
-async fn bound(desk: &Desk, name: &str) -> Conversation {
-    desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
-}
-
 /// Waits until the conversation is told that another one holds its binding, and returns what it is told.
 async fn not_bound(desk: &Desk, name: &str) -> String {
     let (conversation, reason) = desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::False).await;
     assert_eq!(reason, ConditionReason::AddressAlreadyBound);
     let conditions = conversation.status.unwrap().conditions;
     conditions.into_iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap().message
-}
-
-async fn held_by(desk: &Desk) -> Option<String> {
-    desk.claim().await.map(|claim| claim.spec.conversation_ref.name)
 }
 
 /// Waits for an event of that reason about the conversation, and returns its note.
@@ -109,7 +101,7 @@ async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
     let (desk, mut witness) = desk_of(&faulty).await;
     create_unseen(&faulty, &desk, &["unseen"]).await;
     wait_until_the_webhook_is_asked(&desk, true).await;
-    let unseen = bound(&desk, "unseen").await;
+    let unseen = desk.bound("unseen").await;
     witness.show_rest().await;
     let claim = desk.claim().await.unwrap();
     assert_eq!(Some(&claim.spec.admissions[0].uid), unseen.metadata.uid.as_ref());
@@ -131,15 +123,15 @@ async fn of_two_for_one_binding_the_older_is_bound_and_the_other_as_soon_as_it_i
     faulty.proxy.freeze_watches(false);
     faulty.replica().start().unwrap();
     let [older, younger] = in_order(&desk, ["unseen-1", "unseen-2"]).await;
-    bound(&desk, older).await;
+    desk.bound(older).await;
     let told = not_bound(&desk, younger).await;
     assert!(told.starts_with("48031: ") && told.contains(&format!("{}/{older}", desk.namespace)), "{told}");
     witness.show_rest().await;
-    assert_eq!(held_by(&desk).await.as_deref(), Some(older));
+    assert_eq!(desk.held_by().await.as_deref(), Some(older));
     desk.change(older, json!({"state": "Closed"})).await.unwrap();
-    bound(&desk, younger).await;
+    desk.bound(younger).await;
     witness.show_rest().await;
-    assert_eq!(held_by(&desk).await.as_deref(), Some(younger));
+    assert_eq!(desk.held_by().await.as_deref(), Some(younger));
 }
 
 #[tokio::test]
@@ -147,7 +139,7 @@ async fn who_finds_the_binding_held_is_told_so_in_an_event() {
     let faulty = alone().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     create_unseen(&faulty, &desk, &["unseen"]).await;
     not_bound(&desk, "unseen").await;
     let note = event(&desk, "unseen", "AddressAlreadyBound").await;
@@ -160,13 +152,13 @@ async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
     let faulty = alone().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
-    bound(&desk, "alice").await;
+    desk.bound("alice").await;
     create_unseen(&faulty, &desk, &["unseen"]).await;
     not_bound(&desk, "unseen").await;
     witness.show_rest().await;
-    assert_eq!(held_by(&desk).await.as_deref(), Some("alice"));
+    assert_eq!(desk.held_by().await.as_deref(), Some("alice"));
     desk.delete("alice").await;
-    bound(&desk, "unseen").await;
+    desk.bound("unseen").await;
     witness.show_rest().await;
 }
 
@@ -175,7 +167,7 @@ async fn killed_around_the_claim_for_one_that_no_webhook_saw(stage: Stage) {
     let (desk, mut witness) = desk_of(&faulty).await;
     kill_around(&faulty, stage, claim_create(&desk), create_unseen(&faulty, &desk, &["unseen"])).await;
     wait_until_the_webhook_is_asked(&desk, true).await;
-    bound(&desk, "unseen").await;
+    desk.bound("unseen").await;
     witness.show_rest().await;
     assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
 }

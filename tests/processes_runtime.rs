@@ -10,11 +10,11 @@
 mod common;
 
 use common::caller::{self, Caller};
-use common::cluster::{Cluster, PATIENCE};
-use control_plane::{ControlPlane, Installation, Replica};
+use common::cluster::{Cluster, PATIENCE, metrics};
+use control_plane::{ControlPlane, Installation};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::Api;
 use kube::api::DeleteParams;
-use kube::{Api, Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
@@ -33,12 +33,6 @@ struct Told {
     type_: String,
     labels: BTreeSet<String>,
     meaning: String,
-}
-
-/// What `/metrics` of a replica says.
-async fn metrics(replica: &Replica) -> String {
-    let client = Client::try_from(Config::new(format!("http://{}", replica.address()).parse().unwrap())).unwrap();
-    client.request_text(hyper::Request::get("/metrics").body(Vec::new()).unwrap()).await.unwrap()
 }
 
 /// The metrics of a text for Prometheus, by the name that their samples have in a query: that of a histogram without `_bucket`.

@@ -290,6 +290,11 @@ impl Index {
         &self.census
     }
 
+    /// How many stored conversations cannot be read.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable.len()
+    }
+
     /// What a new leader finds: what is to be worked on, first the conversations whose timers are due, in the order in which they
     /// are; and when to look again at those that are as they should be, which nearly all are.
     pub fn survey(&self, is_under_way: impl Fn(&Place) -> bool, now: Time) -> (Vec<Task>, Vec<(Place, Time)>) {

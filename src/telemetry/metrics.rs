@@ -15,7 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -273,6 +273,7 @@ struct Inner {
     orphans: Counter,
     conversations: Family<ConversationLabels, Gauge>,
     unassigned: Gauge,
+    unreadable: Gauge,
     lateness: Histogram,
     reconcile_duration: Family<TaskLabels, Histogram>,
     reconcile_errors: Family<ClassLabels, Counter>,
@@ -327,18 +328,21 @@ impl Metrics {
             "Writes to claims: done, lost to another writer, or failed",
             claim_writes.clone(),
         );
-        let released = Counter::default();
-        registry.register("claims_released", "Claims that the leader released", released.clone());
-        let orphans = Counter::default();
-        registry.register(
+        let released = registered(&mut registry, "claims_released", "Claims that the leader released");
+        let orphans = registered(
+            &mut registry,
             "orphans_collected",
             "Released claims of creates that were admitted and never stored",
-            orphans.clone(),
         );
-        let conversations = Family::<ConversationLabels, Gauge>::default();
-        registry.register("conversations", "Open conversations by channel and state in effect", conversations.clone());
-        let unassigned = Gauge::default();
-        registry.register("unassigned_conversations", "Open conversations without a participant", unassigned.clone());
+        let conversations =
+            registered(&mut registry, "conversations", "Open conversations by channel and state in effect");
+        let unassigned =
+            registered(&mut registry, "unassigned_conversations", "Open conversations without a participant");
+        let unreadable = registered(
+            &mut registry,
+            "unreadable_conversations",
+            "Stored conversations that cannot be read, about which nothing is done until they are corrected",
+        );
         let lateness = Histogram::new(LATENESS);
         registry.register(
             "timer_lateness_seconds",
@@ -364,20 +368,17 @@ impl Metrics {
             "Pieces of the leader's work that failed, by class",
             reconcile_errors.clone(),
         );
-        let api_calls = Family::<CallLabels, Counter>::default();
-        registry.register(
+        let api_calls = registered(
+            &mut registry,
             "api_requests",
             "Calls of the API server, by the code it answered with; 0 where there was no answer",
-            api_calls.clone(),
         );
-        let certificate_expiry = Family::<CertificateLabels, Gauge>::default();
-        registry.register(
+        let certificate_expiry = registered(
+            &mut registry,
             "certificate_expiry_timestamp_seconds",
             "When a certificate of the webhook expires, since 1970",
-            certificate_expiry.clone(),
         );
-        let panics = Counter::default();
-        registry.register("panics", "Handlers that panicked", panics.clone());
+        let panics = registered(&mut registry, "panics", "Handlers that panicked");
         let build = Info::new([("version", VERSION), ("commit", COMMIT)]);
         registry.register("build", "What runs", build);
         let live = Arc::new(Live { clock, state: Mutex::default() });
@@ -391,6 +392,7 @@ impl Metrics {
             orphans,
             conversations,
             unassigned,
+            unreadable,
             lateness,
             reconcile_duration,
             reconcile_errors,
@@ -436,6 +438,11 @@ impl Metrics {
     pub fn conversations(&self, channel: Channel, state: State, count: u64) {
         let labels = ConversationLabels { channel: channel.as_str(), state: state_word(state) };
         self.0.conversations.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many stored conversations cannot be read.
+    pub fn unreadable(&self, count: usize) {
+        self.0.unreadable.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// So many open conversations have no participant, the oldest of them since then.
@@ -537,4 +544,11 @@ impl Collector for Live {
         }
         Ok(())
     }
+}
+
+/// A new metric that the registry knows by `name` and explains by `help`.
+fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }

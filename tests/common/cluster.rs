@@ -1,7 +1,7 @@
 //! One control plane with switchboard installed from its chart, for all tests of a process: two API servers, two replicas.
 //! Each test has a namespace and addresses of its own, so that none depends on another.
 
-use control_plane::{ControlPlane, Installation};
+use control_plane::{ControlPlane, Installation, Replica};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
@@ -200,12 +200,28 @@ impl Desk {
         self.claims().get_opt(self.binding().as_str()).await.unwrap()
     }
 
+    /// Whom the claim on this desk's binding names.
+    pub async fn held_by(&self) -> Option<String> {
+        self.claim().await.map(|claim| claim.spec.conversation_ref.name)
+    }
+
+    /// Waits until the conversation is bound, and returns it.
+    pub async fn bound(&self, name: &str) -> Conversation {
+        self.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
+    }
+
     /// Waits until nobody has this desk's binding.
     pub async fn wait_until_free(&self) {
         let name = self.binding();
         let gone = await_condition(self.claims(), name.as_str(), |claim: Option<&AddressBinding>| claim.is_none());
         timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("{name} is still claimed")).unwrap();
     }
+}
+
+/// What `/metrics` of a replica says.
+pub async fn metrics(replica: &Replica) -> String {
+    let client = Client::try_from(Config::new(format!("http://{}", replica.address()).parse().unwrap())).unwrap();
+    client.request_text(hyper::Request::get("/metrics").body(Vec::new()).unwrap()).await.unwrap()
 }
 
 /// The status and the reason of a condition.
