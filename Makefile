@@ -1,9 +1,9 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model soak bench bench-check generate image fmt clean-cache require
+.PHONY: help run test model soak fuzz bench bench-check generate image fmt clean-cache require
 
-# What is built or fetched for development stays here, outside the repository: the control plane, cargo-deny.
+# What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -30,7 +30,7 @@ test: require ## Everything that must hold: format, lints, tests, licences (abou
 	$(call stage,compile,cargo test --locked --workspace --no-run)
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
-	$(call stage,licences,.ci/cargo-deny --locked check licenses bans sources)
+	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
 
 bench: require ## What it costs, against the same API server without it (an hour; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins
@@ -49,6 +49,14 @@ soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 
 	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."
 	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test processes_races -- --ignored --nocapture --exact soak
 
+fuzz: require ## Random input for what strangers can send: reviews, addresses, durations (SECONDS=60 for each; needs a C++ compiler)
+	@echo "Compiles a fuzzer, then tries inputs until one makes a parser panic or answer wrongly, or until the time is over."
+	@for target in review address duration; do \
+		corpus="$(TARGET)/fuzz-corpus/$$target"; mkdir -p "$$corpus"; \
+		RUSTC_BOOTSTRAP=1 .ci/cargo-tool fuzz run --fuzz-dir tests/fuzz --target-dir "$(TARGET)/fuzz" --sanitizer none $$target \
+			"$$corpus" tests/fuzz/seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 || exit 1; \
+	done
+
 generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings
 	cargo run --locked -- crds --directory crds
 	UPDATE=1 cargo test --locked --quiet --test chart_documentation --test chart_rendering -- the_readme the_schema_says each_case
@@ -60,7 +68,7 @@ fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-deny-* "$(SWITCHBOARD_CACHE)"/cargo-cyclonedx-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:

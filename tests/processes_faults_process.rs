@@ -318,6 +318,22 @@ async fn with_watches_that_are_open_and_dead_admission_stays_right_and_the_rest_
 }
 
 #[tokio::test]
+async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let (other, mut other_witness) = faulty.desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    desk.bound("alice").await;
+    faulty.proxy.kill_watches();
+    desk.delete("alice").await;
+    other.create("bob", json!({})).await.unwrap();
+    other.bound("bob").await;
+    desk.wait_until_free().await;
+    witness.show_rest().await;
+    other_witness.show_rest().await;
+}
+
+#[tokio::test]
 async fn an_operator_that_is_cut_off_for_longer_than_its_lease_admits_nothing_and_recovers() {
     let faulty = alone().await;
     let (desk, mut witness) = faulty.desk().await;

@@ -12,6 +12,9 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
+/// After so many seconds, and five more, a watch through which nothing has come is taken for dead: a connection can end without a
+/// word, and a server lets one hear at least once in a watch that nothing has happened. A streamed list has to end in them, too.
+const SECONDS: u32 = 60;
 /// How many streamed lists in a row may begin and not end before lists are fetched by pages.
 const STREAMED_ATTEMPTS: u32 = 3;
 
@@ -125,7 +128,7 @@ impl<K: Kind> Resource for Stored<K> {
 ///
 /// The list that it begins with is streamed, one object at a time, where the server can do that, and fetched by pages otherwise.
 pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watcher::Result<Event<Stored<K>>>> + Send {
-    let api = Api::<Stored<K>>::all(client);
+    let (api, config) = (Api::<Stored<K>>::all(client), config.timeout(SECONDS));
     let streamed = events(api.clone(), config.clone().streaming_lists());
     stream::unfold((streamed, Some((api, config)), 0), |(mut now, mut paged, mut unfinished)| async move {
         let event = now.next().await?;

@@ -23,7 +23,7 @@ use switchboard::core::binding::{Binding, BindingName};
 use tokio::time::timeout;
 
 /// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A control plane and what is installed on it.
 pub struct Cluster {

@@ -102,6 +102,9 @@ struct Shared {
     numbers: AtomicUsize,
     /// Whether nothing gets through a watch.
     are_watches_frozen: watch::Sender<bool>,
+    /// How many watches there have been, and how many of them are dead.
+    watches: AtomicUsize,
+    dead_watches: AtomicUsize,
 }
 
 /// A fault that is in force until this is dropped.
@@ -242,6 +245,11 @@ impl Proxy {
     pub fn freeze_watches(&self, freeze: bool) {
         self.shared.are_watches_frozen.send_replace(freeze);
     }
+
+    /// The watches that there are stay open for ever, and nothing comes through them any more, not even that they have ended.
+    pub fn kill_watches(&self) {
+        self.shared.dead_watches.store(self.shared.watches.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
 }
 
 async fn carry(shared: Arc<Shared>, client: Client, request: Request<Bytes>) -> Option<Response<Body>> {
@@ -287,7 +295,12 @@ impl Shared {
 }
 
 /// What the server answers; nothing where it does not.
-async fn forward(shared: &Shared, client: &Client, call: &Call, request: Request<Bytes>) -> Option<Response<Body>> {
+async fn forward(
+    shared: &Arc<Shared>,
+    client: &Client,
+    call: &Call,
+    request: Request<Bytes>,
+) -> Option<Response<Body>> {
     let (mut parts, body) = request.into_parts();
     for name in [HOST, CONNECTION, TRANSFER_ENCODING] {
         parts.headers.remove(name);
@@ -298,11 +311,18 @@ async fn forward(shared: &Shared, client: &Client, call: &Call, request: Request
         parts.headers.remove(name);
     }
     let body = if call.is_watch() {
+        let (shared, number) = (shared.clone(), shared.watches.fetch_add(1, Ordering::SeqCst));
         let frozen = shared.are_watches_frozen.subscribe();
-        let chunks = stream::unfold((BodyDataStream::new(body), frozen), |(mut chunks, mut frozen)| async move {
-            let chunk = chunks.next().await?;
-            frozen.wait_for(|frozen| !frozen).await.ok()?;
-            Some((chunk.map(Frame::data), (chunks, frozen)))
+        let chunks = stream::unfold((BodyDataStream::new(body), frozen), move |(mut chunks, mut frozen)| {
+            let shared = shared.clone();
+            async move {
+                let chunk = chunks.next().await;
+                frozen.wait_for(|frozen| !frozen).await.ok()?;
+                if number < shared.dead_watches.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                Some((chunk?.map(Frame::data), (chunks, frozen)))
+            }
         });
         StreamBody::new(chunks).map_err(Into::into).boxed_unsync()
     } else {

@@ -1,0 +1,33 @@
+//! No text makes the parser of addresses panic; what it takes is printable ASCII of a bounded length, and is taken again as it is.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use switchboard::api::Channel;
+use switchboard::core::address::{Address, Role};
+
+const CHANNELS: [Channel; 8] = [
+    Channel::Sms,
+    Channel::WhatsApp,
+    Channel::Rcs,
+    Channel::Messenger,
+    Channel::Instagram,
+    Channel::AppleMessages,
+    Channel::Email,
+    Channel::Chat,
+];
+
+fuzz_target!(|text: &str| {
+    for channel in CHANNELS {
+        for role in [Role::Contact, Role::Proxy] {
+            match Address::parse(channel, role, text) {
+                Ok(address) => {
+                    let canonical = address.as_str();
+                    assert!(!canonical.is_empty() && canonical.len() <= 256, "{canonical:?}");
+                    assert!(canonical.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{canonical:?}");
+                    assert_eq!(Address::parse(channel, role, canonical).as_ref(), Ok(&address));
+                }
+                Err(error) => drop(error.to_string()),
+            }
+        }
+    }
+});

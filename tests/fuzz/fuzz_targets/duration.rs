@@ -1,0 +1,19 @@
+//! No text makes the parser of durations panic; what it takes lies within the bounds, and is the same when it is written and read again.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use switchboard::api::Duration;
+
+/// From 1 s to 87,600 h.
+const BOUNDS: std::ops::RangeInclusive<u64> = 1_000..=315_360_000_000;
+
+fuzz_target!(|text: &str| {
+    match text.parse::<Duration>() {
+        Ok(duration) => {
+            assert!(BOUNDS.contains(&duration.as_milliseconds()), "{text:?}");
+            let again: Duration = duration.to_string().parse().unwrap();
+            assert_eq!(again.as_milliseconds(), duration.as_milliseconds(), "{text:?}");
+        }
+        Err(error) => drop(error.to_string()),
+    }
+});

@@ -1,0 +1,18 @@
+//! No bytes make the parser of reviews panic, and what it takes is answered by a review that can be read, with the same uid.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use switchboard::webhook::{Asked, Review, respond};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(review) = Review::parse(bytes) else { return };
+    if let Ok(Asked::Claim(request)) = review.asked() {
+        assert!(!request.uid.is_empty() && !request.conversation.name.is_empty());
+        assert_eq!(request.binding.name(), request.binding.name());
+    }
+    let answer: Value = serde_json::from_slice(&respond(&review, None).unwrap()).unwrap();
+    let asked: Value = serde_json::from_slice(bytes).unwrap();
+    assert_eq!(answer["response"]["uid"], asked["request"]["uid"]);
+    assert_eq!(answer["response"]["allowed"], true);
+});
