@@ -266,7 +266,7 @@ async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that
         desk.create("alice", json!({})).await.unwrap();
         desk.bound("alice").await;
     }
-    installation.balancer().remove(leader.webhook_address());
+    installation.balancer().cut(leader.webhook_address());
 
     let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
     let mut status = faulty.proxy.hold(Stage::Before, status_write(&other, "alice"));

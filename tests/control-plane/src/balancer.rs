@@ -23,6 +23,8 @@ pub struct Balancer {
 struct Shared {
     backends: Mutex<Vec<SocketAddr>>,
     next: AtomicUsize,
+    /// The connections that are open, with the backend of each.
+    open: Mutex<Vec<(SocketAddr, Arc<TcpStream>)>>,
     stopped: AtomicBool,
 }
 
@@ -36,6 +38,7 @@ impl Balancer {
         let shared = Arc::new(Shared {
             backends: Mutex::new(Vec::new()),
             next: AtomicUsize::new(0),
+            open: Mutex::default(),
             stopped: AtomicBool::new(false),
         });
         let for_thread = Arc::clone(&shared);
@@ -66,6 +69,14 @@ impl Balancer {
     pub fn remove(&self, backend: SocketAddr) {
         lock(&self.shared.backends).retain(|other| *other != backend);
     }
+
+    /// From now on this backend has no connection: it gets none, and those that it had are broken.
+    pub fn cut(&self, backend: SocketAddr) {
+        self.remove(backend);
+        for (_, connection) in lock(&self.shared.open).iter().filter(|(other, _)| *other == backend) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Drop for Balancer {
@@ -78,7 +89,9 @@ impl Drop for Balancer {
 
 impl Shared {
     fn carry(&self, client: &TcpStream) {
-        let Some(backend) = self.connect() else { return };
+        let Some((address, backend)) = self.connect() else { return };
+        let backend = Arc::new(backend);
+        lock(&self.open).push((address, Arc::clone(&backend)));
         // Without it each answer would wait for an acknowledgement.
         let _ = client.set_nodelay(true);
         let _ = backend.set_nodelay(true);
@@ -86,14 +99,15 @@ impl Shared {
             scope.spawn(|| copy(client, &backend));
             copy(&backend, client);
         });
+        lock(&self.open).retain(|(_, other)| !Arc::ptr_eq(other, &backend));
     }
 
-    fn connect(&self) -> Option<TcpStream> {
+    fn connect(&self) -> Option<(SocketAddr, TcpStream)> {
         let backends = lock(&self.backends).clone();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         (0..backends.len())
             .map(|offset| backends[(first + offset) % backends.len()])
-            .find_map(|backend| TcpStream::connect_timeout(&backend, Duration::from_secs(1)).ok())
+            .find_map(|backend| Some((backend, TcpStream::connect_timeout(&backend, Duration::from_secs(1)).ok()?)))
     }
 }
 
