@@ -150,4 +150,16 @@ mod tests {
         assert!(matches!(Binding::parse(Channel::Sms, "+49", "1"), Err(InvalidBinding::Proxy(_))));
         assert_eq!(Binding::parse(Channel::Sms, "+49", "+49"), Err(InvalidBinding::Equal));
     }
+
+    #[test]
+    fn a_conversation_with_a_contact_names_a_binding() {
+        let spec = |contact: &str| -> ConversationSpec {
+            let spec = format!(r#"{{"channel": "Chat", "contact": {contact}, "proxy": {{"address": "desk"}}}}"#);
+            serde_json::from_str(&spec).unwrap()
+        };
+        let alice = Binding::parse(Channel::Chat, "alice", "desk");
+        assert_eq!(Binding::of(&spec(r#"{"address": "alice"}"#)), alice.map(Some));
+        assert_eq!(Binding::of(&spec("null")), Ok(None));
+        assert_eq!(Binding::of(&spec(r#"{"address": "desk"}"#)), Err(InvalidBinding::Equal));
+    }
 }

@@ -351,6 +351,41 @@ mod tests {
         admit(request, seen, at(1), GRACE)
     }
 
+    #[test]
+    fn what_is_open_by_spec_and_status_and_has_a_contact_holds_its_binding() {
+        let stored = |change: serde_json::Value| {
+            let mut object = serde_json::json!({
+                "metadata": {"name": "alice", "namespace": "sales", "uid": "u1"},
+                "spec": {"channel": "SMS", "contact": {"address": "+15558675310"}, "proxy": {"address": "+15017122661"},
+                         "participants": [{"identity": "agent-7"}]},
+            });
+            for (part, fields) in change.as_object().unwrap() {
+                for (field, value) in fields.as_object().unwrap() {
+                    object[part][field] = value.clone();
+                }
+            }
+            Stored::of(&serde_json::from_value(object).unwrap())
+        };
+        let json = |text: &str| serde_json::from_str(text).unwrap();
+        let alice = Stored { participants: vec!["agent-7".into()], ..open("u1") };
+        assert_eq!(stored(json("{}")), alice);
+        assert_eq!(
+            stored(json(r#"{"status": {"state": "Inactive"}}"#)),
+            Stored { state: State::Inactive, ..alice.clone() }
+        );
+        for closed_by in [r#"{"spec": {"state": "Closed"}}"#, r#"{"status": {"state": "Closed"}}"#] {
+            let closed = Stored { holds: None, state: State::Closed, ..alice.clone() };
+            assert_eq!(stored(json(closed_by)), closed, "{closed_by}");
+        }
+        assert_eq!(stored(json(r#"{"spec": {"contact": null}}"#)), Stored { holds: None, ..alice });
+    }
+
+    #[test]
+    fn a_claim_admits_the_creates_that_it_records_alone() {
+        let claim = claim("alice", &["u1", "u2"]);
+        assert_eq!(["u1", "u2", "u3"].map(|uid| claim.admits(uid)), [true, true, false]);
+    }
+
     fn uids(step: &AdmitStep) -> Vec<&str> {
         match step {
             AdmitStep::Write(Write::Create { admissions, .. } | Write::Replace { admissions, .. }) => {

@@ -551,6 +551,7 @@ mod tests {
         let status = live(&mut facts, 16);
         assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Activity)));
         assert_eq!((status.last_activity_time, status.deadlines.unwrap().inactive_time), (Some(at(15)), Some(at(25))));
+        assert_eq!(live(&mut facts, 17).state_reason, Some(StateReason::Activity), "it stays what it is");
         assert_eq!(live(&mut facts, 25).state, Some(State::Inactive), "and the timer runs again");
     }
 
@@ -628,10 +629,17 @@ mod tests {
     #[test]
     fn activity_never_moves_back_and_what_lies_before_the_creation_is_none() {
         let mut facts = facts();
-        facts.status.reported_activity = Some(Time::EPOCH);
-        assert_eq!(live(&mut facts, 1).last_activity_time, None);
+        for before in [Time::EPOCH, at(0)] {
+            facts.status.reported_activity = Some(before);
+            assert_eq!(live(&mut facts, 1).last_activity_time, None);
+        }
         facts.status.reported_activity = Some(at(5));
-        assert_eq!(live(&mut facts, 6).last_activity_time, Some(at(5)));
+        let status = live(&mut facts, 5);
+        assert_eq!(
+            (status.last_activity_time, status.counted_activity_time),
+            (Some(at(5)), None),
+            "of now, and not later"
+        );
         facts.status.reported_activity = Some(at(3));
         assert_eq!(live(&mut facts, 7).last_activity_time, Some(at(5)));
         facts.status.reported_activity = None;
@@ -683,6 +691,58 @@ mod tests {
             assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
         }
         assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(1)));
+    }
+
+    #[test]
+    fn what_is_closed_or_needs_no_binding_is_never_stalled() {
+        let another = Holding::HeldByAnother("48031: …".into());
+        for facts in [Facts { state: State::Closed, ..facts() }, Facts { binding: None, ..facts() }] {
+            let status = decide(&facts, Some(&another), at(1)).status;
+            assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_says_what_is_held_bound_and_unassigned_and_since_when() {
+        let mut facts = Facts { is_unassigned: true, close_after: seconds(60), ..facts() };
+        assert_eq!((facts.holds(), facts.is_bound()), (facts.binding.as_ref(), false));
+        assert_eq!(facts.unassigned_since(), Some(at(0)), "nothing is stored of it yet");
+        live(&mut facts, 1);
+        assert_eq!((facts.holds(), facts.is_bound()), (facts.binding.as_ref(), true));
+        assert!(facts.status.has_recent(at(1)) && !facts.status.has_recent(at(2)));
+        facts.is_unassigned = false;
+        live(&mut facts, 2);
+        assert_eq!(facts.unassigned_since(), None);
+        assert_eq!(facts.state_in_effect(), State::Active);
+        assert_eq!(Facts { state: State::Closed, ..facts.clone() }.holds(), None, "the spec closes it");
+        live(&mut facts, 60);
+        assert_eq!((facts.state_in_effect(), facts.holds(), facts.is_bound()), (State::Closed, None, false));
+    }
+
+    #[test]
+    fn a_timer_was_due_when_it_elapsed_and_what_no_timer_brings_about_was_never_due() {
+        let facts = Facts {
+            inactive_after: seconds(10),
+            close_after: seconds(20),
+            close_unassigned_after: seconds(15),
+            is_unassigned: true,
+            ..facts()
+        };
+        assert_eq!(due(&facts, &decide_at(&facts, 12).status), Some(at(10)));
+        assert_eq!(due(&facts, &decide_at(&facts, 99).status), Some(at(15)));
+        let assigned = Facts { is_unassigned: false, ..facts.clone() };
+        assert_eq!(due(&assigned, &decide_at(&assigned, 99).status), Some(at(20)));
+        let closed = Facts { state: State::Closed, ..facts };
+        assert_eq!(due(&closed, &decide_at(&closed, 99).status), None);
+    }
+
+    #[test]
+    fn reasons_are_words_of_the_api() {
+        use FactReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable};
+        let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
+        for reason in reasons {
+            assert_eq!(reason.as_str(), format!("{reason:?}"));
+        }
     }
 
     #[test]
