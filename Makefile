@@ -45,7 +45,7 @@ model: require ## The exhaustive check of the protocol, in its large configurati
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
 	cargo test --release --locked --test pure_claims_model -- --ignored --nocapture
 
-soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 50 creates (about 1 s a round)
+soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 50 creates (an hour for 10,000 on two cores)
 	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."
 	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test processes_races -- --ignored --nocapture --exact soak
 
