@@ -54,7 +54,7 @@ fuzz: require ## Random input for what strangers can send: reviews, addresses, d
 	@for target in review address duration; do \
 		corpus="$(TARGET)/fuzz-corpus/$$target"; mkdir -p "$$corpus"; \
 		RUSTC_BOOTSTRAP=1 .ci/cargo-tool fuzz run --fuzz-dir tests/fuzz --target-dir "$(TARGET)/fuzz" --sanitizer none $$target \
-			"$$corpus" tests/fuzz/seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 || exit 1; \
+			"$$corpus" tests/fuzz/seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -artifact_prefix="$(abspath $(TARGET))/fuzz-corpus/" || exit 1; \
 	done
 
 generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings

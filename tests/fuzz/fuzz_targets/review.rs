@@ -12,7 +12,9 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(request.binding.name(), request.binding.name());
     }
     let answer: Value = serde_json::from_slice(&respond(&review, None).unwrap()).unwrap();
-    let asked: Value = serde_json::from_slice(bytes).unwrap();
-    assert_eq!(answer["response"]["uid"], asked["request"]["uid"]);
+    // What the parser passes over unread may be no JSON that a document can be made of: a lone surrogate, say.
+    if let Ok(asked) = serde_json::from_slice::<Value>(bytes) {
+        assert_eq!(answer["response"]["uid"], asked["request"]["uid"]);
+    }
     assert_eq!(answer["response"]["allowed"], true);
 });
