@@ -9,12 +9,11 @@
 
 mod common;
 
-use common::cluster::PATIENCE;
+use common::cluster::{PATIENCE, until};
 use control_plane::ControlPlane;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Config};
 use serde_json::json;
 use std::time::Duration;
@@ -79,8 +78,8 @@ async fn spec(client: &Client, lease: &str) -> LeaseSpec {
 /// Waits until the Lease is as `is_so` says, and returns it.
 async fn wait_for(client: &Client, lease: &str, is_so: impl Fn(&LeaseSpec) -> bool) -> LeaseSpec {
     let condition = |lease: Option<&Lease>| lease.and_then(|lease| lease.spec.as_ref()).is_some_and(&is_so);
-    let lease = timeout(PATIENCE, await_condition(leases(client), lease, condition)).await;
-    lease.expect("the Lease in time").unwrap().unwrap().spec.unwrap()
+    let lease = until(leases(client), lease, condition).await;
+    lease.flatten().expect("the Lease in time").spec.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

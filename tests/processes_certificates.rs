@@ -11,19 +11,17 @@
 mod common;
 
 use common::caller::Caller;
-use common::cluster::{Cluster, PATIENCE};
+use common::cluster::{Cluster, until};
 use common::creates::create_until;
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const SECRET: &str = "switchboard-webhook-tls";
@@ -88,10 +86,10 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
     let rotate = async {
         let mut before = secrets.get(SECRET).await.unwrap();
         for _ in 0..2 {
-            let renewed = await_condition(secrets.clone(), SECRET, |secret: Option<&Secret>| {
+            let renewed = until(secrets.clone(), SECRET, |secret: Option<&Secret>| {
                 secret.is_some_and(|secret| part(secret, "tls.crt") != part(&before, "tls.crt"))
             });
-            let after = timeout(PATIENCE, renewed).await.expect("a renewal in time").unwrap().unwrap();
+            let after = renewed.await.flatten().expect("a renewal in time");
             assert_eq!(certificates(&part(&after, "ca.crt")).len(), 2, "the old and the new CA");
             let new = &certificates(&part(&after, "tls.crt"))[0];
             for replica in cluster.installation.replicas() {
@@ -188,12 +186,11 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     let mended = |configuration: Option<&ValidatingWebhookConfiguration>| {
         configuration.is_some_and(|configuration| bundle(configuration) == part(&secret, "ca.crt"))
     };
-    let mended = timeout(PATIENCE, await_condition(configurations.clone(), "switchboard", mended)).await;
-    drop(mended.expect("the caBundle in time").unwrap());
+    until(configurations.clone(), "switchboard", mended).await.expect("the caBundle in time");
 
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
-    let made = await_condition(secrets.clone(), SECRET, |secret: Option<&Secret>| secret.is_some());
-    let made = timeout(PATIENCE, made).await.expect("a Secret in time").unwrap().unwrap();
+    let made = until(secrets.clone(), SECRET, |secret: Option<&Secret>| secret.is_some()).await;
+    let made = made.flatten().expect("a Secret in time");
     let made = certificates(&part(&made, "tls.crt"));
     for replica in cluster.installation.replicas() {
         while served(&client, replica, Some(&identity)).await.ok().as_ref() != made.first() {}

@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk, PATIENCE};
+use common::cluster::{Cluster, Desk, PATIENCE, until};
 use common::etcd::{compact, set_disk_full};
 use common::faulty::{Faulty, PAUSE, alone, create_as_soon_as_possible, is_to_be_repeated};
 use common::oracle::Oracle;
@@ -20,11 +20,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::runtime::wait::{await_condition, conditions};
+use kube::runtime::wait::{Condition, conditions};
 use serde_json::json;
 use std::path::Path;
 use switchboard::api::AddressBinding;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 #[tokio::test]
 async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
@@ -157,8 +157,8 @@ async fn a_namespace_that_goes_with_a_thousand_conversations_leaves_no_claim() {
     let namespaces = Api::<Namespace>::all(desk.client.clone());
     let uid = namespaces.get(&desk.namespace).await.unwrap().metadata.uid.unwrap();
     namespaces.delete(&desk.namespace, &DeleteParams::default()).await.unwrap();
-    let gone = await_condition(namespaces, &desk.namespace, conditions::is_deleted(&uid));
-    timeout(PATIENCE * 2, gone).await.expect("the namespace goes").unwrap();
+    let gone = conditions::is_deleted(&uid);
+    until(namespaces, &desk.namespace, |namespace| gone.matches_object(namespace)).await.expect("the namespace goes");
     let deadline = Instant::now() + PATIENCE;
     loop {
         let left: Vec<AddressBinding> = desk.claims().list(&ListParams::default()).await.unwrap().items;

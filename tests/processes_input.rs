@@ -132,10 +132,10 @@ async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
     let faulty = faulty::shared().await;
     let (caller, address) = (caller(&faulty), faulty.replica().webhook_address());
     let mut large = caller.connect(address).await.unwrap();
-    large.write_all(&caller::request(9 << 20, b"{")).await.unwrap();
+    caller::send(&mut large, &caller::request(9 << 20, b"{")).await.unwrap();
     assert_eq!(caller::answer(&mut large).await.unwrap().code, 413, "what says that it is too large is not waited for");
     let mut slow = caller.connect(address).await.unwrap();
-    slow.write_all(&caller::request(1000, b"{")).await.unwrap();
+    caller::send(&mut slow, &caller::request(1000, b"{")).await.unwrap();
     let (mut answers, mut sends) = tokio::io::split(slow);
     let drip = async {
         while sends.write_all(b" ").await.is_ok() && sends.flush().await.is_ok() {

@@ -9,14 +9,12 @@
 
 mod common;
 
-use common::cluster::{Cluster, PATIENCE};
+use common::cluster::{Cluster, PATIENCE, until};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use kube::runtime::wait::await_condition;
 use serde_json::json;
 use switchboard::api::{ConditionStatus, ConditionType, State};
-use tokio::time::timeout;
 
 const NAMESPACE: &str = "switchboard-system";
 
@@ -32,10 +30,10 @@ fn cluster() -> Cluster {
 async fn wait_for_leader(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> String {
     let leases = Api::<Lease>::namespaced(cluster.client(0).await, NAMESPACE);
     let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
-    let held = await_condition(leases, "switchboard", |lease: Option<&Lease>| {
+    let held = until(leases, "switchboard", |lease: Option<&Lease>| {
         lease.is_some_and(|lease| !holder(lease).is_empty() && is_it(&holder(lease)))
     });
-    holder(&timeout(PATIENCE, held).await.expect("a leader in time").unwrap().unwrap())
+    holder(&held.await.flatten().expect("a leader in time"))
 }
 
 /// The replica of that identity, and the other one.

@@ -10,16 +10,14 @@
 mod common;
 
 use common::caller::{self, Caller};
-use common::cluster::{Cluster, PATIENCE};
+use common::cluster::{Cluster, PATIENCE, until};
 use common::creates::create_until;
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use kube::runtime::wait::await_condition;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -34,10 +32,10 @@ async fn is_ready(replica: &Replica) -> bool {
 async fn holder(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> String {
     let leases = Api::<Lease>::namespaced(cluster.client(0).await, "switchboard-system");
     let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
-    let held = await_condition(leases, "switchboard", |lease: Option<&Lease>| {
+    let held = until(leases, "switchboard", |lease: Option<&Lease>| {
         lease.is_some_and(|lease| !holder(lease).is_empty() && is_it(&holder(lease)))
     });
-    holder(&timeout(PATIENCE, held).await.expect("a leader in time").unwrap().unwrap())
+    holder(&held.await.flatten().expect("a leader in time"))
 }
 
 /// Ends a replica as a rollout does: it is told, fails its probe, gets no new connection from then on, and ends.
@@ -92,13 +90,13 @@ async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flig
     let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
     let mut in_flight = caller.connect(replica.webhook_address()).await.unwrap();
     let body = b"no review, which is an answer too";
-    in_flight.write_all(&caller::request(body.len(), &body[..8])).await.unwrap();
+    caller::send(&mut in_flight, &caller::request(body.len(), &body[..8])).await.unwrap();
     replica.terminate();
     // It takes nobody in any more: now it waits for what is in flight alone.
     while TcpStream::connect(replica.webhook_address()).await.is_ok() {
         sleep(PAUSE).await;
     }
-    in_flight.write_all(&body[8..]).await.unwrap();
+    caller::send(&mut in_flight, &body[8..]).await.unwrap();
     assert_eq!(caller::answer(&mut in_flight).await.expect("an answer").code, 400);
     assert!(tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends").success());
 }

@@ -278,14 +278,14 @@ mod tests {
         /// What is answered to those bytes on a connection of their own, until it ends.
         async fn ask(&self, bytes: &str) -> String {
             let mut stream = self.connect().await;
-            stream.write_all(bytes.as_bytes()).await.unwrap();
+            send(&mut stream, bytes.as_bytes()).await;
             all(&mut stream).await
         }
 
         /// A connection whose request has the one place there is, until it gets the second half of its body: `dy`.
         async fn in_flight(&self) -> TlsStream<TcpStream> {
             let mut stream = self.connect().await;
-            stream.write_all(last("body").replace("body", "bo").as_bytes()).await.unwrap();
+            send(&mut stream, last("body").replace("body", "bo").as_bytes()).await;
             let others_are_refused = async { while !self.ask(&last("else")).await.starts_with("HTTP/1.1 429 ") {} };
             timeout(Duration::from_secs(5), others_are_refused).await.expect("it has the place");
             stream
@@ -294,6 +294,12 @@ mod tests {
         fn has_counted(&self, sample: &str) -> bool {
             self.metrics.encode().unwrap().lines().any(|line| line == sample)
         }
+    }
+
+    async fn send(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) {
+        stream.write_all(bytes).await.unwrap();
+        // TLS keeps what the socket did not take at once.
+        stream.flush().await.unwrap();
     }
 
     /// What arrives until the connection ends, however it ends.
@@ -356,7 +362,7 @@ mod tests {
     async fn more_at_once_than_there_are_places_is_a_429() {
         let served = Served::with(Limits { concurrency: 1, ..Limits::default() }).await;
         let mut first = served.in_flight().await;
-        first.write_all(b"dy").await.unwrap();
+        send(&mut first, b"dy").await;
         assert!(all(&mut first).await.starts_with("HTTP/1.1 200 "));
         assert!(served.ask(&last("else")).await.starts_with("HTTP/1.1 200 "), "its place is free again");
     }
@@ -366,13 +372,13 @@ mod tests {
         let served = Served::with(Limits { concurrency: 1, ..Limits::default() }).await;
         let mut in_flight = served.in_flight().await;
         let mut idle = served.connect().await;
-        idle.write_all(request("else").as_bytes()).await.unwrap();
+        send(&mut idle, request("else").as_bytes()).await;
         idle.read_exact(&mut [0]).await.unwrap();
         served.shutdown.cancel();
         // The idle one is closed at once, which tells that the other one's turn has come, too.
         all(&mut idle).await;
         assert!(TcpStream::connect(served.address).await.is_err(), "nobody new");
-        in_flight.write_all(b"dy").await.unwrap();
+        send(&mut in_flight, b"dy").await;
         let answer = all(&mut in_flight).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("fine"), "{answer}");
         served.ended.await.unwrap();

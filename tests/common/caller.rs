@@ -55,7 +55,7 @@ impl Caller {
     /// Sends those bytes as the body of a review on a connection of its own.
     pub async fn review(&self, address: SocketAddr, body: &[u8]) -> io::Result<Answer> {
         let mut stream = self.connect(address).await?;
-        stream.write_all(&request(body.len(), body)).await?;
+        send(&mut stream, &request(body.len(), body)).await?;
         answer(&mut stream).await
     }
 }
@@ -67,6 +67,12 @@ pub fn request(length: usize, body: &[u8]) -> Vec<u8> {
          Content-Length: {length}\r\nConnection: close\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
+}
+
+/// Sends those bytes to the last: what TLS has not handed to the socket yet waits for a flush, and a read does none.
+pub async fn send(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
 }
 
 /// What is answered until the connection ends; an error where nothing is.

@@ -2,17 +2,20 @@
 //! Each test has a namespace and addresses of its own, so that none depends on another.
 
 use control_plane::{ControlPlane, Installation, Replica};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::wait::await_condition;
-use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Config};
+use kube::runtime::watcher::{self, watch_object, watcher};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt::Debug;
+use std::future::ready;
+use std::pin::pin;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -154,8 +157,8 @@ impl Desk {
     /// Waits until the conversation is as `is_so` says, and returns it.
     pub async fn wait_for(&self, name: &str, what: &str, is_so: impl Fn(&Conversation) -> bool) -> Conversation {
         let condition = |object: Option<&Conversation>| object.is_some_and(&is_so);
-        if let Ok(object) = timeout(PATIENCE, await_condition(self.conversations(), name, condition)).await {
-            return object.unwrap().unwrap();
+        if let Some(Some(object)) = until(self.conversations(), name, condition).await {
+            return object;
         }
         let now = self.conversations().get_opt(name).await.unwrap();
         panic!("{name} did not become {what} within {PATIENCE:?}; it is {now:#?}")
@@ -189,7 +192,7 @@ impl Desk {
         let regards = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name);
         let told = watcher(events.clone(), watcher::Config::default())
             .applied_objects()
-            .try_filter(|event| std::future::ready(regards(event) && event.reason.as_deref() == Some(reason)));
+            .try_filter(|event| ready(regards(event) && event.reason.as_deref() == Some(reason)));
         let first = timeout(PATIENCE, Box::pin(told).try_next()).await;
         first.unwrap_or_else(|_| panic!("nobody was told {reason} of {name}")).unwrap();
         events.list(&ListParams::default()).await.unwrap().items.into_iter().filter(regards).collect()
@@ -213,9 +216,20 @@ impl Desk {
     /// Waits until nobody has this desk's binding.
     pub async fn wait_until_free(&self) {
         let name = self.binding();
-        let gone = await_condition(self.claims(), name.as_str(), |claim: Option<&AddressBinding>| claim.is_none());
-        timeout(PATIENCE, gone).await.unwrap_or_else(|_| panic!("{name} is still claimed")).unwrap();
+        let gone = until(self.claims(), name.as_str(), |claim: Option<&AddressBinding>| claim.is_none()).await;
+        assert!(gone.is_some(), "{name} is still claimed");
     }
+}
+
+/// Waits until the object of that name, if there is one, is as `is_so` says, and returns it; nothing if it never is. An API
+/// server that is away meanwhile is waited for, which kube's `await_condition` does not.
+pub async fn until<K>(api: Api<K>, name: &str, is_so: impl Fn(Option<&K>) -> bool) -> Option<Option<K>>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let states = watch_object(api, name).default_backoff().filter_map(|state| ready(state.ok()));
+    let mut so = pin!(states.filter(|state| ready(is_so(state.as_ref()))));
+    timeout(PATIENCE, so.next()).await.ok().flatten()
 }
 
 /// What `/metrics` of a replica says.

@@ -1,6 +1,6 @@
 //! A cluster whose operator reaches the API server through a proxy, and a witness of all that happens to one desk on it.
 
-use super::cluster::{Cluster, Desk, PATIENCE};
+use super::cluster::{Cluster, Desk, PATIENCE, until};
 use super::oracle::{Event, Kind, Oracle};
 use super::proxy::{Call, Fate, Held, Proxy, Stage};
 use super::recorder::Recorder;
@@ -11,7 +11,6 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
-use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -19,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use switchboard::api::Conversation;
 use switchboard::core::binding::BindingName;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// The name of the operator's service account, which the control plane takes for a token as well.
 const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
@@ -122,8 +121,8 @@ impl Faulty {
             |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
         let is_another =
             |lease: Option<&Lease>| lease.is_some_and(|lease| !holder(lease).is_empty() && holder(lease) != before);
-        let lease = timeout(PATIENCE, await_condition(leases, "switchboard", is_another)).await;
-        holder(&lease.expect("a leader in time").unwrap().unwrap())
+        let lease = until(leases, "switchboard", is_another).await;
+        holder(&lease.flatten().expect("a leader in time"))
     }
 }
 
