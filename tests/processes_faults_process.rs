@@ -17,7 +17,9 @@ use common::faulty::{
 };
 use common::proxy::{Call, Fate, Proxy, Stage};
 use common::reviewer::{Reviewer, Verdict};
-use kube::api::PostParams;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, State};
 use tokio::time::{sleep, timeout};
@@ -404,4 +406,43 @@ async fn an_etcd_that_is_killed_and_started_again_finds_all_in_order() {
     let (bob, reason) = desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
     assert_eq!(reason, ConditionReason::BindingHeld, "{bob:?}");
     witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn while_its_rights_are_withdrawn_nothing_is_admitted_and_what_was_missed_follows_when_they_are_given_back() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let (other, mut other_witness) = faulty.desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    other.create("alice", json!({"timers": {"closeAfter": "8s"}})).await.unwrap();
+    desk.bound("alice").await;
+    other.bound("alice").await;
+    let api = Api::<ClusterRoleBinding>::all(desk.client.clone());
+    let mut rights = api.get("switchboard").await.unwrap();
+    api.delete("switchboard", &DeleteParams::default()).await.unwrap();
+    // An open watch stays open whatever becomes of the right to it: one that begins now is refused.
+    let watches = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| call.query.contains("watch=true"));
+    let closings = faulty.proxy.inflict(Stage::Before, Fate::Pass, status_write(&other, "alice"));
+    let api_server = faulty.cluster.control_plane.api_server(0);
+    api_server.kill();
+    api_server.start().unwrap();
+    let desk = Desk { client: faulty.client().await, ..desk };
+    let other = Desk { client: faulty.client().await, ..other };
+    watches.wait_for(2).await;
+    closings.wait_for(1).await;
+    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    desk.change("alice", json!({"state": "Closed"})).await.expect("what opens nothing is not held up");
+    witness.show().await;
+    other_witness.show().await;
+
+    (rights.metadata.uid, rights.metadata.resource_version) = (None, None);
+    let api = Api::all(desk.client.clone());
+    api.create(&PostParams::default(), &rights).await.unwrap();
+    create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    desk.bound("bob").await;
+    other.wait_for_state("alice", State::Closed).await;
+    other.wait_until_free().await;
+    witness.show_rest().await;
+    other_witness.show_rest().await;
 }

@@ -71,24 +71,31 @@ fn bench(options: Options) -> Result<()> {
     // A client is bound to a runtime from the moment it is made.
     let entered = bench.runtime.handle().clone();
     let _entered = entered.enter();
+    let directory = fs::create_dir_all(RESULTS).and_then(|()| fs::canonicalize(RESULTS));
+    let directory = directory.map_err(Error::io("create", Path::new(RESULTS)))?;
     let mut rows = Vec::new();
     for scenario in scenarios {
         bench.progress.begin(scenario.number, scenario.title);
         let measured = (scenario.run)(&bench)?;
         // A check that everything works says nothing of the targets.
         rows.extend(measured.into_iter().map(|row| if quick { Row { target: None, ..row } } else { row }));
+        // Each time, so that a run that is broken off was not for nothing.
+        Results { machine: &bench.machine, quick, rows: &rows }.write(&directory)?;
         bench.progress.end();
     }
-    let machine = &bench.machine;
-    let results = Results { machine, quick, rows: &rows };
-    println!("{}\n\n{}", machine.line(), report::table(&rows));
-    let directory = fs::create_dir_all(RESULTS).and_then(|()| fs::canonicalize(RESULTS));
-    let directory = directory.map_err(Error::io("create", Path::new(RESULTS)))?;
-    write(&directory.join("results.json"), &format!("{}\n", serde_json::to_string_pretty(&results)?))?;
-    write(&directory.join("results.md"), &format!("{}\n\n{}", machine.line(), report::table(&rows)))?;
-    write(&directory.join("results.svg"), &chart::draw(&rows, &machine.line()))?;
+    println!("{}\n\n{}", bench.machine.line(), report::table(&rows));
     println!("Also as results.md, results.json and results.svg in {}", directory.display());
     Ok(())
+}
+
+impl Results<'_> {
+    /// Writes them as data, as a table and as a picture.
+    fn write(&self, directory: &Path) -> Result<()> {
+        let Self { machine, rows, .. } = self;
+        write(&directory.join("results.json"), &format!("{}\n", serde_json::to_string_pretty(self)?))?;
+        write(&directory.join("results.md"), &format!("{}\n\n{}", machine.line(), report::table(rows)))?;
+        write(&directory.join("results.svg"), &chart::draw(rows, &machine.line()))
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -199,9 +199,9 @@ impl<'a> World<'a> {
         let runtime = &self.bench.runtime;
         if self.switched_off.is_none() {
             self.switched_off = Some(runtime.block_on(async {
-                let webhook = remove_all(&self.administrator).await?.pop();
+                let webhook = remove_all(&self.administrator, NAME).await?.pop();
                 let webhook = webhook.ok_or_else(|| Error::Unexpected("the chart has no webhook".to_owned()))?;
-                Ok::<_, Error>(Switches { webhook, policies: remove_all(&self.administrator).await? })
+                Ok::<_, Error>(Switches { webhook, policies: remove_all(&self.administrator, NAME).await? })
             })?);
         }
         runtime.block_on(self.wait_until(false))
@@ -344,8 +344,8 @@ async fn write_the_lease(client: &Client, holder: &str, seconds: i32) -> Result<
     Ok(())
 }
 
-/// Removes what the chart has of a kind, and returns it as it is to be created again.
-async fn remove_all<K>(client: &Client) -> Result<Vec<K>>
+/// Removes what there is of a kind whose name begins so, and returns it as it is to be created again.
+pub async fn remove_all<K>(client: &Client, prefix: &str) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
         + Clone
@@ -358,7 +358,7 @@ where
     for mut object in objects.list(&ListParams::default()).await? {
         let metadata = object.meta_mut();
         let name = metadata.name.clone().unwrap_or_default();
-        if !name.starts_with(NAME) {
+        if !name.starts_with(prefix) {
             continue;
         }
         (metadata.uid, metadata.resource_version, metadata.managed_fields) = (None, None, None);
@@ -368,7 +368,8 @@ where
     Ok(removed)
 }
 
-async fn create_all<K>(client: &Client, objects: &[K]) -> Result<()>
+/// Creates them.
+pub async fn create_all<K>(client: &Client, objects: &[K]) -> Result<()>
 where
     K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
         + Clone

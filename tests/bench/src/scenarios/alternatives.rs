@@ -9,11 +9,7 @@ use k8s_openapi::api::{
     },
     coordination::v1::Lease,
 };
-use kube::{
-    Api, Client, Resource,
-    api::{DeleteParams, PostParams},
-};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
 use switchboard::api::Conversation;
 
@@ -24,7 +20,7 @@ use crate::{
     lookup::Lookup,
     report::{Row, Unit, as_f64},
     workload::{Batch, binding, sentinel},
-    world::{Bench, Setup, World, until},
+    world::{Bench, SENTINEL, Setup, World, create_all, remove_all, until},
 };
 
 const NAMESPACE: &str = "bench-alternatives";
@@ -123,10 +119,10 @@ async fn measure(world: &World<'_>, way: Way, count: usize, races: usize) -> Res
         too_many += outcome.stored.saturating_sub(1);
     }
     match way {
-        Way::Lookup => remove::<ValidatingWebhookConfiguration>(&administrator).await?,
+        Way::Lookup => drop(remove_all::<ValidatingWebhookConfiguration>(&administrator, NAME).await?),
         Way::Policy => {
-            remove::<ValidatingAdmissionPolicyBinding>(&administrator).await?;
-            remove::<ValidatingAdmissionPolicy>(&administrator).await?;
+            remove_all::<ValidatingAdmissionPolicyBinding>(&administrator, NAME).await?;
+            remove_all::<ValidatingAdmissionPolicy>(&administrator, NAME).await?;
         }
         Way::Leases => world.etcd()?.clear(&format!("/registry/leases/{NAMESPACE}/")).await?,
         Way::Switchboard | Way::Bare => {}
@@ -149,21 +145,18 @@ async fn create_by(way: Way, client: Client, conversation: Conversation) -> kube
 async fn put_lookup_in_force(client: &Client) -> Result<Lookup> {
     let authority = Authority::new("lookup")?;
     let lookup = Lookup::start(client.clone(), &authority).await?;
-    put::<ValidatingWebhookConfiguration>(
-        client,
-        json!({
-            "metadata": {"name": NAME},
-            "webhooks": [{
-                "name": "lookup.bench.switchboard.dev",
-                "rules": [rule()],
-                "clientConfig": {"url": lookup.url(), "caBundle": BASE64.encode(authority.certificate().as_bytes())},
-                "sideEffects": "None",
-                "admissionReviewVersions": ["v1"],
-            }],
-        }),
-    )
-    .await?;
-    until_refused(client, crate::world::SENTINEL, &sentinel("rival")?).await?;
+    let configuration: ValidatingWebhookConfiguration = serde_json::from_value(json!({
+        "metadata": {"name": NAME},
+        "webhooks": [{
+            "name": "lookup.bench.switchboard.dev",
+            "rules": [rule()],
+            "clientConfig": {"url": lookup.url(), "caBundle": BASE64.encode(authority.certificate().as_bytes())},
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }],
+    }))?;
+    create_all(client, &[configuration]).await?;
+    until_refused(client, SENTINEL, &sentinel("rival")?).await?;
     Ok(lookup)
 }
 
@@ -171,22 +164,18 @@ async fn put_lookup_in_force(client: &Client) -> Result<Lookup> {
 async fn put_policy_in_force(client: &Client) -> Result<()> {
     let expression =
         format!("object.metadata.name != '{REFUSED}' && object.spec.contact.address != object.spec.proxy.address");
-    put::<ValidatingAdmissionPolicy>(
-        client,
-        json!({
-            "metadata": {"name": NAME},
-            "spec": {
-                "matchConstraints": {"resourceRules": [rule()]},
-                "validations": [{"expression": expression, "reason": "Forbidden"}],
-            },
-        }),
-    )
-    .await?;
-    put::<ValidatingAdmissionPolicyBinding>(
-        client,
+    let policy: ValidatingAdmissionPolicy = serde_json::from_value(json!({
+        "metadata": {"name": NAME},
+        "spec": {
+            "matchConstraints": {"resourceRules": [rule()]},
+            "validations": [{"expression": expression, "reason": "Forbidden"}],
+        },
+    }))?;
+    create_all(client, &[policy]).await?;
+    let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(
         json!({"metadata": {"name": NAME}, "spec": {"policyName": NAME, "validationActions": ["Deny"]}}),
-    )
-    .await?;
+    )?;
+    create_all(client, &[binding]).await?;
     let mut refused = Batch::new(NAMESPACE).conversation(0)?;
     refused.metadata.name = Some(REFUSED.to_owned());
     until_refused(client, NAMESPACE, &refused).await
@@ -208,28 +197,4 @@ async fn until_refused(client: &Client, namespace: &str, conversation: &Conversa
         matches!(conversations.create(&dry_run, conversation).await, Err(kube::Error::Api(status)) if status.code == 403)
     })
     .await
-}
-
-async fn put<K>(client: &Client, object: Value) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let object: K = serde_json::from_value(object)?;
-    Api::<K>::all(client.clone()).create(&PostParams::default(), &object).await?;
-    Ok(())
-}
-
-async fn remove<K>(client: &Client) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    Api::<K>::all(client.clone()).delete(NAME, &DeleteParams::default()).await?;
-    Ok(())
 }
