@@ -32,7 +32,7 @@ test: require ## Everything that must hold: format, lints, tests, licences (abou
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
 	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
 
-bench: require ## What it costs, against the same API server without it (an hour; QUICK=1, ONLY=1,8)
+bench: require ## What it costs, against the same API server without it (three quarters of an hour on two cores; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins
 	@"$(TARGET)/release/bench"
 	cargo bench --locked --package bench

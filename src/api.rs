@@ -24,6 +24,8 @@ pub use time::Time;
 pub const GROUP: &str = "switchboard.dev";
 /// The one API version of both kinds.
 pub const VERSION: &str = "v1alpha1";
+/// The field manager of every write of the operator.
+pub const FIELD_MANAGER: &str = "switchboard";
 /// The most characters that an address, or the identity of a participant, may have.
 pub const MAX_ADDRESS_LENGTH: usize = 256;
 /// The most admissions that one claim records. A create beyond them is answered with a 503 until the claim is released.

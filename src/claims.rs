@@ -1,6 +1,6 @@
 //! The only writer of AddressBindings: carries the steps of `core::claim` out against the API server. It decides nothing.
 
-use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference};
+use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{AdmitStep, Answer, Claim, Request, Seen, Stored, Undecidable, Write, admit};
@@ -9,9 +9,6 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
-
-/// The field manager of every write of switchboard.
-pub const FIELD_MANAGER: &str = "switchboard";
 
 /// How long a create waits for another one, or for a release, before it is told to come again. Longer waits would hold seats of
 /// the API server.

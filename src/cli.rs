@@ -1,4 +1,5 @@
-//! The command line: commands, flags and the environment, made into settings. It does no work of its own.
+//! The command line: commands, flags and the environment, made into settings, and the CRDs and completions written out. Nothing here
+//! knows an API server.
 
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
@@ -54,8 +55,8 @@ Examples:
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
 Each flag of `run` can be given by an environment variable instead, which `switchboard run --help` names.
-It ends with 0 after a SIGTERM or SIGINT, with 1 where it cannot go on, and with 2 where the command line is wrong.
-What is wrong is one line on stderr.";
+It ends with 0 after a SIGTERM or SIGINT, with 1 where it cannot go on, which is then the last line on stderr, and with
+2 where the command line cannot be read.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -83,7 +84,7 @@ enum Command {
 #[derive(Args, Debug)]
 struct Run {
     /// Where the API server's reviews are answered, by HTTPS, at the path /admit.
-    #[arg(long, env = "SWITCHBOARD_WEBHOOK_ADDRESS", default_value = "0.0.0.0:9443")]
+    #[arg(long, env = "SWITCHBOARD_WEBHOOK_ADDRESS", default_value = "[::]:9443")]
     webhook_address: SocketAddr,
     /// The serving certificate with what it rests on, PEM, where somebody else renews it: cert-manager, say. It is read again
     /// when it changes. Without it the operator makes a certificate, keeps it in a Secret, and writes the caBundle.
@@ -113,14 +114,11 @@ struct Run {
     #[arg(long, env = "SWITCHBOARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca_file")]
     client_name: Vec<String>,
     /// Where /livez, /readyz and /metrics are answered, by HTTP.
-    #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "[::]:8080")]
     health_address: SocketAddr,
     /// The namespace that the operator runs in: of its Secret, and of its Lease.
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
     namespace: String,
-    /// The namespace of the Lease by which one replica leads [default: as --namespace]
-    #[arg(long, env = "SWITCHBOARD_LEASE_NAMESPACE")]
-    lease_namespace: Option<String>,
     /// The name of the Lease.
     #[arg(long, env = "SWITCHBOARD_LEASE_NAME", default_value = "switchboard")]
     lease_name: String,
@@ -148,7 +146,7 @@ struct Run {
     #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", default_value = "json")]
     log_format: logs::Format,
     /// What the log tells: a level (off, error, warn, info, debug, trace) or directives such as info,switchboard=debug.
-    #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info,kube_client::client::builder=off")]
+    #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info")]
     log: String,
 }
 
@@ -214,7 +212,7 @@ impl Run {
             namespace: self.namespace.clone(),
             health_address: self.health_address,
             lease: leader::Settings {
-                namespace: self.lease_namespace.unwrap_or(self.namespace),
+                namespace: self.namespace,
                 name: self.lease_name,
                 identity: format!("{}_{}", self.identity, random_suffix()?),
                 duration: self.lease_duration,
@@ -294,6 +292,25 @@ mod tests {
             let expected = format!("SWITCHBOARD_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(flag.get_env().and_then(std::ffi::OsStr::to_str), Some(expected.as_str()));
             assert!(flag.get_help().is_some(), "--{long} says nothing of itself");
+        }
+    }
+
+    #[test]
+    fn what_the_schema_of_the_charts_values_lets_through_is_read() {
+        for flag in [
+            "--drain-delay=1s",
+            "--drain-delay=999s",
+            "--certificate-life=20h",
+            "--certificate-life=79999h",
+            "--lease-duration=5s",
+            "--lease-duration=999s",
+            "--grace-period=40s",
+            "--grace-period=9999s",
+            "--otlp-endpoint=http://c",
+            "--otlp-endpoint=http://[fd00::1]:4318/v1",
+        ] {
+            let read = Cli::try_parse_from(["switchboard", "run", flag]);
+            assert!(read.is_ok(), "{flag}: {}", read.unwrap_err());
         }
     }
 

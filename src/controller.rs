@@ -127,7 +127,12 @@ impl Controller {
                 self.work(&mut jobs);
             }
         }
-        while jobs.join_next().await.is_some() {}
+        // What they wrote on their last way is told as well: no status tells the next leader of what is deleted.
+        while let Some(finished) = jobs.join_next().await {
+            if let Ok(finished) = finished {
+                self.finished(finished);
+            }
+        }
         self.teller.end().await;
     }
 
@@ -385,14 +390,13 @@ impl Controller {
     }
 }
 
-/// A stored object that cannot be read stops nothing.
+/// A stored object that cannot be read stops nothing. Why it cannot is in its Event, since that may quote an address.
 fn passed_over(unreadable: &Unreadable) {
-    let Unreadable { metadata: ObjectMeta { namespace, name, .. }, error } = unreadable;
+    let ObjectMeta { namespace, name, .. } = &unreadable.metadata;
     tracing::error!(
         ?namespace,
         ?name,
-        error,
-        "a stored conversation cannot be read and is passed over: correct or delete it"
+        "a stored conversation cannot be read and is passed over: correct or delete it; its Event Unreadable says why"
     );
 }
 

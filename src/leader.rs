@@ -3,7 +3,7 @@
 //! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`; expiry is judged by when a change was
 //! observed, with the observer's own monotonic clock, so that clocks need not agree.
 
-use crate::claims::FIELD_MANAGER;
+use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;

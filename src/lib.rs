@@ -7,7 +7,7 @@
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, refusals;
 //! - [`claims`] is the only writer of AddressBindings, and carries the protocol out against the API server;
 //! - [`webhook`] serves admission, and [`controller`] keeps what is stored; they do not know each other;
-//! - [`certificates`] keeps what the webhook serves with, [`leader`] keeps the Lease, [`self_check`] asks whether the webhook is in force, [`clock`] reads the time, [`telemetry`] tells what happens;
+//! - [`certificates`] keeps what the webhook serves with, [`leader`] keeps the Lease, [`self_check`] asks whether the webhook is in force, [`clock`] reads the time, `listener` takes connections in, [`telemetry`] tells what happens;
 //! - [`run`] wires these into one supervised process, and [`cli`] makes settings of a command line.
 //!
 //! ARCHITECTURE.md tells why, and why no binding can have two holders.
@@ -20,6 +20,7 @@ pub mod clock;
 pub mod controller;
 pub mod core;
 pub mod leader;
+mod listener;
 pub mod run;
 pub mod self_check;
 pub mod telemetry;

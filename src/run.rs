@@ -5,6 +5,7 @@ use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
 use crate::leader::{self, Elector};
+use crate::listener;
 use crate::self_check::{self, SelfCheck};
 use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
@@ -18,7 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -139,8 +140,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     );
     let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
 
-    let mut parts: JoinSet<&'static str> = JoinSet::new();
-    parts.spawn({
+    // What ends at a shutdown, and what does not.
+    let (mut parts, mut endless) = (JoinSet::<&'static str>::new(), JoinSet::<&'static str>::new());
+    endless.spawn({
         let (readiness, metrics) = (readiness.clone(), metrics.clone());
         async move {
             health::serve(health, readiness, metrics).await;
@@ -148,11 +150,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         }
     });
     let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, metrics.clone());
-    parts.spawn(async move {
+    endless.spawn(async move {
         self_check.run().await;
         "the self-check"
     });
-    parts.spawn(async move {
+    endless.spawn(async move {
         match settings.certificate {
             Certificate::Kept(settings) => Keeper::new(client, settings, clock, publisher).run().await,
             Certificate::Files(files) => files.run(publisher).await,
@@ -189,14 +191,16 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     });
     tracing::info!(webhook = %settings.webhook_address, health = %settings.health_address, "started");
 
+    let ended = |ended: Option<Result<&'static str, JoinError>>| {
+        Error::Ended(match ended {
+            Some(Ok(part)) => part.to_owned(),
+            Some(Err(error)) => error.to_string(),
+            None => "everything".to_owned(),
+        })
+    };
     tokio::select! {
-        ended = parts.join_next() => {
-            return Err(Error::Ended(match ended {
-                Some(Ok(part)) => part.to_owned(),
-                Some(Err(error)) => error.to_string(),
-                None => "everything".to_owned(),
-            }));
-        }
+        part = parts.join_next() => return Err(ended(part)),
+        part = endless.join_next() => return Err(ended(part)),
         _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
     }
@@ -205,16 +209,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     shutdown.cancel();
     sleep(settings.drain_delay).await;
     closing.cancel();
-    // All end but the probes' listener, the keeper of the certificate and the self-check.
-    while parts.len() > 3 {
-        parts.join_next().await;
-    }
+    while parts.join_next().await.is_some() {}
     tracing::info!("stopped");
     Ok(())
 }
 
 async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
+    listener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
 }
 
 /// Asks once, by a dry run, whether a conversation can be created in `namespace`.

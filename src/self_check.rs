@@ -1,9 +1,10 @@
 //! Asks the API server whether the webhook is in force: a conversation for a binding that another one holds is created as a dry run,
-//! which must be refused. It writes nothing and decides nothing; a metric tells what it found.
+//! which must be refused; where none is held, one that must be admitted. It writes nothing and decides nothing; a metric tells what it found.
 
 use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
 use crate::core::binding::Binding;
+use crate::core::refusal::ALREADY_BOUND;
 use crate::leader::Leadership;
 use crate::telemetry::metrics::Metrics;
 use kube::api::{ListParams, PostParams};
@@ -19,8 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLAIMS: u32 = 5;
 /// What the conversation that is never made would be called.
 const NAME: &str = "switchboard-self-check";
-/// The code that the webhook refuses a second holder with.
-const ALREADY_BOUND: &str = "48031";
 
 /// Asks while this replica leads.
 pub struct SelfCheck {
@@ -58,24 +57,32 @@ impl SelfCheck {
                         }
                         self.metrics.webhook_in_force(found);
                     }
-                    // What was found before may still be so.
-                    Ok(Err(error)) => tracing::warn!(%error, "cannot find out whether the webhook is in force"),
-                    Err(_) => tracing::warn!("cannot find out in time whether the webhook is in force"),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "cannot find out whether the webhook is in force");
+                        self.metrics.self_check_failed();
+                    }
+                    Err(_) => {
+                        tracing::warn!("cannot find out in time whether the webhook is in force");
+                        self.metrics.self_check_failed();
+                    }
                 }
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// Whether a second holder is refused; nothing where there is no first one.
+    /// Whether a second holder is refused; nothing where there is no first one, and a conversation can be created.
     async fn ask(&self) -> Result<Option<bool>, Error> {
-        let Some(binding) = self.held().await? else { return Ok(None) };
+        let Some(binding) = self.held().await? else {
+            try_once(self.client.clone(), &self.namespace).await?;
+            return Ok(None);
+        };
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &self.namespace);
         match conversations.create(&dry_run, &second_holder(&binding)).await {
             // It may have been set free in between, and then nothing is known.
             Ok(_) => Ok((self.held().await?.as_ref() == Some(&binding)).then_some(false)),
-            Err(kube::Error::Api(status)) if status.message.contains(ALREADY_BOUND) => Ok(Some(true)),
+            Err(error) if is_refusal(&error) => Ok(Some(true)),
             Err(error) => Err(error.into()),
         }
     }
@@ -100,9 +107,16 @@ pub async fn try_once(client: Client, namespace: &str) -> Result<(), kube::Error
     let conversation = conversation(Channel::Chat, NAME.to_owned(), format!("{NAME}-proxy"));
     match Api::<Conversation>::namespaced(client, namespace).create(&dry_run, &conversation).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.message.contains(ALREADY_BOUND) => Ok(()),
+        Err(error) if is_refusal(&error) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the webhook said that another conversation holds the binding.
+fn is_refusal(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == ALREADY_BOUND)
 }
 
 fn second_holder(binding: &Binding) -> Conversation {

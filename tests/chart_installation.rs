@@ -157,8 +157,10 @@ fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
     let ca = data_encoding::BASE64.encode(authority.certificate().as_bytes());
     let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": ca}]).to_string();
     kubectl(&["patch", "validatingwebhookconfiguration", "switchboard", "--type=json", "--patch", &patch]);
-    let patch = json!({"data": {"tls.key": "a2V5"}}).to_string();
-    kubectl(&["patch", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE, "--patch", &patch]);
+    // As it is when somebody deleted it to have new keys, and the operator has made it anew.
+    kubectl(&["delete", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE]);
+    let made = ["create", "secret", "generic", "switchboard-webhook-tls", "--from-literal=tls.key=key"];
+    kubectl(&[&made[..], &["--namespace", NAMESPACE]].concat());
     release(&Case::named("metrics-off"), &[]);
     let written = "--output=jsonpath={.webhooks[0].clientConfig.caBundle}";
     assert_eq!(kubectl(&["get", "validatingwebhookconfiguration", "switchboard", written]), ca);

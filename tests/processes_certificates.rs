@@ -191,6 +191,7 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
     let made = until(secrets.clone(), SECRET, |secret: Option<&Secret>| secret.is_some()).await;
     let made = made.flatten().expect("a Secret in time");
+    assert_eq!(made.type_.as_deref(), Some("Opaque"), "as the chart's, or an upgrade could not take it over");
     let made = certificates(&part(&made, "tls.crt"));
     for replica in cluster.installation.replicas() {
         while served(&client, replica, Some(&identity)).await.ok().as_ref() != made.first() {}

@@ -11,7 +11,7 @@
 mod common;
 
 use common::cluster::{Desk, PATIENCE, condition, metrics};
-use common::faulty::{Faulty, PAUSE, alone, kill_around, status_write};
+use common::faulty::{Faulty, PAUSE, alone, claim_use, kill_around, status_write};
 use common::oracle::{Change, Kind};
 use common::proxy::{Call, Fate, Stage};
 use common::recorder::Recorder;
@@ -187,12 +187,19 @@ async fn a_whole_life_costs_five_writes_and_rest_none() {
     let faulty = alone().await;
     let (desk, mut witness) = faulty.desk().await;
     let recorder = Recorder::start(&faulty.cluster.control_plane);
+    // A write that changes nothing leaves no trace in etcd, but it is a call.
+    let (of_claim, of_status) = (claim_use(&desk), status_write(&desk, "alice"));
+    let calls = faulty
+        .proxy
+        .inflict(Stage::Before, Fate::Pass, move |call| is_write(call) && (of_claim(call) || of_status(call)));
     desk.create("alice", json!({"timers": {"closeAfter": "2s"}})).await.unwrap();
     desk.wait_for_state("alice", State::Closed).await;
     desk.wait_until_free().await;
     // What is told goes out beside the work.
     desk.wait_for_event("alice", "Closed").await;
     witness.show_rest().await;
+    assert_eq!(calls.count(), 4, "the claim, two statuses, the release");
+    drop(calls);
 
     let writes = faulty.proxy.inflict(Stage::Before, Fate::Pass, is_write);
     // The Lease is the clock: some five seconds, in which the leader looks at its deadlines at least twice.
@@ -260,6 +267,30 @@ async fn killed_before_a_fact_is_told_the_next_leader_tells_it() {
 #[tokio::test]
 async fn killed_after_a_fact_was_told_the_next_leader_does_not_tell_it_twice() {
     told_once_around(Stage::After).await;
+}
+
+#[tokio::test]
+async fn what_is_done_on_the_way_out_is_told_too() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let path = format!("/namespaces/{}/conversations/alice", desk.namespace);
+    let mut deletion = faulty.proxy.hold(Stage::After, move |call| call.is("DELETE", &path));
+    desk.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
+    // It is deleted, and the leader does not know yet.
+    let answer = deletion.next().await;
+    drop(deletion);
+    let replica = faulty.replica();
+    let goodbyes = || std::fs::read_to_string(replica.log()).unwrap().matches("SIGTERM: shutting down").count();
+    let before = goodbyes();
+    replica.terminate();
+    while goodbyes() == before {
+        sleep(PAUSE).await;
+    }
+    answer.meet(Fate::Pass);
+    desk.wait_for_event("alice", "TTLExpired").await;
+    assert!(replica.wait(PATIENCE).expect("it ends").success());
+    replica.start().unwrap();
+    witness.show_rest().await;
 }
 
 #[tokio::test]
@@ -390,4 +421,7 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));
     desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
     desk.wait_until_free().await;
+    let log = std::fs::read_to_string(faulty.replica().log()).unwrap();
+    assert!(log.contains("cannot be read and is passed over"), "it is in the log");
+    assert!(!log.contains(&desk.contact), "and no address of a contact is");
 }

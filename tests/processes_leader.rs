@@ -14,16 +14,20 @@ use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;
+use std::time::Instant;
 use switchboard::api::{ConditionStatus, ConditionType, State};
 
 const NAMESPACE: &str = "switchboard-system";
 
-/// Two replicas whose lease is short, so that a test need not wait long for it.
+/// Short, so that a test need not wait long for its end.
+const LEASE: &str = "4s";
+
+/// Two replicas.
 fn cluster() -> Cluster {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2);
-    let flags = ["--lease-duration=4s", "--drain-delay=1s"];
-    Cluster::install(control_plane, &flags.into_iter().fold(installation, control_plane::InstallationBuilder::flag))
+    let installation = installation.flag(format!("--lease-duration={LEASE}")).flag("--drain-delay=1s");
+    Cluster::install(control_plane, &installation)
 }
 
 /// Waits until the Lease has a holder that `is_it`, and returns that holder.
@@ -47,12 +51,14 @@ async fn a_leader_that_is_killed_is_replaced_and_its_timers_are_honoured() {
     let cluster = cluster();
     let identity = wait_for_leader(&cluster, |_| true).await;
     let desk = cluster.desk().await;
-    desk.create("alice", json!({"timers": {"closeAfter": "5s"}})).await.unwrap();
+    desk.create("alice", json!({"timers": {"closeAfter": "15s"}})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
     let (leader, _) = leader_and_standby(&cluster, &identity);
     cluster.installation.balancer().remove(leader.webhook_address());
     leader.kill();
+    let killed = Instant::now();
     wait_for_leader(&cluster, |holder| holder != identity).await;
+    println!("another led {:?} after the leader was killed, whose lease lasts {LEASE}", killed.elapsed());
     desk.wait_for_state("alice", State::Closed).await;
     desk.wait_until_free().await;
     desk.create("bob", json!({})).await.unwrap();

@@ -195,11 +195,23 @@ async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector
 }
 
 #[tokio::test]
-async fn a_webhook_that_is_taken_out_of_force_is_told() {
+async fn a_webhook_that_cannot_be_reached_or_is_taken_out_of_force_is_told() {
     let (cluster, _) = lone();
+    let (webhook, balancer) = (cluster.installation.replica(0).webhook_address(), cluster.installation.balancer());
     let desk = cluster.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    wait_for(cluster, "switchboard_webhook_in_force", 1.0).await;
+    let in_force = "switchboard_webhook_in_force";
+    wait_for(cluster, in_force, 1.0).await;
+    balancer.cut(webhook);
+    let nothing_is_found_out = async {
+        while sum(cluster, "switchboard_self_check_failures_total").await < 1.0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, nothing_is_found_out).await.expect("the self-check fails");
+    assert!(!metrics(cluster.installation.replica(0)).await.contains(in_force), "what was found before is not told on");
+    balancer.add(webhook);
+    wait_for(cluster, in_force, 1.0).await;
     let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
     let is_told = async {

@@ -15,9 +15,10 @@ use common::creates::create_until;
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
+use serde_json::json;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -99,4 +100,23 @@ async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flig
     caller::send(&mut in_flight, &body[8..]).await.unwrap();
     assert_eq!(caller::answer(&mut in_flight).await.expect("an answer").code, 400);
     assert!(tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends").success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_to_end_says_so_by_its_probe_and_goes_on_answering_until_nobody_routes_to_it() {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    // Longer than anything here takes.
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).flag("--drain-delay=10m");
+    let cluster = Cluster::install(control_plane, &installation);
+    let desk = cluster.desk().await;
+    let replica = cluster.installation.replica(0);
+    replica.terminate();
+    let is_told = async {
+        while is_ready(replica).await {
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, is_told).await.expect("the probe fails");
+    assert!(TcpStream::connect(replica.webhook_address()).await.is_ok(), "new connections are still taken");
+    desk.create("alice", json!({})).await.expect("and reviews answered");
 }

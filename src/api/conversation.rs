@@ -188,6 +188,18 @@ pub enum State {
     Closed,
 }
 
+impl State {
+    /// The state as the API spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "Active",
+            Self::Inactive => "Inactive",
+            Self::Closed => "Closed",
+        }
+    }
+}
+
 /// The person outside.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -5,8 +5,8 @@
 
 use super::issue::issue;
 use super::rotation::{Kept, Step, Wanted, step};
-use super::tls::{Pair, Publisher, TlsError, Validity, is_usable};
-use crate::claims::FIELD_MANAGER;
+use super::tls::{Pair, Publisher, TlsError, is_usable};
+use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
 use data_encoding::BASE64;
 use k8s_openapi::ByteString;
@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -88,7 +89,7 @@ impl Keeper {
         Self {
             secrets: Api::namespaced(client.clone(), &settings.namespace),
             configurations: Api::all(client),
-            wanted: Wanted { names: settings.names.clone(), life: settings.life },
+            wanted: Wanted { names: settings.names.iter().map(|name| spelled(name)).collect(), life: settings.life },
             settings,
             clock,
             publisher,
@@ -136,7 +137,6 @@ impl Keeper {
             (Step::Rest, kept) => {
                 if let Some(kept) = kept.filter(|_| trusted) {
                     self.publisher.publish(&kept.serving)?;
-                    self.publisher.authority_expires(Validity::of(&kept.serving.certificate)?.expiry);
                     return Ok(Looked::Done);
                 }
                 return Ok(Looked::Again);
@@ -163,14 +163,9 @@ impl Keeper {
             let secret = Secret { data: Some(data(kept)), ..before };
             self.secrets.replace(name, &parameters, &secret).await
         } else {
-            let managed_by = ("app.kubernetes.io/managed-by".to_owned(), FIELD_MANAGER.to_owned());
+            // Of no type, as the chart's: the next upgrade takes it over, and a type cannot be changed.
             let secret = Secret {
-                metadata: ObjectMeta {
-                    name: Some(name.clone()),
-                    labels: Some(BTreeMap::from([managed_by])),
-                    ..ObjectMeta::default()
-                },
-                type_: Some("kubernetes.io/tls".to_owned()),
+                metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
                 data: Some(data(kept)),
                 ..Secret::default()
             };
@@ -216,6 +211,11 @@ impl Keeper {
     }
 }
 
+/// An IP address as certificates have it, however it was spelled; any other name as it is.
+fn spelled(name: &str) -> String {
+    name.parse().map_or_else(|_| name.to_owned(), |address: IpAddr| address.to_string())
+}
+
 fn part(secret: &Secret, key: &str) -> Option<Vec<u8>> {
     secret.data.as_ref()?.get(key).map(|bytes| bytes.0.clone())
 }
@@ -238,4 +238,19 @@ fn data(kept: &Kept) -> BTreeMap<String, ByteString> {
     let next = next.iter().flat_map(|next| [(NEXT_CERTIFICATE, &next.certificate), (NEXT_KEY, &next.key)]);
     let parts = [(CERTIFICATE, &serving.certificate), (KEY, &serving.key), (TRUSTED, trusted)];
     parts.into_iter().chain(next).map(|(key, bytes)| (key.to_owned(), ByteString(bytes.clone()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificates::tls::Validity;
+
+    #[test]
+    fn an_address_is_spelled_as_a_certificate_has_it() {
+        for (name, expected) in [("FD00:0::1", "fd00::1"), ("10.0.0.1", "10.0.0.1"), ("hook.example", "hook.example")] {
+            let issued = issue(&[spelled(name)], Clock.now(), Duration::from_hours(30)).unwrap();
+            assert_eq!(Validity::of(&issued.pair.certificate).unwrap().names, [expected]);
+            assert_eq!(spelled(name), expected);
+        }
+    }
 }

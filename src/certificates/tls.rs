@@ -2,7 +2,7 @@
 
 use crate::api::Time;
 use crate::telemetry::health::Readiness;
-use crate::telemetry::metrics::{Certificate, Metrics};
+use crate::telemetry::metrics::Metrics;
 use k8s_openapi::jiff::Timestamp;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring};
@@ -112,16 +112,11 @@ impl Publisher {
         let names = self.clients.as_ref().map(|clients| &clients.names[..]);
         self.sender.send_replace(Some(Arc::new(config(pair, names.map(|names| (&trusted[..], names)))?)));
         let expiry = Validity::of(&pair.certificate)?.expiry;
-        self.metrics.certificate_expires(Certificate::Serving, expiry);
+        self.metrics.certificate_expires(expiry);
         tracing::info!(%expiry, "serving a certificate");
         self.published = Some((pair.clone(), trusted));
         self.readiness.serving();
         Ok(())
-    }
-
-    /// The CA that signed what is served expires then.
-    pub fn authority_expires(&self, expiry: Time) {
-        self.metrics.certificate_expires(Certificate::Authority, expiry);
     }
 }
 

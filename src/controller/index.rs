@@ -355,7 +355,6 @@ impl Index {
 
     /// A list of the closed conversations is complete: what it did not show is gone.
     pub fn closed_listed(&mut self) {
-        self.closed_list.is_complete = true;
         let number = self.closed_list.number;
         self.closed.retain(|_, entry| entry.list == number);
         self.unreadable.retain(|_, entry| !entry.is_closed || entry.list == number);

@@ -3,8 +3,8 @@
 use super::compact::{Place, Uid, Version};
 use super::index::{Deletion, Question, Release, StatusWrite, Telling, fingerprint};
 use super::queue::{Backoff, Task};
-use crate::api::{Conversation, Time};
-use crate::claims::{self, Claims, FIELD_MANAGER, Outcome};
+use crate::api::{Conversation, FIELD_MANAGER, Time};
+use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::binding::Binding;
 use crate::core::claim::{ReleaseStep, Standing, Write, adopt, release};

@@ -1,6 +1,7 @@
 //! State, times and conditions of a conversation as a function of what is stored of it, of its binding, and of the time.
 
 use super::binding::{Binding, BindingName, InvalidBinding};
+use super::refusal::ALREADY_BOUND;
 use crate::api::{
     Channel, Condition, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationStatus, Deadlines,
     Duration, State, StateReason, Time,
@@ -354,14 +355,18 @@ impl FactReason {
 pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
     use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
     let conditions = status.conditions.iter().filter_map(|condition| {
-        let reason = match (condition.type_, condition.status, condition.reason) {
-            (Type::Bound, Status::False, Reason::AddressAlreadyBound) => FactReason::AddressAlreadyBound,
-            (Type::Unassigned, Status::True, _) => FactReason::Unassigned,
+        // An Event is copied into logs, where addresses have no business: the condition has them.
+        let (reason, note) = match (condition.type_, condition.status, condition.reason) {
+            (Type::Bound, Status::False, Reason::AddressAlreadyBound) => (
+                FactReason::AddressAlreadyBound,
+                format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound says which, and what to do"),
+            ),
+            (Type::Unassigned, Status::True, _) => (FactReason::Unassigned, condition.message.clone()),
             _ => return None,
         };
         let was_so = before.since(condition.type_, condition.status).is_some();
         let time = condition.last_transition_time;
-        (!was_so).then(|| Fact { reason, time, note: condition.message.clone() })
+        (!was_so).then_some(Fact { reason, time, note })
     });
     let because = match status.state_reason {
         Some(StateReason::InactiveTimer) => "the timer inactiveAfter elapsed",
@@ -810,7 +815,11 @@ mod tests {
         let another = Holding::HeldByAnother("48031: …".into());
         let status = decide(&facts(), Some(&another), at(1)).status;
         let [fact] = &news(&StatusFacts::default(), &status)[..] else { panic!("{status:?}") };
-        assert_eq!((fact.reason, fact.note.as_str()), (FactReason::AddressAlreadyBound, "48031: …"));
+        assert_eq!(fact.reason, FactReason::AddressAlreadyBound);
+        assert!(
+            fact.note.starts_with("48031: another conversation") && !fact.note.contains('…'),
+            "no address: {fact:?}"
+        );
         assert!(fact.reason.is_warning());
 
         let mut facts = Facts { inactive_after: seconds(10), ..facts() };

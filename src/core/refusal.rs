@@ -2,7 +2,10 @@
 
 use super::binding::{Binding, InvalidBinding};
 use super::claim::{Stored, Undecidable};
-use crate::api::{ConversationReference, State};
+use crate::api::ConversationReference;
+
+/// The code of a binding that another conversation holds (shared with Twilio's Conversations).
+pub const ALREADY_BOUND: &str = "48031";
 
 /// How many participants a message names before it counts the rest.
 const NAMED_PARTICIPANTS: usize = 10;
@@ -57,7 +60,7 @@ pub fn already_bound(
     let (details, name) = match disclosure {
         Disclosure::Full => {
             let participants = stored.participants.join(",");
-            let details = format!("holder={holder} state={} participants={participants}", state_word(stored.state));
+            let details = format!("holder={holder} state={} participants={participants}", stored.state.as_str());
             (details, Some(holder.name.clone()))
         }
         Disclosure::OtherNamespace => ("holder is in another namespace".to_owned(), None),
@@ -66,7 +69,7 @@ pub fn already_bound(
         code: 403,
         reason: "Forbidden",
         message,
-        cause: Some(Cause { reason: "48031", field: "spec.contact.address", message: details }),
+        cause: Some(Cause { reason: ALREADY_BOUND, field: "spec.contact.address", message: details }),
         name,
         retry_after_seconds: None,
     }
@@ -85,12 +88,12 @@ pub fn already_bound_message(
     let another_proxy = "for a separate, simultaneous conversation use another proxy address";
     if disclosure == Disclosure::OtherNamespace {
         return format!(
-            "48031: an outgoing conversation already exists for this {addresses}: it is in another namespace, whose \
+            "{ALREADY_BOUND}: an outgoing conversation already exists for this {addresses}: it is in another namespace, whose \
              conversations you may not read. To go on: ask whoever runs it to close it, to remove its contact or to delete it, \
              and the binding is free at once; or {another_proxy}"
         );
     }
-    let state = state_word(stored.state);
+    let state = stored.state.as_str();
     let (who, way_out) = if stored.participants.is_empty() {
         (
             "unassigned".to_owned(),
@@ -117,7 +120,7 @@ pub fn already_bound_message(
         ""
     };
     format!(
-        "48031: an outgoing conversation already exists for this {addresses}: conversation {holder} holds the binding ({state}, \
+        "{ALREADY_BOUND}: an outgoing conversation already exists for this {addresses}: conversation {holder} holds the binding ({state}, \
          {who}). To go on: {way_out}; {another_proxy}{routing}"
     )
 }
@@ -173,20 +176,10 @@ pub fn invalid_binding(error: &InvalidBinding) -> Refusal {
     }
 }
 
-/// The state as the API spells it.
-#[must_use]
-pub fn state_word(state: State) -> &'static str {
-    match state {
-        State::Active => "Active",
-        State::Inactive => "Inactive",
-        State::Closed => "Closed",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Channel;
+    use crate::api::{Channel, State};
 
     fn refusal(participants: usize, disclosure: Disclosure) -> Refusal {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();

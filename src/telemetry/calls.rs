@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, Uri};
 use kube::client::Body;
 use std::task::{Context, Poll};
 use tower::{Layer, Service};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// Counts the calls of a client.
 #[derive(Clone, Debug)]
@@ -55,16 +55,34 @@ where
         let metrics = self.metrics.clone();
         let span = tracing::info_span!("api_call", verb, resource, code = tracing::field::Empty);
         traces::pass_on(&span, request.headers_mut());
-        let of_call = span.clone();
+        let counted = Counted { metrics, verb, resource, span: span.clone(), code: 0 };
         self.inner
             .call(request)
-            .inspect(move |answer| {
-                let code = answer.as_ref().map_or(0, |response| response.status().as_u16());
-                metrics.api_call(verb, resource, code);
-                of_call.record("code", code);
-            })
+            .inspect(move |answer| counted.answered(answer.as_ref().map_or(0, |response| response.status().as_u16())))
             .instrument(span)
             .boxed()
+    }
+}
+
+/// A call that is counted when it has ended: by its answer, or because whoever made it waits no longer.
+struct Counted {
+    metrics: Metrics,
+    verb: &'static str,
+    resource: &'static str,
+    span: Span,
+    code: u16,
+}
+
+impl Counted {
+    fn answered(mut self, code: u16) {
+        self.code = code;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.metrics.api_call(self.verb, self.resource, self.code);
+        self.span.record("code", self.code);
     }
 }
 
@@ -109,8 +127,52 @@ fn call_of(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use super::call_of;
-    use hyper::Method;
+    use super::*;
+    use crate::clock::Clock;
+    use opentelemetry::trace::{TraceContextExt, TracerProvider};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use std::convert::Infallible;
+    use tower::service_fn;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    fn patch() -> Request<Body> {
+        let uri = "/apis/switchboard.dev/v1alpha1/namespaces/sales/conversations/alice/status";
+        Request::builder().method(Method::PATCH).uri(uri).body(Body::empty()).unwrap()
+    }
+
+    fn is_counted(metrics: &Metrics, code: u16) -> bool {
+        let labels = format!("verb=\"patch\",resource=\"conversations/status\",code=\"{code}\"");
+        metrics.encode().unwrap().contains(&format!("switchboard_api_requests_total{{{labels}}} 1\n"))
+    }
+
+    #[tokio::test]
+    async fn a_call_is_told_for_whose_trace_it_is_made() {
+        let tracer = SdkTracerProvider::builder().build().tracer("test");
+        let subscriber = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer));
+        let _default = tracing::subscriber::set_default(subscriber);
+        let review = tracing::info_span!("review");
+        let trace = review.context().span().span_context().trace_id().to_string();
+        let echo = service_fn(|request: Request<Body>| async move {
+            Ok::<_, Infallible>(Response::new(request.headers()["traceparent"].to_str().unwrap().to_owned()))
+        });
+        let metrics = Metrics::new(Clock);
+        let mut calls = CallLayer::new(metrics.clone()).layer(echo);
+        let told = review.in_scope(|| calls.call(patch())).await.unwrap().into_body();
+        assert!(told.contains(&trace), "{told} is of trace {trace}");
+        assert!(is_counted(&metrics, 200));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_is_counted_too() {
+        let silent = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<()>, Infallible>>());
+        let metrics = Metrics::new(Clock);
+        let mut calls = CallLayer::new(metrics.clone()).layer(silent);
+        let call = calls.call(patch());
+        assert!(!is_counted(&metrics, 0), "it is under way");
+        drop(call);
+        assert!(is_counted(&metrics, 0));
+    }
 
     #[test]
     fn a_call_is_told_by_the_words_of_rbac() {

@@ -2,7 +2,7 @@
 //!
 //! The name of an Event is derived from the fact, so that a replica that tells it again changes nothing.
 
-use crate::api::{Conversation, Time};
+use crate::api::{Conversation, FIELD_MANAGER, Time};
 use crate::core::lifecycle::Fact;
 use data_encoding::BASE32_NOPAD;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -38,7 +38,8 @@ impl Events {
     pub async fn tell(&self, namespace: &str, name: &str, uid: &str, fact: &Fact) -> kube::Result<()> {
         let event = self.event(namespace, name, uid, fact);
         let events = Api::<Event>::namespaced(self.client.clone(), namespace);
-        match events.create(&PostParams::default(), &event).await {
+        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        match events.create(&parameters, &event).await {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
             result => result.map(drop),
         }

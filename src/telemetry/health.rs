@@ -1,6 +1,7 @@
 //! `/livez`, `/readyz` and `/metrics`, on a port of their own.
 
 use super::metrics::{self, Metrics};
+use crate::listener::accept;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -13,9 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-
-/// The pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What must be so before the process is ready. Each part reports for itself.
 #[derive(Clone, Debug, Default)]
@@ -61,15 +59,7 @@ impl Readiness {
 /// Answers probes, and whoever collects the metrics, for as long as the process lives.
 pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            // Of one connection that went away before it was accepted, or of the process being out of descriptors.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a probe's connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+        let stream = accept(&listener, "probes").await;
         let (readiness, metrics) = (readiness.clone(), metrics.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {

@@ -1,8 +1,10 @@
 //! Logs: text for people or JSON for programs, by `SWITCHBOARD_LOG` or, by default, at level info.
 //!
-//! Addresses of contacts are personal data: log the name of the binding, which is a hash, and never an address.
+//! Addresses of contacts are personal data: log the name of the binding, which is a hash, and never an address. kube's client quotes
+//! objects and answers, so that it logs nothing, whatever the filter says.
 
 use super::traces::Exporter;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -33,7 +35,8 @@ pub fn init(
         Format::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
         Format::Json => logs.json().boxed(),
     };
-    let logs = logs.with_filter(EnvFilter::try_new(filter)?);
+    let quotes_no_object = filter_fn(|metadata| !metadata.target().starts_with("kube_client"));
+    let logs = logs.with_filter(EnvFilter::try_new(filter)?.and(quotes_no_object));
     tracing_subscriber::registry().with(logs).with(exporter.map(Exporter::layer)).init();
     Ok(())
 }

@@ -6,7 +6,6 @@
 
 use crate::api::{Channel, State, Time};
 use crate::clock::Clock;
-use crate::core::refusal::state_word;
 use crate::leader::Leadership;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -210,15 +209,6 @@ impl Failure {
     }
 }
 
-/// Which certificate expires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Certificate {
-    /// The one that is served.
-    Serving,
-    /// The one that signed it.
-    Authority,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AdmissionLabels {
     outcome: &'static str,
@@ -254,11 +244,6 @@ struct CallLabels {
     code: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CertificateLabels {
-    certificate: &'static str,
-}
-
 /// What is counted and measured. A clone counts into the same.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
@@ -278,8 +263,8 @@ struct Inner {
     reconcile_duration: Family<TaskLabels, Histogram>,
     reconcile_errors: Family<ClassLabels, Counter>,
     api_calls: Family<CallLabels, Counter>,
-    certificate_expiry: Family<CertificateLabels, Gauge>,
     panics: Counter,
+    self_check_failures: Counter,
     live: Arc<Live>,
 }
 
@@ -295,6 +280,7 @@ struct LiveState {
     leadership: Option<Leadership>,
     oldest_unassigned: Option<Time>,
     is_webhook_in_force: Option<bool>,
+    certificate_expiry: Option<Time>,
 }
 
 impl Metrics {
@@ -371,14 +357,14 @@ impl Metrics {
         let api_calls = registered(
             &mut registry,
             "api_requests",
-            "Calls of the API server, by the code it answered with; 0 where there was no answer",
-        );
-        let certificate_expiry = registered(
-            &mut registry,
-            "certificate_expiry_timestamp_seconds",
-            "When a certificate of the webhook expires, since 1970",
+            "Calls of the API server, by the code of its last answer; 0 where there was none in time",
         );
         let panics = registered(&mut registry, "panics", "Handlers that panicked");
+        let self_check_failures = registered(
+            &mut registry,
+            "self_check_failures",
+            "Dry runs of a create that told the leader nothing, since the webhook, or the API server, could not be reached",
+        );
         let build = Info::new([("version", VERSION), ("commit", COMMIT)]);
         registry.register("build", "What runs", build);
         let live = Arc::new(Live { clock, state: Mutex::default() });
@@ -397,8 +383,8 @@ impl Metrics {
             reconcile_duration,
             reconcile_errors,
             api_calls,
-            certificate_expiry,
             panics,
+            self_check_failures,
             live,
         }))
     }
@@ -436,7 +422,7 @@ impl Metrics {
 
     /// So many conversations are open on `channel` in `state`.
     pub fn conversations(&self, channel: Channel, state: State, count: u64) {
-        let labels = ConversationLabels { channel: channel.as_str(), state: state_word(state) };
+        let labels = ConversationLabels { channel: channel.as_str(), state: state.as_str() };
         self.0.conversations.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
@@ -469,15 +455,9 @@ impl Metrics {
         self.0.api_calls.get_or_create(&CallLabels { verb, resource, code }).inc();
     }
 
-    /// A certificate expires then.
-    pub fn certificate_expires(&self, certificate: Certificate, time: Time) {
-        let labels = CertificateLabels {
-            certificate: match certificate {
-                Certificate::Serving => "serving",
-                Certificate::Authority => "authority",
-            },
-        };
-        self.0.certificate_expiry.get_or_create(&labels).set(time.timestamp().as_second());
+    /// The certificate that is served expires then.
+    pub fn certificate_expires(&self, time: Time) {
+        self.0.live.change(|state| state.certificate_expiry = Some(time));
     }
 
     /// A handler panicked.
@@ -493,6 +473,12 @@ impl Metrics {
     /// Whether the webhook was found to be in force; nothing where this replica does not know.
     pub fn webhook_in_force(&self, is_in_force: Option<bool>) {
         self.0.live.change(|state| state.is_webhook_in_force = is_in_force);
+    }
+
+    /// It could not be found out whether the webhook is in force.
+    pub fn self_check_failed(&self) {
+        self.0.self_check_failures.inc();
+        self.webhook_in_force(None);
     }
 }
 
@@ -534,11 +520,19 @@ impl Collector for Live {
             "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
             age,
         )?;
+        if let Some(expiry) = state.certificate_expiry {
+            let seconds = u64::try_from(expiry.timestamp().as_second()).unwrap_or_default();
+            gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate that the webhook serves expires, since 1970",
+                seconds,
+            )?;
+        }
         if let Some(is_in_force) = state.is_webhook_in_force.filter(|_| leads) {
             gauge(
                 "webhook_in_force",
-                "1 where a second holder was refused when the leader last tried by a dry run, 0 where not; absent in the others, and \
-                 where nobody holds a binding",
+                "1 where a second holder was refused when the leader last tried by a dry run, 0 where not; absent in the others, where \
+                 nobody holds a binding, and where the last try failed",
                 u64::from(is_in_force),
             )?;
         }

@@ -2,6 +2,7 @@
 
 use super::review::Unreadable;
 use crate::clock::Clock;
+use crate::listener::accept;
 use crate::telemetry::metrics::{Admission, Metrics};
 use crate::telemetry::traces;
 use futures::FutureExt;
@@ -29,9 +30,6 @@ use tracing::field::Empty;
 
 /// The one path that is served.
 const PATH: &str = "/admit";
-
-/// The pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What connections are served with; nothing while there is no certificate. A change is for the connections that come after it.
 pub type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
@@ -91,15 +89,7 @@ pub async fn serve<A, F>(
     let connections = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                // Of one connection that went away before it was accepted, or of the process being out of descriptors.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
+            stream = accept(&listener, "the API server") => stream,
             () = shutdown.cancelled() => break,
         };
         let Some(config) = tls.borrow().clone() else { continue };

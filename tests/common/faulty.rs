@@ -69,7 +69,7 @@ impl Faulty {
             .flag(format!("--grace-period={}s", GRACE_PERIOD.as_secs()))
             .flag("--unsafe-grace-period")
             .flag("--drain-delay=1s")
-            .env("SWITCHBOARD_LOG", "info,switchboard=debug")
+            .env("SWITCHBOARD_LOG", "info,switchboard=debug,kube_client=debug")
             .env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
         let installation = flags.iter().fold(installation, |installation, flag| installation.flag(*flag));
         Self { cluster: Cluster::install(control_plane, &installation), proxy }

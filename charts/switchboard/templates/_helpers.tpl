@@ -104,7 +104,7 @@ The port in an OTLP endpoint, which is the argument.
 {{- if regexMatch ":[0-9]+$" $url.host -}}
 {{- regexFind "[0-9]+$" $url.host -}}
 {{- else -}}
-{{- eq $url.scheme "https" | ternary 443 80 -}}
+80
 {{- end -}}
 {{- end }}
 
@@ -122,9 +122,9 @@ default.
     fieldRef:
       fieldPath: metadata.name
 - name: SWITCHBOARD_WEBHOOK_ADDRESS
-  value: 0.0.0.0:{{ .Values.webhook.port }}
+  value: "[::]:{{ .Values.webhook.port }}"
 - name: SWITCHBOARD_HEALTH_ADDRESS
-  value: 0.0.0.0:{{ .Values.health.port }}
+  value: "[::]:{{ .Values.health.port }}"
 - name: SWITCHBOARD_DRAIN_DELAY
   value: {{ .Values.webhook.drainDelay }}
 {{- if .Values.certManager.enabled }}

@@ -12,8 +12,8 @@ use kube::{
 };
 use serde_json::json;
 use switchboard::{
-    api::{AddressBinding, Admission, Conversation, ConversationReference},
-    claims::{Claims, FIELD_MANAGER, Outcome},
+    api::{AddressBinding, Admission, Conversation, ConversationReference, FIELD_MANAGER},
+    claims::{Claims, Outcome},
     clock::Clock,
     core::{
         binding::Binding,
