@@ -26,7 +26,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Whether a replica answers its readiness probe by a 200.
 async fn is_ready(replica: &Replica) -> bool {
     let url = format!("http://{}", replica.address()).parse().unwrap();
-    let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+    // A probe that fails is an answer, and no reason to ask again.
+    let config = kube::Config { default_retry: false, ..kube::Config::new(url) };
+    let client = kube::Client::try_from(config).unwrap();
     client.request_text(hyper::Request::get("/readyz").body(Vec::new()).unwrap()).await.is_ok()
 }
 
