@@ -27,7 +27,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 async fn is_ready(replica: &Replica) -> bool {
     let url = format!("http://{}", replica.address()).parse().unwrap();
     // A probe that fails is an answer, and no reason to ask again.
-    let config = kube::Config { default_retry: false, ..kube::Config::new(url) };
+    let mut config = kube::Config::new(url);
+    config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     client.request_text(hyper::Request::get("/readyz").body(Vec::new()).unwrap()).await.is_ok()
 }
