@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model soak fuzz bench bench-check generate image fmt clean-cache require
+.PHONY: help run test model soak fuzz bench generate image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -24,22 +24,19 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-test: require ## Everything that must hold: format, lints, tests, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
+test: require ## Everything that must hold: format, lints, tests, benchmarks that work, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
 	$(call stage,format,cargo fmt --all --check)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
+	$(call stage,benchmarks,cargo build --locked --workspace --bins && QUICK=1 "$(TARGET)/debug/bench")
 	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
 
 bench: require ## What it costs, against the same API server without it (three quarters of an hour on two cores; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins
 	@"$(TARGET)/release/bench"
-	cargo bench --locked --package bench
-
-bench-check: require ## That the benchmarks work, with numbers too small to say anything (some minutes once compiled)
-	cargo build --release --locked --workspace --bins
-	@QUICK=1 "$(TARGET)/release/bench"
+	$(if $(QUICK),,cargo bench --locked --package bench)
 
 model: require ## The exhaustive check of the protocol, in its large configurations (four minutes on two cores, once compiled)
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
