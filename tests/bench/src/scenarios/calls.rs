@@ -96,7 +96,8 @@ fn rest_with_many(bench: &Bench) -> Result<Row> {
     let world = World::start(bench, &Setup { data, leads: true, ..Setup::default() })?;
     world.wait_until_at_rest()?;
     let processor = processor_share(bench, &world, bench.options.pick(60, 5))?;
-    let row = Row::figures(8, format!("processor time, a second at rest with {count} open"), Unit::Seconds, &[processor]);
+    let row =
+        Row::figures(8, format!("processor time, a second at rest with {count} open"), Unit::Seconds, &[processor]);
     Ok(row.target(Target::AtMost(NONE_TO_SPEAK_OF)))
 }
 
