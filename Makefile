@@ -24,13 +24,12 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-test: require ## Everything that must hold: format, lints, tests, benchmarks that work, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
+test: require ## Everything that must hold: format, lints, tests, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
 	$(call stage,format,cargo fmt --all --check)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
-	$(call stage,benchmarks,cargo build --locked --workspace --bins && QUICK=1 "$(TARGET)/debug/bench")
 	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
 
 bench: require ## What it costs, against the same API server without it (three quarters of an hour on two cores; QUICK=1, ONLY=1,8)

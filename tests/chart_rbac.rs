@@ -11,7 +11,7 @@
 mod common;
 
 use common::chart::NAMESPACE;
-use common::cluster::{Cluster, PATIENCE};
+use common::cluster::{Cluster, PATIENCE, metrics};
 use common::reviewer::{Reviewer, Verdict};
 use common::succeed;
 use control_plane::{ControlPlane, Installation};
@@ -20,6 +20,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use switchboard::api::{ConditionStatus, ConditionType};
+use tokio::time::{sleep, timeout};
+
+/// Between two looks at something that tells nobody that it has changed.
+const PAUSE: Duration = Duration::from_millis(50);
 
 const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
 
@@ -165,6 +169,19 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     succeed(cluster.control_plane.kubectl().args(secret));
     cluster.installation.replica(0).restart().unwrap();
 
+    // Nothing else waits for what the self-check finds out.
+    let has_found_out = async {
+        loop {
+            for replica in cluster.installation.replicas() {
+                if metrics(replica).await.contains("switchboard_webhook_in_force 1\n") {
+                    return;
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, has_found_out).await.expect("the self-check finds out that the webhook is in force");
+
     let role = |kind: &str| -> Value {
         let mut kubectl = cluster.control_plane.kubectl();
         kubectl.args(["get", kind, "switchboard", "--namespace", NAMESPACE, "--output=json"]);
@@ -177,7 +194,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     };
     let deadline = Instant::now() + PATIENCE;
     while !unused(&requests(&log)).is_empty() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(PAUSE).await;
     }
     let requests = requests(&log);
     assert_eq!(unused(&requests), Vec::<&Permission>::new(), "permissions that the operator has no use for");

@@ -71,8 +71,10 @@ fn bench(options: Options) -> Result<()> {
     // A client is bound to a runtime from the moment it is made.
     let entered = bench.runtime.handle().clone();
     let _entered = entered.enter();
-    let directory = fs::create_dir_all(RESULTS).and_then(|()| fs::canonicalize(RESULTS));
-    let directory = directory.map_err(Error::io("create", Path::new(RESULTS)))?;
+    // Beside the last real measurement, and not in its place.
+    let directory = Path::new(RESULTS).join(if bench.options.quick { "quick" } else { "" });
+    fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    let directory = fs::canonicalize(&directory).map_err(Error::io("find", &directory))?;
     let mut rows = Vec::new();
     for scenario in scenarios {
         bench.progress.begin(scenario.number, scenario.title);
