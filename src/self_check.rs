@@ -1,5 +1,6 @@
 //! Asks the API server whether the webhook is in force: a conversation for a binding that another one holds is created as a dry run,
-//! which must be refused; where none is held, one that must be admitted. It writes nothing and decides nothing; a metric tells what it found.
+//! which must be refused; where none is held, one that must be admitted. It writes nothing and decides nothing; metrics tell what it
+//! found.
 
 use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
