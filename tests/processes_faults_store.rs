@@ -51,7 +51,8 @@ async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost(
 
 #[tokio::test]
 async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() {
-    let faulty = alone().await;
+    // Not one that others get afterwards: their witnesses look back to the first revision.
+    let faulty = Faulty::start(1).await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     for desk in [&desk, &other] {
@@ -97,8 +98,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_and_rest_is_as_it_should_be() {
-    let faulty = Faulty::start(1).await;
+async fn an_etcd_that_is_restored_from_a_backup_makes_each_replica_begin_anew_and_rest_is_as_it_should_be() {
+    let faulty = Faulty::start(2).await;
     let control_plane = &faulty.cluster.control_plane;
     let (desk, _) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
@@ -120,9 +121,13 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_the_operator_begin_anew_an
     copy(&backup, &data);
     control_plane.etcd().start().unwrap();
     control_plane.api_server(0).start().unwrap();
-    let ended = faulty.replica().wait(PATIENCE).expect("what it knows is of another history: it ends");
-    assert!(!ended.success(), "so that it is started anew: {ended}");
-    faulty.replica().start().unwrap();
+    for replica in faulty.cluster.installation.replicas() {
+        let ended = replica.wait(PATIENCE).expect("what it knows is of another history: it ends");
+        assert!(!ended.success(), "so that it is started anew: {ended}");
+    }
+    for replica in faulty.cluster.installation.replicas() {
+        replica.start().unwrap();
+    }
 
     let desk = Desk { client: faulty.client().await, ..desk };
     let mut witness = faulty.witness(&desk, Oracle::default());
