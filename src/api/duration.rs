@@ -117,7 +117,17 @@ impl schemars::JsonSchema for Duration {
         schemars::json_schema!({
             "type": "string",
             "maxLength": 28,
-            "x-kubernetes-validations": super::rules::duration(),
+            "x-kubernetes-validations": [
+                {"rule": format!("self.matches('{PATTERN}')"), "message": DurationError::Spelling.to_string()},
+                {
+                    "rule": format!(
+                        "!self.matches('{PATTERN}') || (duration(self) >= duration('{}') && duration(self) <= duration('{}'))",
+                        Self::MIN,
+                        Self::MAX,
+                    ),
+                    "message": DurationError::Bounds.to_string(),
+                },
+            ],
         })
     }
 }

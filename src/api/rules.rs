@@ -1,4 +1,5 @@
-//! The rules of the schemas, in CEL: whatever can be refused without a look at other objects is refused by these.
+//! The rules of the schemas, in CEL: whatever can be refused without a look at other objects is refused by these. That of a single
+//! duration is with its type.
 //!
 //! Each message says what is allowed, and starts with the error code that the field knows for the situation, where there is
 //! one. The addresses are parsed once more by `core::address`, for objects that no schema saw; the tests hold both against the
@@ -152,22 +153,6 @@ pub(super) fn identity() -> Value {
         format!("self.matches('{IDENTITY}')"),
         "must be printable ASCII with no space at either end, at most 256 characters"
     )])
-}
-
-pub(super) fn duration() -> Value {
-    let pattern = super::duration::PATTERN;
-    json!([
-        rule(
-            format!("self.matches('{pattern}')"),
-            "must be a duration such as 90s, 30m, 24h or 1h30m: units h, m, s and ms, no sign, no fraction",
-        ),
-        rule(
-            format!(
-                "!self.matches('{pattern}') || (duration(self) >= duration('1s') && duration(self) <= duration('87600h'))"
-            ),
-            "must lie between 1s and 87600h (ten years)",
-        ),
-    ])
 }
 
 pub(super) fn timers() -> Value {
