@@ -14,6 +14,7 @@ use common::chart::NAMESPACE;
 use common::cluster::{Cluster, PATIENCE, metrics};
 use common::reviewer::{Reviewer, Verdict};
 use common::succeed;
+use control_plane::installation::OPERATOR;
 use control_plane::{ControlPlane, Installation};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,8 +25,6 @@ use tokio::time::{sleep, timeout};
 
 /// Between two looks at something that tells nobody that it has changed.
 const PAUSE: Duration = Duration::from_millis(50);
-
-const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
 
 /// Everything that the operator asks for, and nothing that others do.
 const AUDIT_POLICY: &str = "

@@ -11,8 +11,10 @@
 mod common;
 
 use common::caller::Caller;
-use common::cluster::{Cluster, until};
+use common::cluster::{Cluster, PATIENCE, until};
 use common::creates::create_until;
+use common::proxy::{Call, Fate, Proxy, Stage};
+use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
@@ -22,10 +24,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const SECRET: &str = "switchboard-webhook-tls";
-const NAMESPACE: &str = "switchboard-system";
 
 /// Two replicas that make their own certificate, valid for `life`, with those flags besides.
 fn cluster(control_plane: control_plane::Builder, life: &str, flags: &[String]) -> Cluster {
@@ -76,6 +78,17 @@ async fn served(
     }
 }
 
+/// Waits until a replica serves `expected` to somebody who trusts it.
+async fn wait_until_served(
+    client: &Client,
+    replica: &Replica,
+    identity: Option<&ServingCertificate>,
+    expected: &CertificateDer<'static>,
+) {
+    let is_served = async { while served(client, replica, identity).await.ok().as_ref() != Some(expected) {} };
+    timeout(PATIENCE, is_served).await.expect("the certificate of the Secret is served in time");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_rotations_under_constant_creates_fail_none_of_them() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "15s", &[]);
@@ -93,7 +106,9 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
             assert_eq!(certificates(&part(&after, "ca.crt")).len(), 2, "the old and the new CA");
             let new = &certificates(&part(&after, "tls.crt"))[0];
             for replica in cluster.installation.replicas() {
-                while served(&client, replica, None).await.expect("trusted at every moment") != *new {}
+                let trusted =
+                    async { while served(&client, replica, None).await.expect("trusted at every moment") != *new {} };
+                timeout(PATIENCE, trusted).await.expect("the new certificate is served in time");
             }
             before = after;
         }
@@ -194,7 +209,40 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     assert_eq!(made.type_.as_deref(), Some("Opaque"), "as the chart's, or an upgrade could not take it over");
     let made = certificates(&part(&made, "tls.crt"));
     for replica in cluster.installation.replicas() {
-        while served(&client, replica, Some(&identity)).await.ok().as_ref() != made.first() {}
+        wait_until_served(&client, replica, Some(&identity), &made[0]).await;
     }
     desk.create("alice", json!({})).await.expect("the API server trusts it");
+}
+
+#[tokio::test]
+async fn of_two_replicas_that_make_a_certificate_at_once_the_second_gives_way() {
+    let control_plane = ControlPlane::builder().user(OPERATOR, &["system:serviceaccounts"]).start();
+    let control_plane = control_plane.unwrap_or_else(|error| panic!("{error}"));
+    let proxy = Proxy::to_api_server(&control_plane, 0).await;
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed();
+    let installation = installation.env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
+    let cluster = Cluster::install(control_plane, &installation.flag("--certificate-life=90s"));
+    let client = cluster.client(0).await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let before = secrets.get(SECRET).await.unwrap();
+
+    // Both read that it is of no use, and both make another one.
+    let is_write = |call: &Call| call.is("PUT", &format!("/secrets/{SECRET}"));
+    let mut writes = proxy.hold(Stage::Before, is_write);
+    let answers = proxy.inflict(Stage::After, Fate::Pass, is_write);
+    let spoilt = json!({"data": {"tls.crt": null}});
+    secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(spoilt)).await.unwrap();
+    let (first, second) = (writes.next().await, writes.next().await);
+    drop((writes, first));
+    answers.wait_for(1).await;
+    let made = secrets.get(SECRET).await.unwrap();
+    drop(second);
+    answers.wait_for(2).await;
+    assert_eq!(secrets.get(SECRET).await.unwrap().data, made.data, "what was written first stands");
+    let [old, made] = [before, made].map(|secret| certificates(&part(&secret, "tls.crt")));
+    assert_ne!(old, made);
+    for replica in cluster.installation.replicas() {
+        wait_until_served(&client, replica, None, &made[0]).await;
+    }
+    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
 }

@@ -5,7 +5,7 @@ use super::oracle::{Event, Kind, Oracle};
 use super::proxy::{Call, Fate, Held, Proxy, Stage};
 use super::recorder::Recorder;
 use super::reviewer::{Reviewer, Verdict};
-use control_plane::installation::NAMESPACE;
+use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PostParams};
@@ -19,9 +19,6 @@ use std::time::Duration;
 use switchboard::api::Conversation;
 use switchboard::core::binding::BindingName;
 use tokio::time::{Instant, sleep};
-
-/// The name of the operator's service account, which the control plane takes for a token as well.
-const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
 
 /// How long a create that was admitted and never stored keeps the binding from others. It may be so short because the API servers of
 /// these clusters give a create up after [`REQUEST_TIMEOUT`].
@@ -77,6 +74,12 @@ impl Faulty {
 
     pub fn replica(&self) -> &Replica {
         self.cluster.installation.replica(0)
+    }
+
+    /// The replica that is called so in the Lease.
+    pub fn replica_of(&self, identity: &str) -> &Replica {
+        let installation = &self.cluster.installation;
+        installation.replica(installation.index_of(identity).expect("a replica of ours"))
     }
 
     /// A client of the administrator's that repeats nothing by itself.

@@ -23,6 +23,9 @@ use crate::{
 /// The namespace of the release, and of the operator's service account and Lease.
 pub const NAMESPACE: &str = "switchboard-system";
 
+/// The user that the operator is to the API server: its service account.
+pub const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
+
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/switchboard");
 
 /// How long the API servers have to take up the chart's objects. It takes about a second.
@@ -137,7 +140,7 @@ impl Builder {
         token: &str,
         files: &Files,
     ) -> Result<Replica, Error> {
-        let name = format!("replica-{}", index + 1);
+        let name = name_of(index);
         let [webhook, health] = [Port::reserve()?, Port::reserve()?];
         let api_server = index % control_plane.api_servers().len();
         let kubeconfig = control_plane.kubeconfig_for_token(token, api_server);
@@ -194,6 +197,12 @@ impl Installation {
     #[must_use]
     pub fn replicas(&self) -> &[Replica] {
         &self.replicas
+    }
+
+    /// The index of the replica that is called so in the Lease, where something random follows its name.
+    #[must_use]
+    pub fn index_of(&self, identity: &str) -> Option<usize> {
+        (0..self.replicas.len()).find(|index| identity.starts_with(&format!("{}_", name_of(*index))))
     }
 
     /// The replica with this index, whose identity is `replica-{index + 1}`.
@@ -292,6 +301,10 @@ impl Probes {
             await_answer(control_plane, api_server, &dry_run(&self.with_contact), "created (server dry run)")
         })
     }
+}
+
+fn name_of(index: usize) -> String {
+    format!("replica-{}", index + 1)
 }
 
 const FORGED_STATUS: &str = r#"{"status": {"state": "Closed"}}"#;
