@@ -1,17 +1,20 @@
 //! The Lease: of all replicas one leads, and stops leading before another can start. Nobody else touches the Lease.
 //!
 //! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`; expiry is judged by when a change was
-//! observed, with the observer's own monotonic clock, so that clocks need not agree.
+//! observed, with the observer's own monotonic clock, so that clocks need not agree. Unlike client-go, who stands by watches the
+//! Lease instead of reading it every now and then: a renewal is observed when it happens, and so the Lease's end when it comes.
 
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use futures::{StreamExt, TryFutureExt};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::PostParams;
+use kube::api::{PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client, Resource};
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Which Lease, and how long it binds.
@@ -27,7 +30,7 @@ pub struct Settings {
     pub duration: Duration,
     /// How long after it began its last renewal that succeeded a leader goes on writing; shorter than `duration`.
     pub renew_deadline: Duration,
-    /// How long between two attempts to acquire or to renew.
+    /// How long between two renewals, and between two attempts to acquire where the first did not succeed.
     pub retry_period: Duration,
 }
 
@@ -92,12 +95,13 @@ impl Observed {
         spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 
-    /// Whether, at `now`, its holder may still write. A holder goes by the duration that it was started with, which is `ours` unless
-    /// replicas were started with different ones, and which a hand may have changed in the Lease: the longer of the two counts.
-    fn is_held(&self, ours: Duration, now: Instant) -> bool {
+    /// Until when its holder may still write, where it has one. A holder goes by the duration that it was started with, which is
+    /// `ours` unless replicas were started with different ones, and which a hand may have changed in the Lease: the longer of the
+    /// two counts.
+    fn ends(&self, ours: Duration) -> Option<Instant> {
         let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
         let duration = ours.max(Duration::from_secs(u64::try_from(recorded).unwrap_or_default()));
-        !self.holder().is_empty() && now < self.since + duration
+        (!self.holder().is_empty()).then(|| self.since + duration)
     }
 }
 
@@ -118,18 +122,33 @@ impl Elector {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
             // Half of what there is, so that a call which hangs leaves time for another one.
-            match timeout(self.settings.renew_deadline / 2, self.attempt()).await {
-                Ok(Ok(true)) => self.lead_until(Some(began + self.settings.renew_deadline)),
-                Ok(Ok(false)) => self.lead_until(None),
+            let stands_by = match timeout(self.settings.renew_deadline / 2, self.attempt()).await {
+                Ok(Ok(leads)) => {
+                    self.lead_until(leads.then(|| began + self.settings.renew_deadline));
+                    !leads
+                }
                 Ok(Err(error @ Error::WentBack { .. })) => {
                     self.lead_until(None);
                     return Err(error);
                 }
-                Ok(Err(error)) => self.failed(&error.to_string()),
-                Err(_) => self.failed("no answer in time"),
-            }
+                Ok(Err(error)) => {
+                    self.failed(&error.to_string());
+                    false
+                }
+                Err(_) => {
+                    self.failed("no answer in time");
+                    false
+                }
+            };
+            let rest = async {
+                if stands_by {
+                    return self.stand_by().await;
+                }
+                sleep(self.settings.retry_period).await;
+                Ok(())
+            };
             tokio::select! {
-                () = sleep(self.settings.retry_period) => {}
+                rested = rest => rested?,
                 () = shutdown.cancelled() => {}
             }
         }
@@ -172,13 +191,52 @@ impl Elector {
             self.observe(lease, now)?;
         }
         // Also where it was deleted by hand: its holder does not know of that yet.
-        if let Some(observed) = &self.observed
-            && observed.holder() != self.settings.identity
-            && observed.is_held(self.settings.duration, now)
-        {
+        if self.is_held_until().is_some_and(|end| now < end) {
             return Ok(false);
         }
         self.write(found).await
+    }
+
+    /// Until when another one may write, as far as is known.
+    fn is_held_until(&self) -> Option<Instant> {
+        let of_another = self.observed.as_ref().filter(|observed| observed.holder() != self.settings.identity);
+        of_another.and_then(|observed| observed.ends(self.settings.duration))
+    }
+
+    /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. What is
+    /// missed here costs time alone, since each attempt reads the Lease first; so does a watch that dies without a word, which
+    /// ends with the Lease that it last showed.
+    async fn stand_by(&mut self) -> Result<(), Error> {
+        let mut earliest = self.clock.monotonic() + self.settings.retry_period;
+        let observed = self.observed.as_ref().and_then(|observed| observed.lease.metadata.resource_version.clone());
+        let parameters = WatchParams::default().fields(&format!("metadata.name={}", self.settings.name));
+        let leases = self.leases.clone();
+        // Without a version it begins with the Lease as it is.
+        let events = leases.watch(&parameters, observed.as_deref().unwrap_or_default());
+        let mut events = pin!(events.try_flatten_stream());
+        loop {
+            let end = self.is_held_until().filter(|end| self.clock.monotonic() < *end);
+            let event = tokio::select! {
+                () = sleep_until(end.unwrap_or(earliest)) => return Ok(()),
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) => {
+                    earliest = self.clock.monotonic();
+                    self.observe(&lease, earliest)?;
+                }
+                // Its holder does not know of that yet.
+                Some(Ok(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
+                Some(Ok(WatchEvent::Error(status))) => {
+                    tracing::debug!(why = %status, "the watch of the Lease has ended");
+                }
+                Some(Err(error)) => tracing::warn!(%error, "cannot watch the Lease"),
+                None => {
+                    sleep_until(earliest).await;
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Notes what the Lease is, and since when it has been so.
@@ -276,16 +334,13 @@ mod tests {
         for (recorded, held) in [(15, 15), (60, 60), (1, 15), (0, 15), (-1, 15), (i32::MIN, 15)] {
             let observed = observed("another", recorded);
             let ends = observed.since + Duration::from_secs(held);
-            assert!(observed.is_held(OURS, ends - Duration::from_millis(1)), "{recorded}");
-            assert!(!observed.is_held(OURS, ends), "{recorded}");
+            assert_eq!(observed.ends(OURS), Some(ends), "{recorded}");
         }
     }
 
     #[test]
     fn a_lease_that_was_given_back_or_says_nothing_is_free_at_once() {
-        let given_back = observed("", 1);
-        assert!(!given_back.is_held(OURS, given_back.since));
-        let empty = Observed { lease: Lease::default(), since: Instant::now() };
-        assert!(!empty.is_held(OURS, empty.since));
+        assert_eq!(observed("", 1).ends(OURS), None);
+        assert_eq!(Observed { lease: Lease::default(), since: Instant::now() }.ends(OURS), None);
     }
 }

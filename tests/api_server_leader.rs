@@ -40,21 +40,18 @@ struct Candidate {
 
 impl Candidate {
     fn start(client: Client, lease: &str, identity: &str, duration: Duration) -> Self {
-        let settings = Settings {
-            namespace: NAMESPACE.to_owned(),
-            name: lease.to_owned(),
-            identity: identity.to_owned(),
-            duration,
-            renew_deadline: duration * 2 / 3,
-            retry_period: Duration::from_millis(300),
-        };
+        Self::start_with(client, settings(lease, identity, duration))
+    }
+
+    fn start_with(client: Client, settings: Settings) -> Self {
+        let identity = settings.identity.clone();
         let (elector, leadership) = Elector::new(client, settings, Clock);
         let shutdown = CancellationToken::new();
         let stopped = CancellationToken::new();
         stopped.cancel();
         let ending = shutdown.clone();
         let task = tokio::spawn(async move { elector.run(ending, stopped).await.expect("history went back") });
-        Self { identity: identity.to_owned(), leadership, shutdown, task }
+        Self { identity, leadership, shutdown, task }
     }
 
     async fn wait_until(&self, leads: bool) {
@@ -64,6 +61,17 @@ impl Candidate {
             }
         };
         timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{}: leads is not {leads}", self.identity));
+    }
+}
+
+fn settings(lease: &str, identity: &str, duration: Duration) -> Settings {
+    Settings {
+        namespace: NAMESPACE.to_owned(),
+        name: lease.to_owned(),
+        identity: identity.to_owned(),
+        duration,
+        renew_deadline: duration * 2 / 3,
+        retry_period: Duration::from_millis(300),
     }
 }
 
@@ -141,7 +149,9 @@ async fn vacates() {
     let client = common::client().await;
     let leader = Candidate::start(client.clone(), "vacates", "leader", LONG);
     leader.wait_until(true).await;
-    let other = Candidate::start(client.clone(), "vacates", "other", LONG);
+    // It is told, and would not look by itself.
+    let other = Settings { retry_period: LONG, ..settings("vacates", "other", LONG) };
+    let other = Candidate::start_with(client.clone(), other);
     leader.shutdown.cancel();
     leader.task.await.unwrap();
     assert!(!leader.leadership.leads());

@@ -260,15 +260,14 @@ async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
 async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that_its_successor_decided() {
     let faulty = Faulty::start(2).await;
     let identity = faulty.wait_for_leader_other_than("").await;
-    let installation = &faulty.cluster.installation;
-    let leader = installation.replica(usize::from(!identity.starts_with("replica-1_")));
+    let leader = faulty.replica_of(&identity);
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     for desk in [&desk, &other] {
         desk.create("alice", json!({})).await.unwrap();
         desk.bound("alice").await;
     }
-    installation.balancer().cut(leader.webhook_address());
+    faulty.cluster.installation.balancer().cut(leader.webhook_address());
 
     let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
     let mut status = faulty.proxy.hold(Stage::Before, status_write(&other, "alice"));
@@ -333,6 +332,21 @@ async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
     desk.wait_until_free().await;
     witness.show_rest().await;
     other_witness.show_rest().await;
+}
+
+#[tokio::test]
+async fn who_stands_by_with_a_dead_watch_takes_over_all_the_same() {
+    let faulty = Faulty::start(2).await;
+    let identity = faulty.wait_for_leader_other_than("").await;
+    let leader = faulty.replica_of(&identity);
+    faulty.cluster.installation.balancer().remove(leader.webhook_address());
+    faulty.proxy.kill_watches();
+    leader.kill();
+    faulty.wait_for_leader_other_than(&identity).await;
+    let (desk, mut witness) = faulty.desk().await;
+    desk.create("alice", json!({})).await.unwrap();
+    desk.bound("alice").await;
+    witness.show_rest().await;
 }
 
 #[tokio::test]

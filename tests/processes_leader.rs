@@ -9,24 +9,25 @@
 
 mod common;
 
-use common::cluster::{Cluster, PATIENCE, until};
+use common::cluster::{Cluster, PATIENCE, metrics, until};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::json;
 use std::time::Instant;
 use switchboard::api::{ConditionStatus, ConditionType, State};
+use tokio::time::timeout;
 
 const NAMESPACE: &str = "switchboard-system";
 
 /// Short, so that a test need not wait long for its end.
 const LEASE: &str = "4s";
 
-/// Two replicas.
-fn cluster() -> Cluster {
+/// Two replicas that compete for a Lease which lasts that long.
+fn cluster(lease: &str) -> Cluster {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2);
-    let installation = installation.flag(format!("--lease-duration={LEASE}")).flag("--drain-delay=1s");
+    let installation = installation.flag(format!("--lease-duration={lease}")).flag("--drain-delay=1s");
     Cluster::install(control_plane, &installation)
 }
 
@@ -42,13 +43,13 @@ async fn wait_for_leader(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> Str
 
 /// The replica of that identity, and the other one.
 fn leader_and_standby<'a>(cluster: &'a Cluster, identity: &str) -> (&'a Replica, &'a Replica) {
-    let [first, second] = cluster.installation.replicas() else { panic!("two replicas") };
-    if identity.starts_with("replica-1_") { (first, second) } else { (second, first) }
+    let index = cluster.installation.index_of(identity).expect("a replica of ours");
+    (cluster.installation.replica(index), cluster.installation.replica(1 - index))
 }
 
 #[tokio::test]
 async fn a_leader_that_is_killed_is_replaced_and_its_timers_are_honoured() {
-    let cluster = cluster();
+    let cluster = cluster(LEASE);
     let identity = wait_for_leader(&cluster, |_| true).await;
     let desk = cluster.desk().await;
     desk.create("alice", json!({"timers": {"closeAfter": "15s"}})).await.unwrap();
@@ -66,8 +67,32 @@ async fn a_leader_that_is_killed_is_replaced_and_its_timers_are_honoured() {
 }
 
 #[tokio::test]
+async fn who_stands_by_is_told_of_each_renewal_and_asks_nothing() {
+    let cluster = cluster("10s");
+    let identity = wait_for_leader(&cluster, |_| true).await;
+    let (_, standby) = leader_and_standby(&cluster, &identity);
+    let asked = |verb: &'static str| async move {
+        let series = format!("switchboard_api_requests_total{{verb=\"{verb}\",resource=\"leases\"");
+        metrics(standby).await.lines().filter(|line| line.starts_with(&series)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let watches = async { while asked("watch").await.is_empty() {} };
+    timeout(PATIENCE, watches).await.expect("it watches the Lease");
+    let before = asked("get").await;
+
+    let leases = Api::<Lease>::namespaced(cluster.client(0).await, NAMESPACE);
+    let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone()).unwrap().0;
+    let first = renewed(&leases.get("switchboard").await.unwrap());
+    let lasts = |lease: &Lease| renewed(lease).duration_since(first).as_secs() > 10;
+    until(leases, "switchboard", |lease: Option<&Lease>| lease.is_some_and(lasts))
+        .await
+        .expect("it is renewed in time");
+    assert_eq!(asked("get").await, before, "for longer than the Lease would last without a renewal");
+    assert_eq!(wait_for_leader(&cluster, |_| true).await, identity);
+}
+
+#[tokio::test]
 async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
-    let cluster = cluster();
+    let cluster = cluster(LEASE);
     let identity = wait_for_leader(&cluster, |_| true).await;
     let (leader, _) = leader_and_standby(&cluster, &identity);
     cluster.installation.balancer().remove(leader.webhook_address());
@@ -81,7 +106,7 @@ async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
 
 #[tokio::test]
 async fn a_leader_that_was_suspended_undoes_nothing_that_its_successor_decided() {
-    let cluster = cluster();
+    let cluster = cluster(LEASE);
     let identity = wait_for_leader(&cluster, |_| true).await;
     let desk = cluster.desk().await;
     desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();

@@ -84,7 +84,7 @@ async fn what_is_closed_or_loses_its_contact_gives_way_at_once_also_while_nobody
     let leases = Api::<Lease>::namespaced(races.clients[0].clone(), control_plane::installation::NAMESPACE);
     let lease = leases.get("switchboard").await.unwrap();
     let leader = lease.spec.and_then(|spec| spec.holder_identity).unwrap();
-    let leader = usize::from(!leader.starts_with("replica-1_"));
+    let leader = races.installation.index_of(&leader).expect("a replica of ours");
     races.installation.balancer().remove(races.installation.replica(leader).webhook_address());
     races.installation.replica(leader).kill();
 
@@ -99,7 +99,7 @@ async fn what_is_closed_or_loses_its_contact_gives_way_at_once_also_while_nobody
     races.recorder.show(&mut races.oracle).await;
     assert_eq!(races.oracle.tenures(&pair.binding()).len(), 21, "{}", races.oracle.trail(&pair.binding()));
     let renewed = leases.get("switchboard").await.unwrap().spec.and_then(|spec| spec.holder_identity).unwrap();
-    assert!(leader == usize::from(!renewed.starts_with("replica-1_")), "somebody leads: {renewed}");
+    assert_eq!(races.installation.index_of(&renewed), Some(leader), "somebody leads: {renewed}");
 }
 
 /// What a round is about: two addresses that no other round uses.
