@@ -1,8 +1,8 @@
 //! The Lease: of all replicas one leads, and stops leading before another can start. Nobody else touches the Lease.
 //!
 //! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`; expiry is judged by when a change was
-//! observed, with the observer's own monotonic clock, so that clocks need not agree. Unlike client-go, who stands by watches the
-//! Lease instead of reading it every now and then: a renewal is observed when it happens, and so the Lease's end when it comes.
+//! observed, with the observer's own monotonic clock, so that clocks need not agree. Other than with client-go, a replica that stands
+//! by watches the Lease instead of reading it every now and then: it sees a renewal when it happens, and so the end when it comes.
 
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
@@ -30,7 +30,7 @@ pub struct Settings {
     pub duration: Duration,
     /// How long after it began its last renewal that succeeded a leader goes on writing; shorter than `duration`.
     pub renew_deadline: Duration,
-    /// How long between two renewals, and between two attempts to acquire where the first did not succeed.
+    /// How long between two renewals, and until the next attempt after one that failed.
     pub retry_period: Duration,
 }
 
@@ -63,6 +63,9 @@ pub enum Error {
     /// The API server did not do what was asked.
     #[error("{0}")]
     Api(#[from] kube::Error),
+    /// The API server did not answer.
+    #[error("no answer in time")]
+    NoAnswer,
     /// The Lease is older than it was: etcd was restored from a backup, and what the watches have shown is of another history.
     #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
     WentBack {
@@ -72,6 +75,9 @@ pub enum Error {
         now: u64,
     },
 }
+
+/// What the duration of a Lease says that was given back, in seconds: here as in client-go.
+const GIVEN_BACK: i32 = 1;
 
 /// Competes for the Lease.
 pub struct Elector {
@@ -87,6 +93,8 @@ pub struct Elector {
 struct Observed {
     lease: Lease,
     since: Instant,
+    /// Whether it has been deleted since.
+    is_gone: bool,
 }
 
 impl Observed {
@@ -95,13 +103,16 @@ impl Observed {
         spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 
-    /// Until when its holder may still write, where it has one. A holder goes by the duration that it was started with, which is
-    /// `ours` unless replicas were started with different ones, and which a hand may have changed in the Lease: the longer of the
-    /// two counts.
-    fn ends(&self, ours: Duration) -> Option<Instant> {
+    /// Until when another than `identity` may write, as far as is known; nothing where it was given back. A holder goes by the
+    /// duration that it was started with, which is `ours` unless replicas were started with different ones, and which a hand may have
+    /// changed in the Lease: the longer of the two counts. Nor does it know at once that a hand has removed it from the Lease, or
+    /// the Lease with it; and what is gone may have been another's at the end, unless `leads` says that we hold it.
+    fn held_until(&self, identity: &str, leads: bool, ours: Duration) -> Option<Instant> {
         let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
+        let is_ours = self.holder() == identity && (leads || !self.is_gone);
+        let is_given_back = self.holder().is_empty() && recorded == GIVEN_BACK;
         let duration = ours.max(Duration::from_secs(u64::try_from(recorded).unwrap_or_default()));
-        (!self.holder().is_empty()).then(|| self.since + duration)
+        (!is_ours && !is_given_back).then(|| self.since + duration)
     }
 }
 
@@ -122,30 +133,28 @@ impl Elector {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
             // Half of what there is, so that a call which hangs leaves time for another one.
-            let stands_by = match timeout(self.settings.renew_deadline / 2, self.attempt()).await {
-                Ok(Ok(leads)) => {
+            let attempt = timeout(self.settings.renew_deadline / 2, self.attempt()).await;
+            let stands_by = match attempt.unwrap_or(Err(Error::NoAnswer)) {
+                Ok(leads) => {
                     self.lead_until(leads.then(|| began + self.settings.renew_deadline));
                     !leads
                 }
-                Ok(Err(error @ Error::WentBack { .. })) => {
+                Err(error @ Error::WentBack { .. }) => {
                     self.lead_until(None);
                     return Err(error);
                 }
-                Ok(Err(error)) => {
-                    self.failed(&error.to_string());
-                    false
-                }
-                Err(_) => {
-                    self.failed("no answer in time");
+                Err(error) => {
+                    self.failed(&error);
                     false
                 }
             };
             let rest = async {
                 if stands_by {
-                    return self.stand_by().await;
+                    self.stand_by().await
+                } else {
+                    sleep(self.settings.retry_period).await;
+                    Ok(())
                 }
-                sleep(self.settings.retry_period).await;
-                Ok(())
             };
             tokio::select! {
                 rested = rest => rested?,
@@ -167,11 +176,15 @@ impl Elector {
     }
 
     /// The Lease was not reached: what it allowed before is allowed until its time is over.
-    fn failed(&self, why: &str) {
-        tracing::warn!(why, "cannot reach the Lease");
-        if self.leads_until.borrow().is_some_and(|until| self.clock.monotonic() >= until) {
+    fn failed(&self, error: &Error) {
+        tracing::warn!(%error, "cannot reach the Lease");
+        if !self.leads() {
             self.lead_until(None);
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.leads_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
     }
 
     fn lead_until(&self, until: Option<Instant>) {
@@ -183,56 +196,59 @@ impl Elector {
         self.leads_until.send_replace(until);
     }
 
-    /// One attempt to acquire or to renew: whether this replica holds the Lease after it.
+    /// One attempt to acquire or to renew: whether this replica holds the Lease after it. Where there is none and never was one that
+    /// this replica has seen, it is taken at once, as at the first installation.
     async fn attempt(&mut self) -> Result<bool, Error> {
         let found = self.leases.get_opt(&self.settings.name).await?;
         let now = self.clock.monotonic();
-        if let Some(lease) = &found {
-            self.observe(lease, now)?;
+        match &found {
+            Some(lease) => self.observe(lease, now)?,
+            None => self.observe_deletion(now),
         }
-        // Also where it was deleted by hand: its holder does not know of that yet.
-        if self.is_held_until().is_some_and(|end| now < end) {
+        if self.held_until().is_some_and(|end| now < end) {
             return Ok(false);
         }
         self.write(found).await
     }
 
     /// Until when another one may write, as far as is known.
-    fn is_held_until(&self) -> Option<Instant> {
-        let of_another = self.observed.as_ref().filter(|observed| observed.holder() != self.settings.identity);
-        of_another.and_then(|observed| observed.ends(self.settings.duration))
+    fn held_until(&self) -> Option<Instant> {
+        let observed = self.observed.as_ref()?;
+        observed.held_until(&self.settings.identity, self.leads(), self.settings.duration)
     }
 
-    /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. What is
-    /// missed here costs time alone, since each attempt reads the Lease first; so does a watch that dies without a word, which
-    /// ends with the Lease that it last showed.
+    /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. Each attempt
+    /// reads the Lease first, so what is missed here costs time alone; and where nothing comes for longer than a leader is silent that can
+    /// renew, there is an attempt too, and another watch after it.
     async fn stand_by(&mut self) -> Result<(), Error> {
-        let mut earliest = self.clock.monotonic() + self.settings.retry_period;
+        let mut heard = self.clock.monotonic();
+        let mut earliest = heard + self.settings.retry_period;
         let observed = self.observed.as_ref().and_then(|observed| observed.lease.metadata.resource_version.clone());
         let parameters = WatchParams::default().fields(&format!("metadata.name={}", self.settings.name));
         let leases = self.leases.clone();
-        // Without a version it begins with the Lease as it is.
+        // Without a version it begins with a Lease that there is.
         let events = leases.watch(&parameters, observed.as_deref().unwrap_or_default());
         let mut events = pin!(events.try_flatten_stream());
         loop {
-            let end = self.is_held_until().filter(|end| self.clock.monotonic() < *end);
+            let end = self.held_until().filter(|end| self.clock.monotonic() < *end);
             let event = tokio::select! {
-                () = sleep_until(end.unwrap_or(earliest)) => return Ok(()),
+                () = sleep_until(end.map_or(earliest, |end| end.min(heard + self.settings.renew_deadline))) => return Ok(()),
                 event = events.next() => event,
             };
+            let now = self.clock.monotonic();
             match event {
                 Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) => {
-                    earliest = self.clock.monotonic();
-                    self.observe(&lease, earliest)?;
+                    self.observe(&lease, now)?;
+                    (heard, earliest) = (now, now);
                 }
-                // Its holder does not know of that yet.
-                Some(Ok(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
+                Some(Ok(WatchEvent::Deleted(_))) => self.observe_deletion(now),
+                Some(Ok(WatchEvent::Bookmark(_))) => {}
                 Some(Ok(WatchEvent::Error(status))) => {
                     tracing::debug!(why = %status, "the watch of the Lease has ended");
                 }
                 Some(Err(error)) => tracing::warn!(%error, "cannot watch the Lease"),
                 None => {
-                    sleep_until(earliest).await;
+                    sleep_until(end.map_or(earliest, |end| end.min(earliest))).await;
                     return Ok(());
                 }
             }
@@ -242,11 +258,21 @@ impl Elector {
     /// Notes what the Lease is, and since when it has been so.
     fn observe(&mut self, lease: &Lease, now: Instant) -> Result<(), Error> {
         let before = self.observed.take();
-        let since = before.as_ref().filter(|before| before.lease.spec == lease.spec).map_or(now, |before| before.since);
-        self.observed = Some(Observed { lease: lease.clone(), since });
+        let since = before
+            .as_ref()
+            .filter(|before| before.lease.spec == lease.spec && !before.is_gone)
+            .map_or(now, |before| before.since);
+        self.observed = Some(Observed { lease: lease.clone(), since, is_gone: false });
         match (before.as_ref().and_then(|before| version(&before.lease)), version(lease)) {
             (Some(before), Some(now)) if now < before => Err(Error::WentBack { before, now }),
             _ => Ok(()),
+        }
+    }
+
+    /// Notes that there is no Lease any more: who held it at the end may have renewed it unseen.
+    fn observe_deletion(&mut self, now: Instant) {
+        if let Some(observed) = self.observed.as_mut().filter(|observed| !observed.is_gone) {
+            (observed.since, observed.is_gone) = (now, true);
         }
     }
 
@@ -267,23 +293,27 @@ impl Elector {
         self.put(before, spec).await
     }
 
-    /// Gives the Lease back, if it is ours and still as it was. Whether it was.
+    /// Gives the Lease back, if it is ours. Whether it was.
     async fn release(&mut self) -> Result<bool, Error> {
-        let Some(Observed { lease, .. }) = self.observed.clone() else {
-            return Ok(false);
-        };
-        match lease.spec.clone() {
-            Some(spec) if spec.holder_identity.as_deref() == Some(&self.settings.identity) => {
-                let now = MicroTime(self.clock.now().timestamp());
-                let spec = LeaseSpec {
-                    holder_identity: Some(String::new()),
-                    lease_duration_seconds: Some(1),
-                    renew_time: Some(now),
-                    ..spec
-                };
-                self.put(Some(lease), spec).await
+        loop {
+            // What the last renewal has come to need not be known.
+            let Some(lease) = self.leases.get_opt(&self.settings.name).await? else {
+                return Ok(false);
+            };
+            let spec = lease.spec.clone().unwrap_or_default();
+            if spec.holder_identity.as_deref() != Some(&self.settings.identity) {
+                return Ok(false);
             }
-            _ => Ok(false),
+            let now = MicroTime(self.clock.now().timestamp());
+            let spec = LeaseSpec {
+                holder_identity: Some(String::new()),
+                lease_duration_seconds: Some(GIVEN_BACK),
+                renew_time: Some(now),
+                ..spec
+            };
+            if self.put(Some(lease), spec).await? {
+                return Ok(true);
+            }
         }
     }
 
@@ -326,21 +356,35 @@ mod tests {
             lease_duration_seconds: Some(seconds),
             ..LeaseSpec::default()
         };
-        Observed { lease: Lease { spec: Some(spec), ..Lease::default() }, since: Instant::now() }
+        let lease = Lease { spec: Some(spec), ..Lease::default() };
+        Observed { lease, since: Instant::now(), is_gone: false }
     }
 
     #[test]
     fn a_lease_is_held_for_the_longer_of_the_duration_that_it_records_and_ours() {
         for (recorded, held) in [(15, 15), (60, 60), (1, 15), (0, 15), (-1, 15), (i32::MIN, 15)] {
             let observed = observed("another", recorded);
-            let ends = observed.since + Duration::from_secs(held);
-            assert_eq!(observed.ends(OURS), Some(ends), "{recorded}");
+            let end = observed.since + Duration::from_secs(held);
+            assert_eq!(observed.held_until("us", false, OURS), Some(end), "{recorded}");
         }
     }
 
     #[test]
-    fn a_lease_that_was_given_back_or_says_nothing_is_free_at_once() {
-        assert_eq!(observed("", 1).ends(OURS), None);
-        assert_eq!(Observed { lease: Lease::default(), since: Instant::now() }.ends(OURS), None);
+    fn a_lease_is_free_at_once_where_it_was_given_back_and_not_where_a_hand_has_removed_its_holder() {
+        assert_eq!(observed("", 1).held_until("us", false, OURS), None);
+        let emptied = observed("", 15);
+        let bare = Observed { lease: Lease::default(), ..emptied.clone() };
+        for removed in [emptied, bare] {
+            assert_eq!(removed.held_until("us", false, OURS), Some(removed.since + OURS));
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_ours_while_we_lead_and_may_be_anothers_otherwise() {
+        let ours = observed("us", 15);
+        let gone = Observed { is_gone: true, ..ours.clone() };
+        let end = Some(gone.since + OURS);
+        assert_eq!([false, true].map(|leads| ours.held_until("us", leads, OURS)), [None, None]);
+        assert_eq!([false, true].map(|leads| gone.held_until("us", leads, OURS)), [end, None]);
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use switchboard::clock::Clock;
 use switchboard::leader::{Elector, Leadership, Settings};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 const NAMESPACE: &str = "default";
@@ -161,17 +161,24 @@ async fn vacates() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_given_to_another_by_hand_is_heeded_and_taken_back_when_it_expires() {
+async fn a_lease_that_is_edited_by_hand_lets_nobody_in_before_its_holder_knows() {
     let client = common::client().await;
-    let leader = Candidate::start(client.clone(), "edited", "leader", SHORT);
-    leader.wait_until(true).await;
-    // A duration that would let somebody in at once, were it believed.
-    let edited = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 1}});
-    leases(&client).patch("edited", &PatchParams::default(), &Patch::Merge(edited)).await.unwrap();
-    leader.wait_until(false).await;
-    leader.wait_until(true).await;
-    let spec = spec(&client, "edited").await;
-    assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(1)));
+    for (lease, edited) in [
+        // A duration that would let somebody in at once, were it believed.
+        ("given-away", json!({"holderIdentity": "somebody", "leaseDurationSeconds": 1})),
+        ("emptied", json!({"holderIdentity": ""})),
+    ] {
+        let leader = Candidate::start(client.clone(), lease, "leader", SHORT);
+        leader.wait_until(true).await;
+        let edited_at = Instant::now();
+        let edited = Patch::Merge(json!({"spec": edited}));
+        leases(&client).patch(lease, &PatchParams::default(), &edited).await.unwrap();
+        leader.wait_until(false).await;
+        leader.wait_until(true).await;
+        assert!(edited_at.elapsed() >= SHORT, "{lease}");
+        let spec = spec(&client, lease).await;
+        assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(1)));
+    }
 }
 
 #[tokio::test]
@@ -180,7 +187,7 @@ async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
     let leader = Candidate::start(client.clone(), "deleted", "leader", LONG);
     leader.wait_until(true).await;
     let other = Candidate::start(client.clone(), "deleted", "other", LONG);
-    // Renewed since the other one came, which has looked at it as often.
+    // Renewed since the other one came, which has seen it.
     let mut renewed = spec(&client, "deleted").await;
     for _ in 0..3 {
         renewed = wait_for(&client, "deleted", |spec| spec.renew_time > renewed.renew_time).await;

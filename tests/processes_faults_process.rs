@@ -335,18 +335,18 @@ async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
 }
 
 #[tokio::test]
-async fn who_stands_by_with_a_dead_watch_takes_over_all_the_same() {
+async fn who_stands_by_with_a_dead_watch_and_can_open_no_other_leads_all_the_same() {
     let faulty = Faulty::start(2).await;
     let identity = faulty.wait_for_leader_other_than("").await;
     let leader = faulty.replica_of(&identity);
     faulty.cluster.installation.balancer().remove(leader.webhook_address());
+    let is_watch = |call: &Call| call.path.ends_with("/leases") && call.query.contains("watch=true");
+    let refused = faulty.proxy.inflict(Stage::Before, Fate::Answer(403), is_watch);
     faulty.proxy.kill_watches();
-    leader.kill();
+    // The silence is noticed, and another watch is asked for again and again.
+    refused.wait_for(3).await;
+    leader.terminate();
     faulty.wait_for_leader_other_than(&identity).await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    witness.show_rest().await;
 }
 
 #[tokio::test]
