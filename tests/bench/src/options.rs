@@ -37,6 +37,17 @@ impl Options {
         if self.quick { quick } else { full }
     }
 
+    /// How many conversations many are.
+    pub fn many(&self) -> usize {
+        self.pick(100_000, 1000)
+    }
+
+    /// How many conversations are stored where it is measured what they cost: some, and many. Of a check, many alone.
+    pub fn sizes(&self) -> Vec<usize> {
+        let some = (!self.quick).then_some(10_000);
+        some.into_iter().chain([self.many()]).collect()
+    }
+
     /// How many pairs are measured.
     pub fn pairs(&self) -> usize {
         self.pick(5, 1)

@@ -91,7 +91,7 @@ fn rest(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
 
 /// The same with many conversations stored, each with a timer.
 fn rest_with_many(bench: &Bench) -> Result<Row> {
-    let count = bench.options.pick(100_000, 1000);
+    let count = bench.options.many();
     let data = Seed::Open(count).data(bench)?;
     let world = World::start(bench, &Setup { data, leads: true, ..Setup::default() })?;
     world.wait_until_at_rest()?;

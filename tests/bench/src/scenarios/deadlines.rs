@@ -42,7 +42,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
 fn spread(bench: &Bench, world: &mut World) -> Result<Vec<Row>> {
     let (count, seconds) = (bench.options.pick(2000, 50), bench.options.pick(60, 3));
     // Long enough that all is stored, seen, and at rest before the first.
-    let first = bench.options.pick(20, 12);
+    let first = bench.options.pick(20, 6);
     let runs = bench.options.pick(3, 1);
     let after = |number: usize| milliseconds(first * 1000 + number * seconds * 1000 / count);
     let mut figures: [Vec<f64>; 3] = Default::default();
@@ -78,7 +78,7 @@ fn spread(bench: &Bench, world: &mut World) -> Result<Vec<Row>> {
 fn at_once(bench: &Bench, world: &mut World) -> Result<Row> {
     let count = bench.options.pick(10_000, 100);
     // Long enough that all is stored, seen, and at rest before it.
-    let after = milliseconds(bench.options.pick(45, 12) * 1000);
+    let after = milliseconds(bench.options.pick(45, 6) * 1000);
     let all = bench.options.pairs();
     let mut pairs = Vec::new();
     for pair in 1..=all {

@@ -24,9 +24,9 @@ struct Latencies {
 
 /// Measures it.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
-    let sizes = [0, bench.options.pick(10_000, 500), bench.options.pick(100_000, 1000)];
+    let sizes: Vec<_> = [0].into_iter().chain(bench.options.sizes()).collect();
     let mut worlds = Vec::new();
-    for size in sizes {
+    for &size in &sizes {
         let data = Seed::Open(size).data(bench)?;
         let world = World::start(bench, &Setup { data, leads: true, ..Setup::default() })?;
         world.namespace(NAMESPACE)?;
@@ -34,9 +34,9 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         worlds.push(world);
     }
     let rounds = bench.options.pairs();
-    let mut measured = vec![[Latencies::default(); 3]; rounds];
+    let mut measured = vec![vec![Latencies::default(); sizes.len()]; rounds];
     for (round, measured) in measured.iter_mut().enumerate() {
-        for ((world, size), latencies) in worlds.iter().zip(sizes).zip(measured) {
+        for ((world, size), latencies) in worlds.iter().zip(&sizes).zip(measured) {
             bench.progress.step(&format!("round {} of {rounds}, {size} stored", round + 1));
             *latencies = bench.runtime.block_on(latencies_of(world, bench.options.pick(300, 20)))?;
         }

@@ -18,18 +18,17 @@ struct Memory {
 
 /// Measures it.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
-    let (some, many) = (bench.options.pick(10_000, 500), bench.options.pick(100_000, 1000));
+    let many = bench.options.many();
     let empty = measure(bench, Seed::Open(0))?;
     let mut rows = vec![
         Row::figures(5, "memory of the leader, nothing stored", Unit::Bytes, &empty.leader),
         Row::figures(5, "memory of a standby, nothing stored", Unit::Bytes, &empty.standby),
     ];
-    for (seed, count, what, most) in [
-        (Seed::Open(some), some, "open", None),
-        (Seed::Open(many), many, "open", Some(1024.0)),
-        // Next to nothing.
-        (Seed::Closed(many), many, "closed", Some(64.0)),
-    ] {
+    let open = bench.options.sizes().into_iter();
+    let open = open.map(|count| (Seed::Open(count), count, "open", (count == many).then_some(1024.0)));
+    // Next to nothing.
+    let closed = (Seed::Closed(many), many, "closed", Some(64.0));
+    for (seed, count, what, most) in open.chain([closed]) {
         let memory = measure(bench, seed)?;
         let each = |figures: &[f64], empty: &[f64]| -> Vec<f64> {
             let base = Summary::of(empty).map_or(0.0, |summary| summary.median);

@@ -18,7 +18,7 @@ const PAGE: u32 = 500;
 
 /// Measures it.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
-    let count = bench.options.pick(100_000, 1000);
+    let count = bench.options.many();
     let data = Seed::Open(count).data(bench)?;
     let world = World::start(bench, &Setup { data, leads: true, ..Setup::default() })?;
     world.wait_until_at_rest()?;
