@@ -20,9 +20,16 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// An API server on which the kinds of others are defined, and the namespaces that the tests use; nothing of switchboard.
-fn control_plane() -> &'static ControlPlane {
-    static CONTROL_PLANE: OnceLock<Option<ControlPlane>> = OnceLock::new();
+/// A control plane that is started when it is first asked for; none where that failed, so that it is not tried again.
+type OnDemand = OnceLock<Option<ControlPlane>>;
+
+/// Where nothing is stored, so that what is tried by a dry run meets nothing of another test.
+static FOR_DRY_RUNS: OnDemand = OnDemand::new();
+/// Where the one test that installs releases does so.
+static FOR_RELEASES: OnDemand = OnDemand::new();
+
+/// An API server on which the kinds of others are defined, and the namespace that the chart is for; nothing of switchboard.
+fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
     let start = || {
         let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
         let others = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/crds-of-others.yaml");
@@ -34,7 +41,7 @@ fn control_plane() -> &'static ControlPlane {
         succeed(control_plane.kubectl().args(["create", "namespace", NAMESPACE]));
         control_plane
     };
-    let control_plane = CONTROL_PLANE.get_or_init(|| std::panic::catch_unwind(start).ok());
+    let control_plane = on_demand.get_or_init(|| std::panic::catch_unwind(start).ok());
     control_plane.as_ref().expect("a control plane: see the first test that failed")
 }
 
@@ -51,7 +58,7 @@ fn the_api_server_accepts_each_case_as_it_is_rendered() {
         // The tests of `helm test` too.
         let objects = documents(&case.render(&[]));
         let path = manifest(&format!("{}.json", case.name), &objects);
-        let mut kubectl = control_plane().kubectl();
+        let mut kubectl = control_plane(&FOR_DRY_RUNS).kubectl();
         // Strict: a field that the kind does not have is an error.
         kubectl.args(["apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename"]);
         let answer = succeed(kubectl.arg(path));
@@ -66,12 +73,17 @@ fn the_pods_are_restricted() {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
         "name": "restricted", "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
     }});
-    succeed(control_plane().kubectl().args(["apply", "--filename"]).arg(manifest("restricted.json", &[namespace])));
+    succeed(
+        control_plane(&FOR_DRY_RUNS)
+            .kubectl()
+            .args(["apply", "--filename"])
+            .arg(manifest("restricted.json", &[namespace])),
+    );
     let create = |name: &str, mut spec: Value| {
         spec["hostNetwork"] = json!(false);
         let metadata = json!({"name": "pod", "namespace": "restricted"});
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
-        let mut kubectl = control_plane().kubectl();
+        let mut kubectl = control_plane(&FOR_DRY_RUNS).kubectl();
         kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename"]).arg(manifest(name, &[pod]));
         kubectl
     };
@@ -101,7 +113,7 @@ fn found() -> BTreeSet<String> {
     let kinds = kubectl(&["api-resources", "--verbs=list", "--output=name"]);
     let kinds: Vec<_> = kinds.lines().filter(|kind| !kind.ends_with(".switchboard.dev")).collect();
     let kinds = kinds.join(",");
-    let mut kubectl = control_plane().kubectl();
+    let mut kubectl = control_plane(&FOR_RELEASES).kubectl();
     kubectl.args(["get", &kinds, "--all-namespaces", "--ignore-not-found", "--output=json"]);
     let list = succeed(kubectl.arg("--selector=app.kubernetes.io/instance=switchboard"));
     // kubectl prints nothing at all where there is nothing.
@@ -110,7 +122,7 @@ fn found() -> BTreeSet<String> {
 }
 
 fn helm(arguments: &[&str]) {
-    let mut helm = control_plane().helm().unwrap_or_else(|error| panic!("{error}"));
+    let mut helm = control_plane(&FOR_RELEASES).helm().unwrap_or_else(|error| panic!("{error}"));
     succeed(helm.args(arguments).args(["--namespace", NAMESPACE]));
 }
 
@@ -123,14 +135,14 @@ fn release(case: &Case, arguments: &[&str]) {
 }
 
 fn kubectl(arguments: &[&str]) -> String {
-    succeed(control_plane().kubectl().args(arguments))
+    succeed(control_plane(&FOR_RELEASES).kubectl().args(arguments))
 }
 
 /// A create that must be refused, since nobody answers the webhook, which an API server takes up a moment after it was installed.
 fn await_a_webhook_that_blocks(conversation: &Path) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut create = control_plane().kubectl();
+        let mut create = control_plane(&FOR_RELEASES).kubectl();
         create.args(["create", "--dry-run=server", "--filename"]).arg(conversation);
         let output = create.output().unwrap();
         if String::from_utf8_lossy(&output.stderr).contains("failed calling webhook") {
@@ -181,7 +193,7 @@ fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
     let kept =
         ["addressbindings", "conversations"].map(|kind| format!("CustomResourceDefinition/{kind}.switchboard.dev"));
     assert_eq!(found(), kept.into());
-    eventually(control_plane().kubectl().args(["create", "--filename"]).arg(&conversation));
+    eventually(control_plane(&FOR_RELEASES).kubectl().args(["create", "--filename"]).arg(&conversation));
 
     // Installed again over what was kept; and uninstalled with it, where that is asked for.
     release(&Case::named("defaults"), &["--set", "crds.keep=false", "--take-ownership"]);
