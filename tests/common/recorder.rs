@@ -78,12 +78,22 @@ impl Recorder {
     /// # Panics
     /// Where the history has a gap.
     pub async fn news(&self) -> Vec<Event> {
+        self.catch_up().await;
+        self.take()
+    }
+
+    /// Waits until all is seen up to the present moment, and returns the revision up to which it is.
+    async fn catch_up(&self) -> u64 {
         let present = timeout(PATIENCE, self.mark()).await.expect("etcd does not answer");
         let mut progress = self.shared.progress.subscribe();
         let is_there = |progress: &Progress| progress.revision >= present || progress.lost.is_some();
         let progress = timeout(PATIENCE, progress.wait_for(is_there)).await;
         let progress = progress.expect("etcd does not show what has happened").unwrap().clone();
         assert!(progress.lost.is_none(), "the history is not complete: {}", progress.lost.unwrap_or_default());
+        progress.revision
+    }
+
+    fn take(&self) -> Vec<Event> {
         std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -102,7 +112,12 @@ impl Recorder {
     /// # Panics
     /// Where an invariant did not hold, or the history has a gap.
     pub async fn show(&self, oracle: &mut Oracle) {
-        for event in self.news().await {
+        self.catch_up().await;
+        self.judge(oracle);
+    }
+
+    fn judge(&self, oracle: &mut Oracle) {
+        for event in self.take() {
             oracle.observe(&event).unwrap_or_else(|violation| panic!("{violation}"));
         }
     }
@@ -115,14 +130,16 @@ impl Recorder {
     pub async fn show_rest(&self, oracle: &mut Oracle, within: Duration) {
         let deadline = Instant::now() + within;
         loop {
-            let mut progress = self.shared.progress.subscribe();
-            self.show(oracle).await;
-            progress.mark_unchanged();
+            // Whatever the judgement does not see is of a later revision than this, and so no wait begins after it.
+            let seen = self.catch_up().await;
+            self.judge(oracle);
             let unrest = oracle.unrest();
             if unrest.is_empty() {
                 return;
             }
-            let changed = timeout_at(deadline, progress.changed()).await;
+            let mut progress = self.shared.progress.subscribe();
+            let is_newer = |progress: &Progress| progress.revision > seen || progress.lost.is_some();
+            let changed = timeout_at(deadline, progress.wait_for(is_newer)).await;
             assert!(changed.is_ok(), "not at rest after {within:?}:\n{}", unrest.join("\n"));
         }
     }
