@@ -24,9 +24,7 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-# Tests wait for most of their time: for deadlines, for Leases, for processes.
-test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
-test: require ## Everything that must hold: format, lints, tests, licences (about half an hour on a fresh machine of two cores, then a quarter of one)
+test: require ## Everything that must hold: format, lints, tests, licences (about forty minutes on a fresh machine of two cores, then twenty)
 	$(call stage,format,cargo fmt --all --check)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
