@@ -218,8 +218,8 @@ impl Elector {
     }
 
     /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. Each attempt
-    /// reads the Lease first, so what is missed here costs time alone; and where nothing comes for longer than a leader is silent that can
-    /// renew, there is an attempt too, and another watch after it.
+    /// reads the Lease first, so what is missed here costs time alone; and where nothing comes for longer than a leader that can
+    /// renew is ever silent, there is an attempt too, and another watch after it.
     async fn stand_by(&mut self) -> Result<(), Error> {
         let mut heard = self.clock.monotonic();
         let mut earliest = heard + self.settings.retry_period;

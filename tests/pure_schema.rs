@@ -464,6 +464,23 @@ fn durations_are_parsed_as_the_schema_admits_them() {
 }
 
 #[test]
+fn durations_are_refused_by_the_schema_in_the_words_of_the_parser() {
+    let crds = crds();
+    let words: Vec<String> =
+        ["", "0s"].map(|duration| duration.parse::<Duration>().unwrap_err().to_string()).into_iter().collect();
+    let durations: Vec<Node> = nodes(&crds).into_iter().filter(|node| node.field().contains("After")).collect();
+    assert_eq!(durations.len(), 4);
+    for node in durations {
+        assert_eq!(
+            node.rules().map(|rule| rule["message"].as_str().unwrap()).collect::<Vec<_>>(),
+            words,
+            "{}",
+            node.path
+        );
+    }
+}
+
+#[test]
 fn an_admitted_instant_is_one_that_the_types_read() {
     for (instant, refused) in testdata::instants() {
         if refused.is_none() {
