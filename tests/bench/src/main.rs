@@ -60,7 +60,7 @@ struct Results<'a> {
 }
 
 fn bench(options: Options) -> Result<()> {
-    tools::ensure(Tool::ALL)?;
+    tools::ensure(Tool::TESTS)?;
     let operator = operator()?;
     let machine = Machine::here(&operator)?;
     let scenarios: Vec<_> = scenarios::ALL.iter().filter(|scenario| options.wants(scenario.number)).collect();

@@ -1,7 +1,6 @@
-//! Builds kube-apiserver, etcd, kubectl, helm and kube-controller-manager with Go, once for a machine, and keeps them in the user's
-//! cache directory; and by
-//! the same means what documents and checks the chart. What is pinned is said by `go.mod` and `go.sum` beside this crate and in its
-//! `chart-tools` and `health-tools`; nothing prebuilt is fetched.
+//! Builds the components of Kubernetes, etcd and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
+//! the same means the tools that document and check the chart. `go.mod` and `go.sum` beside this crate and in its `chart-tools` and
+//! `health-tools` pin their versions; nothing prebuilt is fetched.
 
 use std::{
     env, fmt,
@@ -71,6 +70,12 @@ pub enum Tool {
     Helm,
     /// Among much else, empties namespaces that are deleted.
     KubeControllerManager,
+    /// Assigns pods to nodes.
+    KubeScheduler,
+    /// Runs the pods of a node.
+    Kubelet,
+    /// Routes the traffic to Services on a node.
+    KubeProxy,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
@@ -80,8 +85,8 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// All that there are.
-    pub const ALL: [Self; 8] = [
+    /// What `make test` needs.
+    pub const TESTS: [Self; 8] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -104,6 +109,9 @@ impl Tool {
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
             Self::KubeControllerManager => "kube-controller-manager",
+            Self::KubeScheduler => "kube-scheduler",
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube-proxy",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
@@ -112,9 +120,14 @@ impl Tool {
 
     fn module(self) -> &'static Module {
         match self {
-            Self::KubeApiserver | Self::Etcd | Self::Kubectl | Self::Helm | Self::KubeControllerManager => {
-                &CONTROL_PLANE
-            }
+            Self::KubeApiserver
+            | Self::Etcd
+            | Self::Kubectl
+            | Self::Helm
+            | Self::KubeControllerManager
+            | Self::KubeScheduler
+            | Self::Kubelet
+            | Self::KubeProxy => &CONTROL_PLANE,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
         }
@@ -127,19 +140,22 @@ impl Tool {
             Self::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
             Self::Helm => "helm.sh/helm/v4/cmd/helm",
             Self::KubeControllerManager => "k8s.io/kubernetes/cmd/kube-controller-manager",
+            Self::KubeScheduler => "k8s.io/kubernetes/cmd/kube-scheduler",
+            Self::Kubelet => "k8s.io/kubernetes/cmd/kubelet",
+            Self::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
             Self::Health => ".",
         }
     }
 
-    /// How long its first build takes on two cores, modules fetched included, after those before it in [`ALL`](Self::ALL).
+    /// How long its first build takes on two cores, modules fetched included, after the API server's.
     fn usual(self) -> Duration {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
             Self::Etcd | Self::HelmDocs => 15,
             Self::KubeControllerManager => 110,
-            Self::Kubectl | Self::Helm | Self::Health => 30,
+            Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
             Self::Promtool => 120,
         })
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use control_plane::tools::{self, Tool};
 
 fn main() -> ExitCode {
-    match tools::ensure(Tool::ALL) {
+    match tools::ensure(Tool::TESTS) {
         Ok(paths) => {
             for path in paths {
                 println!("{}", path.display());
