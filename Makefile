@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model soak fuzz bench generate image fmt clean-cache require
+.PHONY: help run test e2e model soak fuzz bench generate image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -31,6 +31,15 @@ test: require ## Everything that must hold: format, lints, tests, licences (abou
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
 	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
+
+e2e: require ## The same product as pods on two nodes: root, Linux (an hour on two cores; QUICK=1 for 6 minutes, ONLY=name, KEEP=1)
+	@echo "Compiles the operator, builds the parts of two nodes from source, installs the chart on them and tries what users meet there."
+	@echo "The first time takes about 20 minutes more on two cores."
+	$(call stage,compile,cargo build --locked --package nodes --package control-plane --bins)
+	@"$(TARGET)/debug/e2e"
+	$(call stage,nodes,"$(TARGET)/debug/build-control-plane" nodes)
+	$(call stage,image,image/program > "$(TARGET)/program")
+	@"$(TARGET)/debug/e2e" "$$(cat "$(TARGET)/program")"
 
 bench: require ## What it costs, against the same API server without it (three quarters of an hour on two cores; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins

@@ -1,4 +1,4 @@
-//! An authority and the serving certificates that it signs, all of them for loopback and for tests: they hardly expire. No I/O.
+//! An authority and the certificates that it signs, all of them for tests: they hardly expire. No I/O.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -12,7 +12,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate for a server on loopback, and its key. PEM.
+/// A certificate of a server or of a client, and its key. PEM.
 #[derive(Clone)]
 pub struct ServingCertificate {
     /// The certificate.
@@ -41,8 +41,22 @@ impl Authority {
 
     /// A certificate for a server on 127.0.0.1 or `localhost`, which may also call others by that common name.
     pub fn issue(&self, name: &str) -> Result<ServingCertificate, Error> {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+        self.issue_for(name, None, &["127.0.0.1", "localhost"])
+    }
+
+    /// A certificate for the server at these DNS names and IP addresses, which is also that of the client with this common name: the
+    /// user's name to an API server, as the organization is the user's group.
+    pub fn issue_for(
+        &self,
+        name: &str,
+        organization: Option<&str>,
+        hosts: &[&str],
+    ) -> Result<ServingCertificate, Error> {
+        let mut params = CertificateParams::new(hosts.iter().map(|&host| host.to_owned()).collect::<Vec<_>>())?;
         params.distinguished_name.push(DnType::CommonName, name);
+        if let Some(organization) = organization {
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
@@ -53,13 +67,16 @@ impl Authority {
 }
 
 /// A key pair, PEM, with which an API server signs and checks the tokens of service accounts.
-pub(crate) struct TokenKey {
-    pub(crate) private: String,
-    pub(crate) public: String,
+pub struct TokenKey {
+    /// Signs.
+    pub private: String,
+    /// Checks.
+    pub public: String,
 }
 
 impl TokenKey {
-    pub(crate) fn new() -> Result<Self, Error> {
+    /// A new one.
+    pub fn new() -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         Ok(Self { private: key.serialize_pem(), public: key.public_key_pem() })
     }

@@ -16,7 +16,7 @@ use std::{
 use crate::{Error, reaper::Reaper};
 
 /// Removed when it is dropped, or by the reaper.
-pub(crate) struct DataDirectory {
+pub struct DataDirectory {
     path: PathBuf,
     keep_logs: AtomicBool,
     reaper: Arc<Reaper>,
@@ -24,7 +24,7 @@ pub(crate) struct DataDirectory {
 
 impl DataDirectory {
     /// A fresh one, with a directory `logs` in it.
-    pub(crate) fn create() -> Result<Self, Error> {
+    pub fn create() -> Result<Self, Error> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // The time, since a process id comes back, and kept logs may stand under it.
@@ -39,24 +39,31 @@ impl DataDirectory {
         Ok(Self { path, keep_logs: AtomicBool::new(false), reaper })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Where the log of a server of this name goes.
-    pub(crate) fn log(&self, name: &str) -> PathBuf {
+    pub fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))
     }
 
     /// Writes a file that only this user can read: most of them hold keys or tokens.
-    pub(crate) fn write(&self, name: &str, content: &str) -> Result<PathBuf, Error> {
+    pub fn write(&self, name: &str, content: &str) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
         write_private(&path, content)?;
         Ok(path)
     }
 
+    /// The control groups of this name, one in each hierarchy, are removed when this process has ended, and all in them.
+    pub fn remove_cgroups(&self, name: &str) {
+        self.reaper.watch_cgroups(name);
+    }
+
     /// Something failed: the logs outlive this value.
-    pub(crate) fn keep_logs(&self) {
+    pub fn keep_logs(&self) {
         self.keep_logs.store(true, Ordering::Relaxed);
     }
 }

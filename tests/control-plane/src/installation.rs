@@ -17,7 +17,7 @@ use crate::{
     data_directory::DataDirectory,
     http,
     ports::Port,
-    process::{self, POLL},
+    process::{self, POLL, run, typed},
 };
 
 /// The namespace of the release, and of the operator's service account and Lease.
@@ -341,21 +341,4 @@ fn await_answer(
         }
         thread::sleep(POLL);
     }
-}
-
-/// Runs a command that is to succeed, and returns what it printed.
-fn run(command: &mut Command) -> Result<String, Error> {
-    let output = process::output(command)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    Err(Error::Command { command: typed(command), output: text.trim().to_owned() })
-}
-
-/// The command as one would type it.
-fn typed(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
-    let words = std::iter::once(program).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

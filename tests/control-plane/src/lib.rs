@@ -39,15 +39,14 @@ use std::{
     thread,
 };
 
-use data_directory::DataDirectory;
 use ports::Port;
-use process::Process;
 
 pub use balancer::Balancer;
-pub use certificates::{Authority, ServingCertificate};
-pub use data_directory::copy_directory;
+pub use certificates::{Authority, ServingCertificate, TokenKey};
+pub use data_directory::{DataDirectory, copy_directory};
 pub use error::Error;
 pub use installation::{Builder as InstallationBuilder, Installation, Replica};
+pub use process::{Process, output, run};
 pub use reaper::end_everything;
 pub use server::Server;
 pub use tools::Tool;

@@ -26,7 +26,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// One child, in a process group of its own so that a Ctrl-C in the terminal does not reach it; what it prints goes to a log file.
-pub(crate) struct Process {
+pub struct Process {
     name: String,
     log: PathBuf,
     command: Mutex<Command>,
@@ -36,7 +36,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Not started yet.
-    pub(crate) fn new(name: impl Into<String>, log: PathBuf, command: Command) -> Result<Self, Error> {
+    pub fn new(name: impl Into<String>, log: PathBuf, command: Command) -> Result<Self, Error> {
         Ok(Self {
             name: name.into(),
             log,
@@ -47,17 +47,17 @@ impl Process {
     }
 
     /// What it is called in messages.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Where it prints to, over all its starts.
-    pub(crate) fn log(&self) -> &Path {
+    pub fn log(&self) -> &Path {
         &self.log
     }
 
     /// The last lines of the log, for a message.
-    pub(crate) fn log_tail(&self) -> String {
+    pub fn log_tail(&self) -> String {
         const LINES: usize = 12;
         let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -65,12 +65,12 @@ impl Process {
     }
 
     /// Its process id, while it runs.
-    pub(crate) fn id(&self) -> Option<u32> {
+    pub fn id(&self) -> Option<u32> {
         lock(&self.child).as_ref().map(Child::id)
     }
 
     /// Starts it; what ran before is killed.
-    pub(crate) fn start(&self) -> Result<(), Error> {
+    pub fn start(&self) -> Result<(), Error> {
         self.kill();
         let log = || -> io::Result<File> { OpenOptions::new().create(true).append(true).open(&self.log) };
         let open = |result: io::Result<File>| result.map_err(Error::io(format!("write {}", self.log.display())));
@@ -83,7 +83,7 @@ impl Process {
     }
 
     /// SIGTERM, and SIGKILL if it does not end within 30 seconds; a paused one goes on in order to end.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.terminate();
         self.signal(Signal::CONT);
         if self.wait(STOP_WITHIN).is_none() {
@@ -92,12 +92,12 @@ impl Process {
     }
 
     /// SIGTERM, without waiting.
-    pub(crate) fn terminate(&self) {
+    pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
     /// SIGKILL; returns when it is gone.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         self.signal(Signal::KILL);
         let child = lock(&self.child).take();
         if let Some(mut child) = child {
@@ -107,17 +107,17 @@ impl Process {
     }
 
     /// SIGSTOP: it keeps its connections and its locks, and does nothing.
-    pub(crate) fn pause(&self) {
+    pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
     /// SIGCONT.
-    pub(crate) fn resume(&self) {
+    pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
     /// How it ended, or `None` when it still runs after that time (or never ran).
-    pub(crate) fn wait(&self, within: Duration) -> Option<ExitStatus> {
+    pub fn wait(&self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
             let mut slot = lock(&self.child);
@@ -150,7 +150,7 @@ impl Drop for Process {
 }
 
 /// Runs a command to its end like [`Command::output`], but so that it ends with this process, however that ends.
-pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
+pub fn output(command: &mut Command) -> Result<Output, Error> {
     let failed = format!("run {}", command.get_program().display());
     let reaper = Reaper::get()?;
     let child = command
@@ -165,4 +165,21 @@ pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
     let output = child.wait_with_output();
     reaper.forget_group(leader);
     output.map_err(Error::io(failed))
+}
+
+/// Runs a command that is to succeed, and returns what it printed.
+pub fn run(command: &mut Command) -> Result<String, Error> {
+    let output = output(command)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    Err(Error::Command { command: typed(command), output: text.trim().to_owned() })
+}
+
+/// The command as one would type it.
+pub(crate) fn typed(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -82,6 +82,11 @@ impl Reaper {
         entries.tell(&format!("directory {}", path.display()));
     }
 
+    /// From now on the control groups of this name, one in each hierarchy, are removed with this process.
+    pub(crate) fn watch_cgroups(&self, name: &str) {
+        lock(&self.entries).tell(&format!("cgroups {name}"));
+    }
+
     /// The directory is gone, or is to stay.
     pub(crate) fn forget_directory(&self, path: &Path) {
         let mut entries = lock(&self.entries);

@@ -37,6 +37,21 @@ remove() {
     done
 }
 
+# A control group can be removed when its last process is gone, its children before it.
+for entry in $entries; do
+    case $entry in
+    "cgroups "*)
+        set +f
+        for attempt in 1 2 3 4 5 6 7 8 9 10; do
+            find /sys/fs/cgroup/*/"${entry#cgroups }" -depth -type d -exec rmdir {} + 2>/dev/null && break
+            ls -d /sys/fs/cgroup/*/"${entry#cgroups }" >/dev/null 2>&1 || break
+            sleep 0.2
+        done
+        set -f
+        ;;
+    esac
+done
+
 for entry in $entries; do
     case $entry in
     "directory "*)

@@ -57,6 +57,15 @@ static HEALTH_TOOLS: Module = Module {
     flags: || flags(&[], ""),
 };
 
+/// Ours, of the standard library alone.
+static PAUSE: Module = Module {
+    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/../nodes/pause"),
+    go_mod: include_str!("../../nodes/pause/go.mod"),
+    go_sum: "",
+    source: Some(include_str!("../../nodes/pause/main.go")),
+    flags: || flags(&[], ""),
+};
+
 /// A part of the control plane, what talks to it, or what documents and checks the chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
@@ -76,6 +85,8 @@ pub enum Tool {
     Kubelet,
     /// Routes the traffic to Services on a node.
     KubeProxy,
+    /// Holds the namespaces of a pod, or of a node, open.
+    Pause,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
@@ -97,6 +108,19 @@ impl Tool {
         Self::Health,
     ];
 
+    /// What two nodes need.
+    pub const NODES: [Self; 9] = [
+        Self::KubeApiserver,
+        Self::Etcd,
+        Self::Kubectl,
+        Self::Helm,
+        Self::KubeControllerManager,
+        Self::KubeScheduler,
+        Self::Kubelet,
+        Self::KubeProxy,
+        Self::Pause,
+    ];
+
     /// What `make run` needs.
     pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
@@ -112,6 +136,7 @@ impl Tool {
             Self::KubeScheduler => "kube-scheduler",
             Self::Kubelet => "kubelet",
             Self::KubeProxy => "kube-proxy",
+            Self::Pause => "pause",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
@@ -128,6 +153,7 @@ impl Tool {
             | Self::KubeScheduler
             | Self::Kubelet
             | Self::KubeProxy => &CONTROL_PLANE,
+            Self::Pause => &PAUSE,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
         }
@@ -145,7 +171,7 @@ impl Tool {
             Self::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
-            Self::Health => ".",
+            Self::Health | Self::Pause => ".",
         }
     }
 
@@ -153,6 +179,7 @@ impl Tool {
     fn usual(self) -> Duration {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
+            Self::Pause => 5,
             Self::Etcd | Self::HelmDocs => 15,
             Self::KubeControllerManager => 110,
             Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
@@ -175,7 +202,7 @@ pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS] {
+    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE] {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(tool.module(), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
             continue;

@@ -1,0 +1,256 @@
+//! The cluster with the chart on it, and what scenarios ask of it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use control_plane::{output, run};
+use nodes::{Cluster, Error, Result, build_image, load::Load, wait};
+use serde_json::Value;
+
+/// The namespace of the release.
+pub const NAMESPACE: &str = "switchboard-system";
+/// The name of the release, and of all objects of the chart.
+pub const RELEASE: &str = "switchboard";
+/// The port of the API server that everything in the cluster calls.
+pub const API_SERVER: u16 = 6443;
+/// How long what usually takes seconds may take on a machine under load.
+pub const WITHIN: Duration = Duration::from_mins(5);
+/// The pace of creates beside a disruption.
+pub const PACE: Duration = Duration::from_millis(50);
+
+/// The directory of the chart; the working directory is the repository's root.
+const CHART: &str = "charts/switchboard";
+const IMAGE: &str = "localhost/switchboard";
+/// The tags of the image: an upgrade goes from the first to the second.
+pub const TAGS: [&str; 2] = ["e2e-1", "e2e-2"];
+
+/// A pod of the operator.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name, which is also its identity in the Lease.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// The node that it runs on.
+    pub node: String,
+    /// Its address.
+    pub address: String,
+    /// How often its container was started again.
+    pub restarts: u64,
+    /// Why its container ended the last time, or why it does not run.
+    pub reasons: Vec<String>,
+}
+
+/// Everything that a scenario may touch.
+pub struct World {
+    /// The nodes and the control plane.
+    pub cluster: Cluster,
+    /// Whether scenarios are to be small.
+    pub is_quick: bool,
+    /// How many sets of creates there were: each has a name of its own.
+    sets: usize,
+}
+
+impl World {
+    /// Two nodes that have the operator's image under two tags.
+    pub fn new(program: &Path, is_quick: bool) -> Result<Self> {
+        let cluster = Cluster::start()?;
+        let context = cluster.directory().path().join("image");
+        let failed = |error| Error::io("package the operator's image", error);
+        fs::create_dir_all(&context).map_err(failed)?;
+        fs::copy(program, context.join("switchboard")).map_err(failed)?;
+        // The list of what the program is made of takes minutes to make, and nothing here reads it.
+        fs::write(context.join("switchboard.cdx.json"), "{}").map_err(failed)?;
+        for tag in TAGS {
+            let containerfile = Path::new("image/Containerfile");
+            cluster.import(&build_image(&context, containerfile, &format!("{IMAGE}:{tag}"), cluster.directory())?)?;
+        }
+        Ok(Self { cluster, is_quick, sets: 0 })
+    }
+
+    /// Sees to it that the chart is installed and whole, whatever the scenario before has left.
+    pub fn prepare(&mut self, scenario: &str) -> Result<()> {
+        if scenario.starts_with("chart_installs") {
+            return Ok(());
+        }
+        self.cluster.kubectl_run(&["uncordon", "node-1", "node-2"])?;
+        self.install(RELEASE, &[])
+    }
+
+    /// Installs or upgrades the release with the first image and these further arguments, and waits until both replicas are ready.
+    pub fn install(&self, release: &str, arguments: &[&str]) -> Result<()> {
+        self.upgrade(release, &[&["--wait", "--timeout=5m"], arguments].concat())?;
+        self.wait_for_rollout()
+    }
+
+    /// The same without waiting.
+    pub fn upgrade(&self, release: &str, arguments: &[&str]) -> Result<()> {
+        self.make_namespace()?;
+        run(self
+            .cluster
+            .helm()?
+            .args(["upgrade", "--install", release, CHART, "--namespace", NAMESPACE])
+            .args(["--set", &format!("image.repository={IMAGE},image.tag={}", TAGS[0])])
+            .args(arguments))?;
+        Ok(())
+    }
+
+    /// The namespace, in which Pod Security enforces "restricted".
+    fn make_namespace(&self) -> Result<()> {
+        if self.cluster.kubectl_run(&["get", "namespace", NAMESPACE]).is_err() {
+            self.cluster.kubectl_run(&["create", "namespace", NAMESPACE])?;
+            self.cluster.kubectl_run(&[
+                "label",
+                "namespace",
+                NAMESPACE,
+                "pod-security.kubernetes.io/enforce=restricted",
+                "pod-security.kubernetes.io/warn=restricted",
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the Deployment is as it is to be, and no pod of before is left.
+    pub fn wait_for_rollout(&self) -> Result<()> {
+        self.kubectl(&["rollout", "status", "deployment/switchboard", "--timeout=5m"])?;
+        wait("two pods, both of them ready", WITHIN, || {
+            let pods = self.pods().map_err(|error| error.to_string())?;
+            if pods.len() == 2 { Ok(()) } else { Err(format!("{pods:?}")) }
+        })
+    }
+
+    /// kubectl in the namespace of the release.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl_run(&[&["--namespace", NAMESPACE], arguments].concat())
+    }
+
+    /// What kubectl finds, as JSON.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
+        serde_json::from_str(&text).map_err(|error| Error::Unexpected(format!("kubectl answers no JSON: {error}")))
+    }
+
+    /// The operator's pods, those that are about to end among them.
+    pub fn pods(&self) -> Result<Vec<Pod>> {
+        let pods = self.get(&["pods", "--selector=app.kubernetes.io/name=switchboard"])?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(list(&pods)
+            .iter()
+            .map(|pod| {
+                let status = &pod["status"]["containerStatuses"][0];
+                let reasons = [&status["state"]["waiting"], &status["state"]["terminated"], &status["lastState"]["terminated"]];
+                Pod {
+                    name: text(&pod["metadata"]["name"]),
+                    uid: text(&pod["metadata"]["uid"]),
+                    node: text(&pod["spec"]["nodeName"]),
+                    address: text(&pod["status"]["podIP"]),
+                    restarts: status["restartCount"].as_u64().unwrap_or_default(),
+                    reasons: reasons.iter().map(|state| text(&state["reason"])).filter(|reason| !reason.is_empty()).collect(),
+                }
+            })
+            .collect())
+    }
+
+    /// The pod that holds the Lease, waited for.
+    pub fn leader(&self) -> Result<Pod> {
+        wait("a pod that leads", WITHIN, || {
+            let failed = |error: Error| error.to_string();
+            let lease = self.get(&["lease", "switchboard"]).map_err(failed)?;
+            let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+            let pods = self.pods().map_err(failed)?;
+            pods.into_iter().find(|pod| holder.starts_with(&format!("{}_", pod.name))).ok_or(format!("{holder:?} holds it"))
+        })
+    }
+
+    /// The process of the operator in a pod, as the machine sees it.
+    pub fn process_of(pod: &Pod) -> Result<u32> {
+        wait(&format!("the process of {}", pod.name), WITHIN, || {
+            Self::process_of_now(pod).ok_or_else(|| "there is none".to_owned())
+        })
+    }
+
+    /// The same, where it runs now.
+    pub fn process_of_now(pod: &Pod) -> Option<u32> {
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let read = |id: u32, file: &str| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+        let is_it = |id: &u32| {
+            read(*id, "cgroup").contains(&pod.uid) && read(*id, "cmdline").starts_with("/switchboard\0run")
+        };
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it)
+    }
+
+    /// Creates at that pace through the first API server, until they are stopped.
+    pub fn creates(&mut self, interval: Duration) -> Result<Load> {
+        let name = self.set();
+        Load::start(&self.cluster, API_SERVER, &name, interval)
+    }
+
+    /// Another name for a set of creates.
+    pub fn set(&mut self) -> String {
+        self.sets += 1;
+        format!("set-{}", self.sets)
+    }
+
+    /// Waits until a create is answered by the webhook, and returns how long that took.
+    pub fn wait_for_creates(&self) -> Result<Duration> {
+        let probe = self.cluster.write("probe.yaml", &manifest("probe", "probe"))?;
+        let probe = probe.display().to_string();
+        let started = Instant::now();
+        wait("a create to succeed", WITHIN, || {
+            self.cluster
+                .kubectl_run(&["create", "--dry-run=server", "--validate=false", "--filename", &probe])
+                .map_err(|error| error.to_string())
+        })?;
+        Ok(started.elapsed())
+    }
+
+    /// The logs are to stay. Returns where.
+    pub fn keep_logs(&self) -> PathBuf {
+        let logs = self.cluster.keep_logs();
+        for pod in self.pods().unwrap_or_default() {
+            for (suffix, previous) in [("", "--previous=false"), ("-before", "--previous=true")] {
+                if let Ok(text) = self.kubectl(&["logs", &pod.name, previous]) {
+                    let _ = fs::write(logs.join(format!("{}{suffix}.log", pod.name)), text);
+                }
+            }
+        }
+        logs
+    }
+
+    /// How a person calls the cluster.
+    pub fn how_to_call(&self) -> String {
+        let Ok(kubectl) = self.cluster.kubectl() else { return String::new() };
+        let words: Vec<_> = kubectl.get_args().map(|word| word.to_string_lossy()).collect();
+        format!("KUBECONFIG={} nsenter {}", self.cluster.kubeconfig().display(), words.join(" "))
+    }
+}
+
+/// The items of a list.
+pub fn list(value: &Value) -> &[Value] {
+    value["items"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A conversation on Chat.
+pub fn manifest(name: &str, contact: &str) -> String {
+    serde_json::json!({
+        "apiVersion": "switchboard.dev/v1alpha1",
+        "kind": "Conversation",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"channel": "Chat", "contact": {"address": contact}, "proxy": {"address": "desk"}},
+    })
+    .to_string()
+}
+
+/// Something that must hold.
+pub fn expect(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::Unexpected(otherwise())) }
+}
+
+/// What a command said, whether or not it succeeded.
+pub fn said(command: &mut std::process::Command) -> Result<String> {
+    let output = output(command)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}

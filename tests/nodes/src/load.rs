@@ -1,0 +1,233 @@
+//! Creates at a steady pace from the network of the first node, none of which is repeated: what a user without a retry would see.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use switchboard::api::{Channel, Contact, Conversation, ConversationSpec, Proxy};
+use tokio::{task::JoinSet, time};
+
+use crate::{Cluster, Error, Result};
+
+/// How long a create may take; the API server gives the webhook ten seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// A create that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// When it was sent, since the beginning.
+    pub sent: Duration,
+    /// When it was answered.
+    pub answered: Duration,
+    /// What the client was told.
+    pub message: String,
+}
+
+/// What became of creates.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// How many were sent.
+    pub sent: usize,
+    /// Those that failed.
+    pub failures: Vec<Failure>,
+}
+
+impl Outcome {
+    /// `N creates, N failed`, and how the first of them failed.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let first = self.failures.first().map(|failure| {
+            let Failure { sent, message, .. } = failure;
+            format!(" (the first after {:.1} s: {message})", sent.as_secs_f32())
+        });
+        format!("{} creates, {} failed{}", self.sent, self.failures.len(), first.unwrap_or_default())
+    }
+
+    /// How long from the first failed create, as sent, to the last one, as answered, with that text; zero where there is none.
+    #[must_use]
+    pub fn failing_with(&self, text: &str) -> Duration {
+        let failures = || self.failures.iter().filter(|failure| failure.message.contains(text));
+        let first = failures().map(|failure| failure.sent).min();
+        let last = failures().map(|failure| failure.answered).max();
+        first.zip(last).map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first))
+    }
+
+    /// Nothing was lost.
+    ///
+    /// # Errors
+    /// Where a create failed.
+    pub fn none_failed(&self) -> Result<()> {
+        self.at_most_failed(0)
+    }
+
+    /// No more than that was lost.
+    ///
+    /// # Errors
+    /// Where more creates failed, or none was sent.
+    pub fn at_most_failed(&self, count: usize) -> Result<()> {
+        if self.sent == 0 || self.failures.len() > count {
+            return Err(Error::Unexpected(self.summary()));
+        }
+        Ok(())
+    }
+}
+
+/// Creates that are being sent.
+pub struct Load {
+    shared: Arc<Shared>,
+    thread: JoinHandle<Result<Outcome>>,
+}
+
+struct Shared {
+    began: Instant,
+    sent: AtomicUsize,
+    is_stopped: AtomicBool,
+}
+
+impl Load {
+    /// Sends one create each `interval`, whether or not those before are answered, until [`stop`](Self::stop). `name` sets its
+    /// conversations, in the namespace `default`, apart from those of others.
+    ///
+    /// # Errors
+    /// Where the API server with that port cannot be called.
+    pub fn start(cluster: &Cluster, port: u16, name: &str, interval: Duration) -> Result<Self> {
+        Self::start_limited(cluster, port, name, interval, usize::MAX)
+    }
+
+    /// The same, and no more than `limit` of them.
+    ///
+    /// # Errors
+    /// Where the API server with that port cannot be called.
+    pub fn start_limited(
+        cluster: &Cluster,
+        port: u16,
+        name: &str,
+        interval: Duration,
+        limit: usize,
+    ) -> Result<Self> {
+        let kubeconfig = cluster.kubeconfig_at(port)?;
+        let network = cluster.nodes()[0].namespaces()?.network()?;
+        let shared = Shared { began: Instant::now(), sent: AtomicUsize::new(0), is_stopped: AtomicBool::new(false) };
+        let (shared, name) = (Arc::new(shared), name.to_owned());
+        let (started, has_started) = mpsc::channel();
+        let thread = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                network.enter()?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.map_err(|error| Error::io("start a runtime", error))?;
+                runtime.block_on(async {
+                    let client = client(&kubeconfig).await?;
+                    let _ = started.send(());
+                    Ok(send(&client, &name, interval, limit, &shared).await)
+                })
+            }
+        });
+        // Where it has ended already, the error is found by whoever joins it.
+        if has_started.recv().is_err() {
+            return Err(match thread.join() {
+                Ok(Err(error)) => error,
+                _ => Error::Unexpected("creates cannot be sent".to_owned()),
+            });
+        }
+        Ok(Self { shared, thread })
+    }
+
+    /// How many were sent until now.
+    #[must_use]
+    pub fn sent(&self) -> usize {
+        self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// Since the beginning, as in the outcome.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
+    /// Sends no more, waits for the last answers, and returns what became of all.
+    ///
+    /// # Errors
+    /// Where they could not be sent.
+    pub fn stop(self) -> Result<Outcome> {
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
+        self.finish()
+    }
+
+    /// Waits until as many were sent as were asked for, and answered.
+    ///
+    /// # Errors
+    /// Where they could not be sent.
+    pub fn finish(self) -> Result<Outcome> {
+        self.thread.join().unwrap_or_else(|_| Err(Error::Unexpected("the sender of creates panicked".to_owned())))
+    }
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let failed = |error: &dyn std::fmt::Display| Error::Unexpected(format!("no client: {error}"));
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).map_err(|error| failed(&error))?;
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| failed(&error))?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+async fn send(client: &Client, name: &str, interval: Duration, limit: usize, shared: &Shared) -> Outcome {
+    let began = shared.began;
+    let (mut outcome, mut running) = (Outcome::default(), JoinSet::new());
+    let mut pace = time::interval(interval);
+    pace.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    while outcome.sent < limit && !shared.is_stopped.load(Ordering::Relaxed) {
+        tokio::select! {
+            _ = pace.tick() => {
+                outcome.sent += 1;
+                shared.sent.store(outcome.sent, Ordering::Relaxed);
+                let conversation = conversation(name, outcome.sent);
+                let conversations = Api::<Conversation>::default_namespaced(client.clone());
+                running.spawn(async move {
+                    let sent = began.elapsed();
+                    let parameters = PostParams::default();
+                    let creating = conversations.create(&parameters, &conversation);
+                    let message = match time::timeout(ANSWER_TIMEOUT, creating).await {
+                        Ok(Ok(_)) => return None,
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+                    };
+                    Some(Failure { sent, answered: began.elapsed(), message })
+                });
+            }
+            Some(answered) = running.join_next() => outcome.failures.extend(answered.ok().flatten()),
+            () = time::sleep(Duration::from_millis(200)) => {}
+        }
+    }
+    while let Some(answered) = running.join_next().await {
+        outcome.failures.extend(answered.ok().flatten());
+    }
+    outcome.failures.sort_by_key(|failure| failure.sent);
+    outcome
+}
+
+fn conversation(name: &str, number: usize) -> Conversation {
+    let spec = ConversationSpec {
+        channel: Channel::Chat,
+        contact: Some(Contact { address: format!("{name}-{number}"), display_name: None }),
+        proxy: Proxy { address: "desk".to_owned() },
+        state: None,
+        participants: None,
+        timers: None,
+        ttl_after_closed: None,
+    };
+    Conversation::new(&format!("{name}-{number}"), spec)
+}

@@ -1,0 +1,124 @@
+//! Certificates and kubeconfigs of a cluster: one CA signs the servers and the clients. It writes files, and starts nothing.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use control_plane::{Authority, DataDirectory, TokenKey};
+
+use crate::{Result, network};
+
+/// The files of a certificate and of its key, PEM.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The CA of a cluster, the API servers' certificate, and the keys of its service accounts' tokens.
+pub struct Pki {
+    authority: Authority,
+    /// The CA's own certificate.
+    pub ca: PathBuf,
+    /// What API servers serve with.
+    pub api_server: Pair,
+    /// What API servers show to kubelets.
+    pub kubelet_client: Pair,
+    /// Signs tokens.
+    pub token_private: PathBuf,
+    /// Checks tokens.
+    pub token_public: PathBuf,
+}
+
+impl Pki {
+    /// A new one, its files in `directory`.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub fn new(directory: &DataDirectory) -> Result<Self> {
+        let authority = Authority::new("nodes")?;
+        let token = TokenKey::new()?;
+        let hosts = [
+            "127.0.0.1".to_owned(),
+            network::address(1).to_string(),
+            network::API_SERVICE.to_string(),
+            "kubernetes.default.svc".to_owned(),
+        ];
+        let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+        Ok(Self {
+            ca: directory.write("ca.crt", authority.certificate())?,
+            api_server: pair(&authority, directory, "kube-apiserver", None, &hosts)?,
+            kubelet_client: pair(&authority, directory, "kubelet-client", Some("system:masters"), &[])?,
+            token_private: directory.write("token.key", &token.private)?,
+            token_public: directory.write("token.pub", &token.public)?,
+            authority,
+        })
+    }
+
+    /// What the kubelet of a node serves with.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub fn kubelet_serving(&self, directory: &DataDirectory, node: &str, address: Ipv4Addr) -> Result<Pair> {
+        pair(&self.authority, directory, &format!("{node}-serving"), None, &[node, &address.to_string()])
+    }
+
+    /// The kubeconfig of the user `name` in the group `group`, at the API server with that port.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub fn kubeconfig(
+        &self,
+        directory: &DataDirectory,
+        name: &str,
+        group: Option<&str>,
+        port: u16,
+    ) -> Result<PathBuf> {
+        let file = format!("{}-{port}", name.replace(':', "-"));
+        let client = pair_named(&self.authority, directory, &file, name, group, &[])?;
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: cluster\n\
+             clusters: [{{name: cluster, cluster: {{server: \"https://{address}:{port}\", certificate-authority: {ca}}}}}]\n\
+             contexts: [{{name: cluster, context: {{cluster: cluster, user: client}}}}]\n\
+             users: [{{name: client, user: {{client-certificate: {certificate}, client-key: {key}}}}}]\n",
+            address = network::address(1),
+            ca = self.ca.display(),
+            certificate = client.certificate.display(),
+            key = client.key.display(),
+        );
+        Ok(directory.write(&format!("{file}.kubeconfig"), &text)?)
+    }
+}
+
+fn pair(
+    authority: &Authority,
+    directory: &DataDirectory,
+    name: &str,
+    group: Option<&str>,
+    hosts: &[&str],
+) -> Result<Pair> {
+    pair_named(authority, directory, name, name, group, hosts)
+}
+
+fn pair_named(
+    authority: &Authority,
+    directory: &DataDirectory,
+    file: &str,
+    name: &str,
+    group: Option<&str>,
+    hosts: &[&str],
+) -> Result<Pair> {
+    let issued = authority.issue_for(name, group, hosts)?;
+    Ok(Pair {
+        certificate: directory.write(&format!("{file}.crt"), &issued.certificate)?,
+        key: directory.write(&format!("{file}.key"), &issued.key)?,
+    })
+}
+
+/// A file's path as an argument.
+pub(crate) fn flag(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
