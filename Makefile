@@ -38,6 +38,7 @@ e2e: require ## The same product as pods on two nodes: root, Linux (an hour on t
 	$(call stage,compile,cargo build --locked --package nodes --package control-plane --bins)
 	@"$(TARGET)/debug/e2e"
 	$(call stage,nodes,"$(TARGET)/debug/build-control-plane" nodes)
+	$(if $(QUICK)$(ONLY),,$(call stage,cert-manager,"$(TARGET)/debug/build-control-plane" cert-manager))
 	$(call stage,image,image/program > "$(TARGET)/program")
 	@"$(TARGET)/debug/e2e" "$$(cat "$(TARGET)/program")"
 

@@ -66,6 +66,15 @@ static PAUSE: Module = Module {
     flags: || flags(&[], ""),
 };
 
+/// Apart, as it asks for dependencies of its own time.
+static CERT_MANAGER: Module = Module {
+    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/../nodes/cert-manager"),
+    go_mod: include_str!("../../nodes/cert-manager/go.mod"),
+    go_sum: include_str!("../../nodes/cert-manager/go.sum"),
+    source: None,
+    flags: || flags(&[], ""),
+};
+
 /// A part of the control plane, what talks to it, or what documents and checks the chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
@@ -87,6 +96,12 @@ pub enum Tool {
     KubeProxy,
     /// Holds the namespaces of a pod, or of a node, open.
     Pause,
+    /// cert-manager's controller.
+    CertManagerController,
+    /// Writes the CAs of webhooks.
+    CertManagerCainjector,
+    /// Checks what is asked of cert-manager.
+    CertManagerWebhook,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
@@ -121,6 +136,10 @@ impl Tool {
         Self::Pause,
     ];
 
+    /// cert-manager.
+    pub const CERT_MANAGER: [Self; 3] =
+        [Self::CertManagerController, Self::CertManagerCainjector, Self::CertManagerWebhook];
+
     /// What `make run` needs.
     pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
@@ -137,6 +156,9 @@ impl Tool {
             Self::Kubelet => "kubelet",
             Self::KubeProxy => "kube-proxy",
             Self::Pause => "pause",
+            Self::CertManagerController => "cert-manager-controller",
+            Self::CertManagerCainjector => "cert-manager-cainjector",
+            Self::CertManagerWebhook => "cert-manager-webhook",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
@@ -154,6 +176,7 @@ impl Tool {
             | Self::Kubelet
             | Self::KubeProxy => &CONTROL_PLANE,
             Self::Pause => &PAUSE,
+            Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
         }
@@ -169,6 +192,9 @@ impl Tool {
             Self::KubeScheduler => "k8s.io/kubernetes/cmd/kube-scheduler",
             Self::Kubelet => "k8s.io/kubernetes/cmd/kubelet",
             Self::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
+            Self::CertManagerController => "github.com/cert-manager/cert-manager/cmd/controller",
+            Self::CertManagerCainjector => "github.com/cert-manager/cert-manager/cmd/cainjector",
+            Self::CertManagerWebhook => "github.com/cert-manager/cert-manager/cmd/webhook",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
             Self::Health | Self::Pause => ".",
@@ -180,8 +206,9 @@ impl Tool {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
             Self::Pause => 5,
+            Self::CertManagerCainjector | Self::CertManagerWebhook => 10,
             Self::Etcd | Self::HelmDocs => 15,
-            Self::KubeControllerManager => 110,
+            Self::KubeControllerManager | Self::CertManagerController => 110,
             Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
             Self::Promtool => 120,
         })
@@ -194,6 +221,14 @@ impl fmt::Display for Tool {
     }
 }
 
+/// Returns the directory of cert-manager's module: its chart and its CRDs stand in it.
+pub fn cert_manager_source() -> Result<PathBuf, Error> {
+    let mut command = Command::new("go");
+    command.args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager"]);
+    let directory = process::run(command.current_dir(CERT_MANAGER.directory).env("GOFLAGS", "").env("GOWORK", "off"))?;
+    Ok(PathBuf::from(directory.trim()))
+}
+
 /// Returns where these tools are, after building those that this machine does not have yet; progress goes to stderr.
 ///
 /// A binary in the directory that `KUBEBUILDER_ASSETS` names, the ecosystem's way to say that it is there already, is taken as it
@@ -202,7 +237,7 @@ pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE] {
+    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER] {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(tool.module(), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
             continue;

@@ -110,13 +110,7 @@ impl Load {
     ///
     /// # Errors
     /// Where the API server with that port cannot be called.
-    pub fn start_limited(
-        cluster: &Cluster,
-        port: u16,
-        name: &str,
-        interval: Duration,
-        limit: usize,
-    ) -> Result<Self> {
+    pub fn start_limited(cluster: &Cluster, port: u16, name: &str, interval: Duration, limit: usize) -> Result<Self> {
         let kubeconfig = cluster.kubeconfig_at(port)?;
         let network = cluster.nodes()[0].namespaces()?.network()?;
         let shared = Shared { began: Instant::now(), sent: AtomicUsize::new(0), is_stopped: AtomicBool::new(false) };

@@ -32,9 +32,8 @@ fn pods(node: u8) -> String {
 /// Where the system refuses it.
 pub fn join(nodes: [&Namespaces; 2]) -> Result<()> {
     let [first, second] = nodes.map(|node| node.id().to_string());
-    run(std::process::Command::new("ip").args([
-        "link", "add", "up1", "netns", &first, "type", "veth", "peer", "name", "up2", "netns", &second,
-    ]))?;
+    run(std::process::Command::new("ip")
+        .args(["link", "add", "up1", "netns", &first, "type", "veth", "peer", "name", "up2", "netns", &second]))?;
     for (number, node) in (1..).zip(nodes) {
         let other = 3 - number;
         let interface = format!("up{number}");

@@ -140,9 +140,7 @@ impl Node {
             .arg(format!("--node-ip={}", network::address(self.number)));
         let kubelet = self.process("kubelet", kubelet)?;
         let mut kube_proxy = namespaces.command(&self.binaries.kube_proxy);
-        kube_proxy
-            .arg(flag("config", &file("kube-proxy.yaml")))
-            .arg(format!("--hostname-override={}", self.name));
+        kube_proxy.arg(flag("config", &file("kube-proxy.yaml"))).arg(format!("--hostname-override={}", self.name));
         let kube_proxy = self.process("kube-proxy", kube_proxy)?;
         self.running = Some(Running { kube_proxy, kubelet, _containerd: containerd, namespaces });
         Ok(())
@@ -278,7 +276,10 @@ pub(crate) fn pause_image(directory: &DataDirectory) -> Result<PathBuf> {
     fs::create_dir_all(&context).map_err(failed)?;
     fs::copy(pause, context.join("pause")).map_err(failed)?;
     fs::set_permissions(context.join("pause"), fs::Permissions::from_mode(0o555)).map_err(failed)?;
-    fs::write(context.join("Containerfile"), "FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT [\"/pause\"]\n")
-        .map_err(failed)?;
+    fs::write(
+        context.join("Containerfile"),
+        "FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT [\"/pause\"]\n",
+    )
+    .map_err(failed)?;
     crate::image::build(&context, &context.join("Containerfile"), PAUSE_IMAGE, directory)
 }

@@ -70,13 +70,7 @@ impl Pki {
     ///
     /// # Errors
     /// Where a file cannot be written.
-    pub fn kubeconfig(
-        &self,
-        directory: &DataDirectory,
-        name: &str,
-        group: Option<&str>,
-        port: u16,
-    ) -> Result<PathBuf> {
+    pub fn kubeconfig(&self, directory: &DataDirectory, name: &str, group: Option<&str>, port: u16) -> Result<PathBuf> {
         let file = format!("{}-{port}", name.replace(':', "-"));
         let client = pair_named(&self.authority, directory, &file, name, group, &[])?;
         let text = format!(

@@ -35,7 +35,6 @@ pub fn missing() -> Option<String> {
     if !Path::new("/usr/lib/cni/bridge").exists() {
         packages.push("containernetworking-plugins");
     }
-    (!packages.is_empty()).then(|| {
-        format!("nodes need these packages: apt-get install --no-install-recommends {}", packages.join(" "))
-    })
+    (!packages.is_empty())
+        .then(|| format!("nodes need these packages: apt-get install --no-install-recommends {}", packages.join(" ")))
 }

@@ -1,5 +1,5 @@
 //! Builds what the tests need of the control plane, as a step of its own before them: else the first of them would seem to hang for
-//! minutes. With the argument `nodes` it builds what two nodes need.
+//! minutes. With the argument `nodes` it builds what two nodes need, with `cert-manager` its parts.
 
 use std::{env, process::ExitCode};
 
@@ -9,8 +9,9 @@ fn main() -> ExitCode {
     let built = match env::args().nth(1).as_deref() {
         None => tools::ensure(Tool::TESTS).map(Vec::from),
         Some("nodes") => tools::ensure(Tool::NODES).map(Vec::from),
+        Some("cert-manager") => tools::ensure(Tool::CERT_MANAGER).map(Vec::from),
         Some(other) => {
-            eprintln!("error: {other:?} is none of: nodes");
+            eprintln!("error: {other:?} is none of: nodes, cert-manager");
             return ExitCode::FAILURE;
         }
     };

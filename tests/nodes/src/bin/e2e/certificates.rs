@@ -1,9 +1,12 @@
 //! What the API server trusts and what the webhook serves with, while one of them is changed by others.
 
-use std::time::Duration;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use control_plane::run;
-use nodes::{Result, load::Load, wait};
+use control_plane::{Tool, copy_directory, run, tools};
+use nodes::{Error, Result, build_image, load::Load, wait};
 use serde_json::Value;
 
 use crate::world::{NAMESPACE, PACE, RELEASE, WITHIN, World, expect, said};
@@ -61,7 +64,15 @@ pub fn force_replaced_release(world: &mut World) -> Result<String> {
     let load = world.creates(PACE)?;
     let chart = "charts/switchboard";
     let output = said(world.cluster.helm()?.args([
-        "upgrade", RELEASE, chart, "--namespace", NAMESPACE, "--reuse-values", "--force-replace", "--wait", "--timeout=5m",
+        "upgrade",
+        RELEASE,
+        chart,
+        "--namespace",
+        NAMESPACE,
+        "--reuse-values",
+        "--force-replace",
+        "--wait",
+        "--timeout=5m",
     ]))?;
     expect(output.contains("has been upgraded"), || output.clone())?;
     judge(world, load)
@@ -82,7 +93,87 @@ pub fn deleted_secret(world: &mut World) -> Result<String> {
     Ok(figures)
 }
 
+/// cert-manager from its own chart, with its real controller, cainjector and webhook. A renewal is asked for as `cmctl renew` does.
 pub fn cert_manager(world: &mut World) -> Result<String> {
-    let _ = run(world.cluster.helm()?.arg("version"))?;
-    Err(nodes::Error::Unexpected("not built yet".to_owned()))
+    install_cert_manager(world)?;
+    world.install(RELEASE, &["--set", "certManager.enabled=true"])?;
+    world.wait_for_creates()?;
+    let before = served(world)?;
+    let load = world.creates(PACE)?;
+    let renew = r#"{"status": {"conditions": [{"type": "Issuing", "status": "True", "reason": "ManuallyTriggered",
+        "message": "asked for by a test", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
+    world.kubectl(&[
+        "patch",
+        "certificate",
+        "switchboard",
+        "--subresource=status",
+        "--type=merge",
+        "--patch",
+        renew,
+    ])?;
+    let started = Instant::now();
+    let took = wait("both replicas to serve the renewed certificate", WITHIN, || {
+        let now = served(world).map_err(|error| error.to_string())?;
+        let are_new = now.iter().all(|expiry| !before.contains(expiry));
+        if are_new { Ok(started.elapsed()) } else { Err(format!("{before:?}, then {now:?}")) }
+    })?;
+    let sent = load.sent();
+    wait("a hundred more creates", WITHIN, || if load.sent() >= sent + 100 { Ok(()) } else { Err(String::new()) })?;
+    let outcome = load.stop()?;
+    outcome.none_failed()?;
+    Ok(format!("{}; both replicas served the renewed certificate after {:.0} s", outcome.summary(), took.as_secs_f32()))
+}
+
+/// When what each replica serves expires, as its metrics tell.
+fn served(world: &World) -> Result<Vec<String>> {
+    let pods = world.pods()?;
+    pods.iter()
+        .map(|pod| {
+            let mut curl = world.cluster.nodes()[0].namespaces()?.client("curl");
+            let metrics = run(curl.args(["--silent", "--fail", &format!("http://{}:8080/metrics", pod.address)]))?;
+            let expiry =
+                metrics.lines().find(|line| line.starts_with("switchboard_certificate_expiry_timestamp_seconds"));
+            Ok(expiry.unwrap_or_default().to_owned())
+        })
+        .collect()
+}
+
+fn install_cert_manager(world: &World) -> Result<()> {
+    const IMAGE: &str = "localhost/cert-manager";
+    let binaries = tools::ensure(Tool::CERT_MANAGER)?;
+    let source = tools::cert_manager_source()?;
+    let directory = world.cluster.directory().path();
+    let failed = |error| Error::io("lay out cert-manager's chart", error);
+    for (binary, name) in binaries.iter().zip(["controller", "cainjector", "webhook"]) {
+        let context = directory.join(format!("cert-manager-{name}"));
+        fs::create_dir_all(&context).map_err(failed)?;
+        fs::copy(binary, context.join("program")).map_err(failed)?;
+        let containerfile = context.join("Containerfile");
+        let text = "FROM scratch\nCOPY --chmod=0555 program /program\nUSER 1000\nENTRYPOINT [\"/program\"]\n";
+        fs::write(&containerfile, text).map_err(failed)?;
+        let image = format!("{IMAGE}-{name}:e2e");
+        world.cluster.import(&build_image(&context, &containerfile, &image, world.cluster.directory())?)?;
+    }
+    // As its release process does: the chart, with the CRDs among its templates.
+    let chart = directory.join("cert-manager-chart");
+    copy_directory(&source.join("deploy/charts/cert-manager"), &chart)?;
+    fs::write(chart.join("Chart.yaml"), "apiVersion: v2\nname: cert-manager\nversion: 1.11.5\nappVersion: v1.11.5\n")
+        .map_err(failed)?;
+    for entry in fs::read_dir(source.join("deploy/crds")).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.path().extension().is_some_and(|extension| extension == "yaml") {
+            fs::copy(entry.path(), chart.join("templates").join(entry.file_name())).map_err(failed)?;
+        }
+    }
+    let mut helm = world.cluster.helm()?;
+    helm.args(["upgrade", "--install", "cert-manager"]).arg(&chart).args([
+        "--namespace",
+        "cert-manager",
+        "--create-namespace",
+    ]);
+    for (part, name) in [("", "controller"), ("cainjector.", "cainjector"), ("webhook.", "webhook")] {
+        helm.args(["--set", &format!("{part}image.repository={IMAGE}-{name},{part}image.tag=e2e")]);
+    }
+    run(helm.args(["--set", "startupapicheck.enabled=false", "--wait", "--timeout=5m"]))?;
+    Ok(())
 }

@@ -11,7 +11,8 @@ use crate::world::{API_SERVER, NAMESPACE, PACE, RELEASE, TAGS, WITHIN, World, ex
 /// A connection between an API server and the webhook rests between two creates. Creates further apart go through API servers of their
 /// own: each has connections of its own.
 pub fn idle_connections(world: &mut World) -> Result<String> {
-    let gaps: &[(u64, usize)] = if world.is_quick { &[(5, 40)] } else { &[(5, 300), (30, 20), (60, 20), (89, 20), (91, 20)] };
+    let gaps: &[(u64, usize)] =
+        if world.is_quick { &[(5, 40)] } else { &[(5, 300), (30, 20), (60, 20), (89, 20), (91, 20)] };
     let mut loads = Vec::new();
     for (port, (gap, count)) in (API_SERVER..).zip(gaps) {
         if port != API_SERVER {
@@ -46,7 +47,10 @@ pub fn rollouts(world: &mut World) -> Result<String> {
         together += usize::from(pods[0].node == pods[1].node);
     }
     let outcome = load.stop()?;
-    let figures = format!("{} during {rounds} rollouts, after {together} of which both replicas shared a node", outcome.summary());
+    let figures = format!(
+        "{} during {rounds} rollouts, after {together} of which both replicas shared a node",
+        outcome.summary()
+    );
     outcome.none_failed()?;
     expect(together == 0, || figures.clone())?;
     Ok(figures)
@@ -73,7 +77,12 @@ pub fn drains(world: &mut World) -> Result<String> {
 pub fn upgrade_and_rollback(world: &mut World) -> Result<String> {
     let load = world.creates(PACE)?;
     world.install(RELEASE, &["--set", &format!("image.tag={}", TAGS[1])])?;
-    let image = world.kubectl(&["get", "deployment", "switchboard", "--output=jsonpath={.spec.template.spec.containers[0].image}"])?;
+    let image = world.kubectl(&[
+        "get",
+        "deployment",
+        "switchboard",
+        "--output=jsonpath={.spec.template.spec.containers[0].image}",
+    ])?;
     expect(image.ends_with(TAGS[1]), || format!("the upgrade runs {image}"))?;
     run(world.cluster.helm()?.args(["rollback", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=5m"]))?;
     world.wait_for_rollout()?;
@@ -111,7 +120,11 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
     expect(killed, || format!("process {process} cannot be killed"))?;
     wait("the container to be started again", WITHIN, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
-        if pods.iter().any(|pod| pod.name == leader.name && pod.restarts > leader.restarts) { Ok(()) } else { Err(format!("{pods:?}")) }
+        if pods.iter().any(|pod| pod.name == leader.name && pod.restarts > leader.restarts) {
+            Ok(())
+        } else {
+            Err(format!("{pods:?}"))
+        }
     })?;
     world.wait_for_rollout()?;
     world.leader()?;
@@ -119,7 +132,12 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
     let outcome = load.stop()?;
     // On its way was what had been sent and not answered when it ended.
     let later: Vec<_> = outcome.failures.iter().filter(|failure| failure.sent > killed_at).collect();
-    let figures = format!("{}, of which {} were sent after the kill; led again after {:.1} s", outcome.summary(), later.len(), led.as_secs_f32());
+    let figures = format!(
+        "{}, of which {} were sent after the kill; led again after {:.1} s",
+        outcome.summary(),
+        later.len(),
+        led.as_secs_f32()
+    );
     expect(later.is_empty(), || figures.clone())?;
     Ok(figures)
 }

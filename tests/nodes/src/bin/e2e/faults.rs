@@ -34,11 +34,13 @@ pub fn largest_bodies(world: &mut World) -> Result<String> {
     let codes = senders.into_iter().map(answer).collect::<Result<Vec<_>>>()?;
     let outcome = load.stop()?;
     let after = world.pods()?;
-    let restarts: u64 = after.iter().map(|pod| pod.restarts).sum::<u64>() - pods.iter().map(|pod| pod.restarts).sum::<u64>();
+    let restarts: u64 =
+        after.iter().map(|pod| pod.restarts).sum::<u64>() - pods.iter().map(|pod| pod.restarts).sum::<u64>();
     let count = |code: &str| codes.iter().filter(|found| *found == code).count();
     let known = ["200", "400", "408", "413", "429", "503"];
     let other: Vec<_> = codes.iter().filter(|code| !known.contains(&code.as_str())).collect();
-    let counted: Vec<_> = known.iter().filter(|code| count(code) > 0).map(|code| format!("{code}: {}", count(code))).collect();
+    let counted: Vec<_> =
+        known.iter().filter(|code| count(code) > 0).map(|code| format!("{code}: {}", count(code))).collect();
     let figures = format!("answers {}; {restarts} restarts; meanwhile {}", counted.join(", "), outcome.summary());
     expect(restarts == 0 && other.is_empty(), || format!("{figures}; others: {other:?}"))?;
     outcome.none_failed()?;
@@ -64,7 +66,8 @@ pub fn out_of_memory(world: &mut World) -> Result<String> {
         let killed = pods.iter().find(|pod| pod.reasons.iter().any(|reason| reason == "OOMKilled"));
         killed.map(|pod| pod.name.clone()).ok_or_else(|| format!("{pods:?}"))
     })?;
-    let serving = world.kubectl(&["get", "deployment", "switchboard", "--output=jsonpath={.status.availableReplicas}"])?;
+    let serving =
+        world.kubectl(&["get", "deployment", "switchboard", "--output=jsonpath={.status.availableReplicas}"])?;
     expect(serving == "2", || format!("{serving} replicas serve while {killed} cannot start"))?;
     run(world.cluster.helm()?.args(["rollback", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=5m"]))?;
     world.wait_for_rollout()?;
@@ -75,7 +78,7 @@ pub fn out_of_memory(world: &mut World) -> Result<String> {
 
 /// Pods that start while no Service can be reached, as on nodes that have just come up, wait for it.
 pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
-    const AWAY: Duration = Duration::from_secs(60);
+    const AWAY: Duration = Duration::from_mins(1);
     for node in world.cluster.nodes() {
         node.stop_kube_proxy()?;
     }
@@ -123,7 +126,9 @@ pub fn power_cut(world: &mut World) -> Result<String> {
     let fired = back.elapsed();
     world.wait_for_rollout()?;
     let after = count(world)?;
-    expect(after == before, || format!("{before} conversations were stored before the power cut, {after} are after it"))?;
+    expect(after == before, || {
+        format!("{before} conversations were stored before the power cut, {after} are after it")
+    })?;
     Ok(format!(
         "API server after {:.1} s, creates after {:.1} s, the overdue timer after {:.1} s; {after} conversations before and after",
         reached.as_secs_f32(),

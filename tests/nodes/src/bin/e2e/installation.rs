@@ -24,7 +24,8 @@ pub fn installs_under_restricted(world: &mut World) -> Result<String> {
     expect(warnings.is_empty(), || format!("Warning Events: {}", warnings.join("; ")))?;
     let process = World::process_of(&leader)?;
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let ids = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let ids =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     let (user, group) = (ids("Uid:"), ids("Gid:"));
     let is_nobody = |ids: &str| ids.split_whitespace().all(|id| id == "65532");
     expect(is_nobody(&user) && is_nobody(&group), || format!("it runs as user {user} and group {group}"))?;
@@ -85,7 +86,9 @@ pub fn renames_the_release(world: &mut World) -> Result<String> {
     uninstall(world, RELEASE)?;
     let refused = match world.upgrade(OTHER, &[]) {
         Err(Error::ControlPlane(error)) => error.to_string(),
-        other => return Err(Error::Unexpected(format!("another name is taken without being told to take over: {other:?}"))),
+        other => {
+            return Err(Error::Unexpected(format!("another name is taken without being told to take over: {other:?}")));
+        }
     };
     expect(refused.contains("invalid ownership metadata"), || refused.clone())?;
     world.install(OTHER, &["--take-ownership"])?;

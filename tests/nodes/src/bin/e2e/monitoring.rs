@@ -25,11 +25,12 @@ pub fn alert(world: &mut World) -> Result<String> {
 }
 
 fn start_prometheus(world: &mut World) -> Result<()> {
-    let chart = run(world.cluster.helm()?.args(["template", RELEASE, "charts/switchboard", "--namespace", NAMESPACE]).args([
-        "--set",
-        "metrics.prometheusRule.enabled=true",
-        "--show-only=templates/monitoring/prometheusrule.yaml",
-    ]))?;
+    let chart =
+        run(world.cluster.helm()?.args(["template", RELEASE, "charts/switchboard", "--namespace", NAMESPACE]).args([
+            "--set",
+            "metrics.prometheusRule.enabled=true",
+            "--show-only=templates/monitoring/prometheusrule.yaml",
+        ]))?;
     let rule: Value = serde_saphyr::from_str(&chart)
         .map_err(|error| Error::Unexpected(format!("the chart's PrometheusRule cannot be read: {error}")))?;
     let rules = world.cluster.write("rules.json", &rule["spec"].to_string())?;
@@ -73,9 +74,7 @@ fn try_out(world: &World) -> Result<String> {
     expect(before.is_empty(), || format!("alerts fire while all is well: {before:?}"))?;
     world.leader()?;
     // Somebody takes the Lease and does nothing with it.
-    let patch = format!(
-        r#"{{"spec": {{"holderIdentity": "somebody-else", "leaseDurationSeconds": {HELD}}}}}"#
-    );
+    let patch = format!(r#"{{"spec": {{"holderIdentity": "somebody-else", "leaseDurationSeconds": {HELD}}}}}"#);
     world.kubectl(&["patch", "lease", "switchboard", "--type=merge", "--patch", &patch])?;
     let taken = Instant::now();
     wait(&format!("{ALERT} to fire"), WITHIN, || is_firing(world, true))?;

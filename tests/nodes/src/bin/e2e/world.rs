@@ -141,14 +141,19 @@ impl World {
             .iter()
             .map(|pod| {
                 let status = &pod["status"]["containerStatuses"][0];
-                let reasons = [&status["state"]["waiting"], &status["state"]["terminated"], &status["lastState"]["terminated"]];
+                let reasons =
+                    [&status["state"]["waiting"], &status["state"]["terminated"], &status["lastState"]["terminated"]];
                 Pod {
                     name: text(&pod["metadata"]["name"]),
                     uid: text(&pod["metadata"]["uid"]),
                     node: text(&pod["spec"]["nodeName"]),
                     address: text(&pod["status"]["podIP"]),
                     restarts: status["restartCount"].as_u64().unwrap_or_default(),
-                    reasons: reasons.iter().map(|state| text(&state["reason"])).filter(|reason| !reason.is_empty()).collect(),
+                    reasons: reasons
+                        .iter()
+                        .map(|state| text(&state["reason"]))
+                        .filter(|reason| !reason.is_empty())
+                        .collect(),
                 }
             })
             .collect())
@@ -161,7 +166,9 @@ impl World {
             let lease = self.get(&["lease", "switchboard"]).map_err(failed)?;
             let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
             let pods = self.pods().map_err(failed)?;
-            pods.into_iter().find(|pod| holder.starts_with(&format!("{}_", pod.name))).ok_or(format!("{holder:?} holds it"))
+            pods.into_iter()
+                .find(|pod| holder.starts_with(&format!("{}_", pod.name)))
+                .ok_or(format!("{holder:?} holds it"))
         })
     }
 
@@ -176,9 +183,8 @@ impl World {
     pub fn process_of_now(pod: &Pod) -> Option<u32> {
         let processes = fs::read_dir("/proc").ok()?.flatten();
         let read = |id: u32, file: &str| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
-        let is_it = |id: &u32| {
-            read(*id, "cgroup").contains(&pod.uid) && read(*id, "cmdline").starts_with("/switchboard\0run")
-        };
+        let is_it =
+            |id: &u32| read(*id, "cgroup").contains(&pod.uid) && read(*id, "cmdline").starts_with("/switchboard\0run");
         processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it)
     }
 
