@@ -1,4 +1,4 @@
-//! Images as archives, packaged by buildah. It pulls and pushes nothing.
+//! Images as OCI archives, as `make image` writes them, packaged by buildah. It pulls nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +26,6 @@ pub fn build(context: &Path, containerfile: &Path, name: &str, directory: &DataD
         .arg(containerfile)
         .arg(context))?;
     let archive = directory.path().join(format!("{}.tar", name.replace(['/', ':'], "-")));
-    run(buildah().args(["push", "--quiet", name]).arg(format!("docker-archive:{}:{name}", archive.display())))?;
+    run(buildah().args(["push", "--quiet", name]).arg(format!("oci-archive:{}:{name}", archive.display())))?;
     Ok(archive)
 }

@@ -98,7 +98,8 @@ struct Shared {
 
 impl Load {
     /// Sends one create each `interval`, whether or not those before are answered, until [`stop`](Self::stop). `name` sets its
-    /// conversations, in the namespace `default`, apart from those of others.
+    /// conversations, in the namespace `default`, apart from those of others. The intervals sweep from one hundredth less to one
+    /// hundredth more: what is cut after some round time is then met a moment before, and a moment after.
     ///
     /// # Errors
     /// Where the API server with that port cannot be called.
@@ -181,11 +182,11 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
 async fn send(client: &Client, name: &str, interval: Duration, limit: usize, shared: &Shared) -> Outcome {
     let began = shared.began;
     let (mut outcome, mut running) = (Outcome::default(), JoinSet::new());
-    let mut pace = time::interval(interval);
-    pace.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    let mut next = time::Instant::now();
     while outcome.sent < limit && !shared.is_stopped.load(Ordering::Relaxed) {
         tokio::select! {
-            _ = pace.tick() => {
+            () = time::sleep_until(next) => {
+                next = time::Instant::now() + swept(interval, outcome.sent);
                 outcome.sent += 1;
                 shared.sent.store(outcome.sent, Ordering::Relaxed);
                 let conversation = conversation(name, outcome.sent);
@@ -211,6 +212,13 @@ async fn send(client: &Client, name: &str, interval: Duration, limit: usize, sha
     }
     outcome.failures.sort_by_key(|failure| failure.sent);
     outcome
+}
+
+/// `interval`, from one hundredth less to one hundredth more, in forty steps.
+fn swept(interval: Duration, number: usize) -> Duration {
+    const STEPS: u32 = 40;
+    let step = u32::try_from(number).unwrap_or_default() % STEPS;
+    interval * 99 / 100 + interval / 50 * step / STEPS
 }
 
 fn conversation(name: &str, number: usize) -> Conversation {

@@ -70,6 +70,7 @@ pub fn force_replaced_release(world: &mut World) -> Result<String> {
         "--namespace",
         NAMESPACE,
         "--reuse-values",
+        "--server-side=false",
         "--force-replace",
         "--wait",
         "--timeout=5m",

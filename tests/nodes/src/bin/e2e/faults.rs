@@ -9,7 +9,7 @@ use std::{
 use control_plane::run;
 use nodes::{Error, Result, wait};
 
-use crate::world::{NAMESPACE, PACE, RELEASE, WITHIN, World, expect, manifest};
+use crate::world::{NAMESPACE, PACE, Pod, RELEASE, WITHIN, World, expect, manifest};
 
 /// As many at once, of the largest size that a review may have.
 const BODIES: usize = 64;
@@ -33,6 +33,7 @@ pub fn largest_bodies(world: &mut World) -> Result<String> {
     }
     let codes = senders.into_iter().map(answer).collect::<Result<Vec<_>>>()?;
     let outcome = load.stop()?;
+    let peaks = pods.iter().filter_map(peak_memory).map(|bytes| format!("{} MiB", bytes >> 20)).collect::<Vec<_>>();
     let after = world.pods()?;
     let restarts: u64 =
         after.iter().map(|pod| pod.restarts).sum::<u64>() - pods.iter().map(|pod| pod.restarts).sum::<u64>();
@@ -41,10 +42,23 @@ pub fn largest_bodies(world: &mut World) -> Result<String> {
     let other: Vec<_> = codes.iter().filter(|code| !known.contains(&code.as_str())).collect();
     let counted: Vec<_> =
         known.iter().filter(|code| count(code) > 0).map(|code| format!("{code}: {}", count(code))).collect();
-    let figures = format!("answers {}; {restarts} restarts; meanwhile {}", counted.join(", "), outcome.summary());
+    let figures = format!(
+        "answers {}; peaks of the containers' memory {}; {restarts} restarts; meanwhile {}",
+        counted.join(", "),
+        peaks.join(" and "),
+        outcome.summary()
+    );
     expect(restarts == 0 && other.is_empty(), || format!("{figures}; others: {other:?}"))?;
     outcome.none_failed()?;
     Ok(figures)
+}
+
+/// The most memory, in bytes, that the container of a pod has had, what the kernel caches for it included.
+fn peak_memory(pod: &Pod) -> Option<u64> {
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", World::process_of_now(pod)?)).ok()?;
+    let group = groups.lines().find_map(|line| line.split_once(":memory:"))?.1;
+    let peak = fs::read_to_string(format!("/sys/fs/cgroup/memory{group}/memory.max_usage_in_bytes")).ok()?;
+    peak.trim().parse().ok()
 }
 
 fn spawn(mut command: Command) -> Result<Child> {
