@@ -74,7 +74,7 @@ fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/target-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:

@@ -82,7 +82,9 @@ impl Node {
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": serving.certificate,
             "tlsPrivateKeyFile": serving.key,
-            // The disk is the machine's, which others fill too.
+            // The disk is the machine's, which others fill too: nothing is evicted and no image removed for want of it.
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         });
         directory.write(&format!("{name}/kubelet.yaml"), &kubelet_configuration.to_string())?;
