@@ -138,7 +138,8 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
     // address of a pod in which nobody listens: no operator can answer there.
     let is_in_flight = |failure: &&Failure| failure.sent <= killed_at && failure.answered >= killed_at;
     let in_flight = outcome.failures.iter().filter(is_in_flight).count();
-    let refused = outcome.failures.iter().filter(|failure| failure.message.contains("connection refused")).count();
+    let is_refused = |failure: &&Failure| failure.sent > killed_at && failure.message.contains("connection refused");
+    let refused = outcome.failures.iter().filter(is_refused).count();
     let figures = format!(
         "{}: {in_flight} in flight, {refused} led to where nobody listens any more; led again after {:.1} s",
         outcome.summary(),

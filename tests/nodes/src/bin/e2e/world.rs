@@ -77,7 +77,8 @@ impl World {
             return Ok(());
         }
         self.cluster.kubectl_run(&["uncordon", "node-1", "node-2"])?;
-        self.install(RELEASE, &[])
+        self.install(RELEASE, &[])?;
+        self.wait_for_creates().map(drop)
     }
 
     /// Installs or upgrades the release with the first image and these further arguments, and waits until both replicas are ready.
