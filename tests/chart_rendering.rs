@@ -252,6 +252,19 @@ fn users_spread_replaces_the_charts_own() {
     assert_eq!((&constraint["topologyKey"], pod.get("affinity")), (&"rack".into(), None));
 }
 
+/// A sandbox that gets a group and no user is an error by the rules of the CRI, and to a container the kubelet hands the image's user.
+#[test]
+fn group_is_named_by_the_containers_and_not_by_the_pod() {
+    for (title, object) in objects(&["Deployment"]) {
+        let pod = &object["spec"]["template"]["spec"];
+        assert!(pod["securityContext"].get("runAsGroup").is_none(), "{title}");
+        for container in pod["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!((&context["runAsGroup"], context.get("runAsUser")), (&65532.into(), None), "{title}");
+        }
+    }
+}
+
 /// The image is the same in all that run it, and a digest has the last word.
 #[test]
 fn the_image_is_what_the_values_say() {
