@@ -16,15 +16,21 @@ use common::creates::{CreateStream, Creates, create_until};
 use common::proxy::{Call, Fate, Proxy, Stage};
 use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
+use futures::StreamExt;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Client, Resource};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::fmt::Debug;
+use std::future::ready;
 use std::path::{Path, PathBuf};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -175,6 +181,20 @@ async fn wait_for_new_keys(cluster: &Cluster, client: &Client, before: &Secret) 
     wait_for_bundle(client, &part(&secret, "ca.crt")).await;
 }
 
+/// Counts the states that an object has been in; that there is none is one too.
+fn count_states<K>(api: Api<K>, name: &str) -> watch::Receiver<usize>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let (sender, receiver) = watch::channel(0);
+    let states = watch_object(api, name).take_while(|state| ready(state.is_ok()));
+    tokio::spawn(states.for_each(move |_| {
+        sender.send_modify(|count| *count += 1);
+        ready(())
+    }));
+    receiver
+}
+
 fn print(what: &str, creates: &Creates) {
     let Creates { sent, failures } = creates;
     println!("{what}: {sent} creates, {} failed within {:.2?}", failures.len(), creates.outage());
@@ -209,6 +229,8 @@ async fn deleted_secret_fails_no_create_and_brings_new_keys() {
     let desk = cluster.desk().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let before = wait_for_secret(&client, |_| true).await;
+    let states_of_secret = count_states(secrets.clone(), SECRET);
+    let states_of_registration = count_states(configurations(&client), "switchboard");
     let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
     creates.wait_for_successes(ENOUGH).await;
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
@@ -217,6 +239,12 @@ async fn deleted_secret_fails_no_create_and_brings_new_keys() {
     let creates = creates.stop().await;
     print("Secret deleted", &creates);
     assert!(creates.failures.is_empty(), "{:?}", creates.failures);
+    assert_eq!(
+        *states_of_secret.borrow(),
+        5,
+        "as it was, deleted, reissued, promoted, retired: no replica writes twice"
+    );
+    assert_eq!(*states_of_registration.borrow(), 3, "the CA before, both, the new one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -289,7 +317,7 @@ async fn lost_secret_comes_back_only_with_a_registration() {
         proxy.inflict(Stage::After, Fate::Pass, |call| call.is("GET", "/validatingwebhookconfigurations/switchboard"));
     // When it looks for the second time, whatever followed from the first one is done.
     looks.wait_for(2).await;
-    assert_eq!(secrets.get_opt(SECRET).await.unwrap(), None);
+    assert!(secrets.get_opt(SECRET).await.unwrap().is_none());
 
     registration.metadata = ObjectMeta { name: registration.metadata.name, ..ObjectMeta::default() };
     registration.webhooks.as_mut().unwrap()[0].client_config.ca_bundle = None;
