@@ -215,6 +215,56 @@ fn values_that_nothing_reads_or_that_contradict_each_other_are_refused_with_the_
     }
 }
 
+/// The pod of the Deployment that helm makes of the chart's own values and these.
+fn pod_with(arguments: &[&str]) -> Value {
+    let objects = documents(&Case::named("defaults").render(arguments));
+    let deployment = objects.into_iter().find(|object| object["kind"] == "Deployment");
+    deployment.unwrap()["spec"]["template"]["spec"].clone()
+}
+
+/// The scheduler does not score a node that lacks any key of a pod's constraints. Every node has a hostname; not every one a zone.
+#[test]
+fn replicas_spread_by_hostname_where_nodes_have_no_zone() {
+    let pod = pod_with(&[]);
+    let [constraint] = &pod["topologySpreadConstraints"].as_array().unwrap()[..] else { panic!("{pod}") };
+    assert_eq!(constraint["topologyKey"], "kubernetes.io/hostname");
+    assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway", "all replicas run on a single node");
+    let affinity = pod["affinity"]["podAntiAffinity"].as_object().unwrap();
+    assert_eq!(affinity.keys().collect::<Vec<_>>(), ["preferredDuringSchedulingIgnoredDuringExecution"]);
+    let [zone] = &affinity.values().next().unwrap().as_array().unwrap()[..] else { panic!("{pod}") };
+    assert_eq!(zone["podAffinityTerm"]["topologyKey"], "topology.kubernetes.io/zone");
+    for term in [constraint, &zone["podAffinityTerm"]] {
+        assert_eq!(words(&term["matchLabelKeys"]), ["pod-template-hash"], "pods of other revisions are about to end");
+    }
+}
+
+#[test]
+fn users_spread_replaces_the_charts_own() {
+    const SPREAD: &str =
+        r#"topologySpreadConstraints=[{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]"#;
+    const NODE: &str = r#"affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}"#;
+    let pod = pod_with(&["--set-json", NODE]);
+    assert!(pod["affinity"]["nodeAffinity"].is_object() && pod["affinity"]["podAntiAffinity"].is_object(), "{pod}");
+    let pod = pod_with(&["--set-json", r#"affinity={"podAntiAffinity": {}}"#]);
+    assert_eq!(pod["affinity"], serde_json::json!({"podAntiAffinity": {}}));
+    let pod = pod_with(&["--set-json", SPREAD]);
+    let [constraint] = &pod["topologySpreadConstraints"].as_array().unwrap()[..] else { panic!("{pod}") };
+    assert_eq!((&constraint["topologyKey"], pod.get("affinity")), (&"rack".into(), None));
+}
+
+/// A sandbox that gets a group and no user is an error by the rules of the CRI, and to a container the kubelet hands the image's user.
+#[test]
+fn group_is_named_by_the_containers_and_not_by_the_pod() {
+    for (title, object) in objects(&["Deployment"]) {
+        let pod = &object["spec"]["template"]["spec"];
+        assert!(pod["securityContext"].get("runAsGroup").is_none(), "{title}");
+        for container in pod["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!((&context["runAsGroup"], context.get("runAsUser")), (&65532.into(), None), "{title}");
+        }
+    }
+}
+
 /// The image is the same in all that run it, and a digest has the last word.
 #[test]
 fn the_image_is_what_the_values_say() {

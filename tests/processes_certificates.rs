@@ -12,18 +12,25 @@ mod common;
 
 use common::caller::Caller;
 use common::cluster::{Cluster, PATIENCE, until};
-use common::creates::create_until;
+use common::creates::{CreateStream, Creates, create_until};
 use common::proxy::{Call, Fate, Proxy, Stage};
 use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
+use futures::StreamExt;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, Client};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Client, Resource};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::fmt::Debug;
+use std::future::ready;
 use std::path::{Path, PathBuf};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -120,6 +127,205 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
     assert!(a > 0 && b > 0);
 }
 
+/// How many creates are sent a second while certificates are spoilt.
+const RATE: u32 = 20;
+/// So many creates that succeed one after the other show that all is well again.
+const ENOUGH: usize = 2 * RATE as usize;
+
+/// Replaces the registration by one without a `caBundle`, as `kubectl replace`, `helm upgrade --force-replace` and Argo CD with
+/// `Replace=true` do.
+async fn replace_registration(client: &Client) {
+    let configurations = configurations(client);
+    loop {
+        let mut configuration = configurations.get("switchboard").await.unwrap();
+        for webhook in configuration.webhooks.iter_mut().flatten() {
+            webhook.client_config.ca_bundle = None;
+        }
+        match configurations.replace("switchboard", &PostParams::default(), &configuration).await {
+            Ok(_) => return,
+            // The operator has written it in between.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn wait_for_secret(client: &Client, is_so: impl Fn(&Secret) -> bool) -> Secret {
+    let secrets = Api::namespaced(client.clone(), NAMESPACE);
+    let secret = until(secrets, SECRET, |secret: Option<&Secret>| secret.is_some_and(&is_so)).await;
+    secret.flatten().expect("such a Secret in time")
+}
+
+async fn wait_for_bundle(client: &Client, expected: &[u8]) {
+    let is_so = |configuration: Option<&ValidatingWebhookConfiguration>| {
+        configuration.is_some_and(|configuration| bundle(configuration) == expected)
+    };
+    until(configurations(client), "switchboard", is_so).await.expect("the caBundle in time");
+}
+
+/// Waits until all replicas serve with a new key, and until the CA before is not trusted any more.
+async fn wait_for_new_keys(cluster: &Cluster, client: &Client, before: &Secret) {
+    let renewed = wait_for_secret(client, |secret| {
+        !part(secret, "tls.crt").is_empty() && part(secret, "tls.key") != part(before, "tls.key")
+    });
+    let renewed = certificates(&part(&renewed.await, "tls.crt"));
+    for replica in cluster.installation.replicas() {
+        wait_until_served(client, replica, None, &renewed[0]).await;
+    }
+    let old = certificates(&part(before, "ca.crt"));
+    let is_alone = |secret: &Secret| {
+        let trusted = certificates(&part(secret, "ca.crt"));
+        trusted.len() == 1 && !old.contains(&trusted[0])
+    };
+    let secret = wait_for_secret(client, is_alone).await;
+    wait_for_bundle(client, &part(&secret, "ca.crt")).await;
+}
+
+/// Counts the states that an object has been in; that there is none is one too.
+fn count_states<K>(api: Api<K>, name: &str) -> watch::Receiver<usize>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let (sender, receiver) = watch::channel(0);
+    let states = watch_object(api, name).take_while(|state| ready(state.is_ok()));
+    tokio::spawn(states.for_each(move |_| {
+        sender.send_modify(|count| *count += 1);
+        ready(())
+    }));
+    receiver
+}
+
+fn print(what: &str, creates: &Creates) {
+    let Creates { sent, failures } = creates;
+    println!("{what}: {sent} creates, {} failed within {:.2?}", failures.len(), creates.outage());
+}
+
+fn assert_only_x509(creates: &Creates) {
+    let others: Vec<_> = creates.failures.iter().filter(|failure| !failure.error.contains("x509")).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_registration_gets_its_ca_bundle_back() {
+    let cluster = cluster(ControlPlane::builder().api_servers(2), "2160h", &[]);
+    let client = cluster.client(0).await;
+    let desk = cluster.desk().await;
+    let before = wait_for_secret(&client, |_| true).await;
+    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    creates.wait_for_successes(ENOUGH).await;
+    replace_registration(&client).await;
+    wait_for_bundle(&client, &part(&before, "ca.crt")).await;
+    creates.wait_for_successes(ENOUGH).await;
+    let creates = creates.stop().await;
+    print("registration replaced", &creates);
+    assert_only_x509(&creates);
+    assert_eq!(wait_for_secret(&client, |_| true).await.data, before.data, "nothing else was to be done");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_secret_fails_no_create_and_brings_new_keys() {
+    let cluster = cluster(ControlPlane::builder().api_servers(2), "120s", &[]);
+    let client = cluster.client(0).await;
+    let desk = cluster.desk().await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let before = wait_for_secret(&client, |_| true).await;
+    let states_of_secret = count_states(secrets.clone(), SECRET);
+    let states_of_registration = count_states(configurations(&client), "switchboard");
+    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    creates.wait_for_successes(ENOUGH).await;
+    secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
+    wait_for_new_keys(&cluster, &client, &before).await;
+    creates.wait_for_successes(ENOUGH).await;
+    let creates = creates.stop().await;
+    print("Secret deleted", &creates);
+    assert!(creates.failures.is_empty(), "{:?}", creates.failures);
+    assert_eq!(
+        *states_of_secret.borrow(),
+        5,
+        "as it was, deleted, reissued, promoted, retired: no replica writes twice"
+    );
+    assert_eq!(*states_of_registration.borrow(), 3, "the CA before, both, the new one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registration_and_secret_lost_at_once_come_back() {
+    let cluster = cluster(ControlPlane::builder().api_servers(2), "120s", &[]);
+    let client = cluster.client(0).await;
+    let desk = cluster.desk().await;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let before = wait_for_secret(&client, |_| true).await;
+    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    creates.wait_for_successes(ENOUGH).await;
+    let delete = async { secrets.delete(SECRET, &DeleteParams::default()).await.unwrap() };
+    tokio::join!(replace_registration(&client), delete);
+    wait_for_new_keys(&cluster, &client, &before).await;
+    creates.wait_for_successes(ENOUGH).await;
+    let creates = creates.stop().await;
+    print("registration replaced and Secret deleted", &creates);
+    assert_only_x509(&creates);
+}
+
+/// A control plane, and a proxy before its API server for the operator.
+async fn start_behind_proxy() -> (ControlPlane, Proxy) {
+    let control_plane = ControlPlane::builder().user(OPERATOR, &["system:serviceaccounts"]).start();
+    let control_plane = control_plane.unwrap_or_else(|error| panic!("{error}"));
+    let proxy = Proxy::to_api_server(&control_plane, 0).await;
+    (control_plane, proxy)
+}
+
+/// So many replicas behind that proxy that make their own certificate.
+fn install_behind(proxy: &Proxy, control_plane: ControlPlane, replicas: usize) -> Cluster {
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(replicas).self_managed();
+    let installation = installation.env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
+    Cluster::install(control_plane, &installation.flag("--certificate-life=90s"))
+}
+
+#[tokio::test]
+async fn timer_mends_the_ca_bundle_where_watches_are_dead() {
+    let (control_plane, proxy) = start_behind_proxy().await;
+    let watches = ["/validatingwebhookconfigurations", "/secrets"].map(|path| {
+        proxy.inflict(Stage::After, Fate::Pass, move |call| {
+            call.is("GET", path)
+                && call.query.contains("watch=true")
+                && call.query.contains("fieldSelector=metadata.name%3Dswitchboard")
+        })
+    });
+    let cluster = install_behind(&proxy, control_plane, 1);
+    let client = cluster.client(0).await;
+    let secret = wait_for_secret(&client, |_| true).await;
+    for watch in &watches {
+        watch.wait_for(1).await;
+    }
+    proxy.kill_watches();
+    replace_registration(&client).await;
+    wait_for_bundle(&client, &part(&secret, "ca.crt")).await;
+    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
+}
+
+/// As after an uninstall, which removes the registration first, and the Secret while replicas may still drain.
+#[tokio::test]
+async fn lost_secret_comes_back_only_with_a_registration() {
+    let (control_plane, proxy) = start_behind_proxy().await;
+    let cluster = install_behind(&proxy, control_plane, 1);
+    let client = cluster.client(0).await;
+    let (configurations, secrets) = (configurations(&client), Api::<Secret>::namespaced(client.clone(), NAMESPACE));
+    let mut registration = configurations.get("switchboard").await.unwrap();
+    configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
+    let before = wait_for_secret(&client, |_| true).await;
+    secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
+    let looks =
+        proxy.inflict(Stage::After, Fate::Pass, |call| call.is("GET", "/validatingwebhookconfigurations/switchboard"));
+    // When it looks for the second time, whatever followed from the first one is done.
+    looks.wait_for(2).await;
+    assert!(secrets.get_opt(SECRET).await.unwrap().is_none());
+
+    registration.metadata = ObjectMeta { name: registration.metadata.name, ..ObjectMeta::default() };
+    registration.webhooks.as_mut().unwrap()[0].client_config.ca_bundle = None;
+    configurations.create(&PostParams::default(), &registration).await.unwrap();
+    wait_for_new_keys(&cluster, &client, &before).await;
+    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
+}
+
 /// What an API server needs to be told in order to show a certificate to webhooks, and the flag of the operator's that asks for it.
 fn with_clients(directory: &Path, authority: &Authority, name: &str) -> (control_plane::Builder, [String; 2]) {
     let write = |file: &str, content: &str| {
@@ -198,14 +404,13 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     let wiped = json!({"webhooks": [{"name": "conversations.switchboard.dev", "clientConfig": {"caBundle": ""}}]});
     let configurations = configurations(&client);
     configurations.patch("switchboard", &PatchParams::default(), &Patch::Strategic(wiped)).await.unwrap();
-    let mended = |configuration: Option<&ValidatingWebhookConfiguration>| {
-        configuration.is_some_and(|configuration| bundle(configuration) == part(&secret, "ca.crt"))
-    };
-    until(configurations.clone(), "switchboard", mended).await.expect("the caBundle in time");
+    wait_for_bundle(&client, &part(&secret, "ca.crt")).await;
 
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
-    let made = until(secrets.clone(), SECRET, |secret: Option<&Secret>| secret.is_some()).await;
-    let made = made.flatten().expect("a Secret in time");
+    let made = wait_for_secret(&client, |made| {
+        !part(made, "tls.crt").is_empty() && part(made, "tls.crt") != part(&secret, "tls.crt")
+    });
+    let made = made.await;
     assert_eq!(made.type_.as_deref(), Some("Opaque"), "as the chart's, or an upgrade could not take it over");
     let made = certificates(&part(&made, "tls.crt"));
     for replica in cluster.installation.replicas() {
@@ -216,12 +421,8 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
 
 #[tokio::test]
 async fn of_two_replicas_that_make_a_certificate_at_once_the_second_gives_way() {
-    let control_plane = ControlPlane::builder().user(OPERATOR, &["system:serviceaccounts"]).start();
-    let control_plane = control_plane.unwrap_or_else(|error| panic!("{error}"));
-    let proxy = Proxy::to_api_server(&control_plane, 0).await;
-    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed();
-    let installation = installation.env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
-    let cluster = Cluster::install(control_plane, &installation.flag("--certificate-life=90s"));
+    let (control_plane, proxy) = start_behind_proxy().await;
+    let cluster = install_behind(&proxy, control_plane, 2);
     let client = cluster.client(0).await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let before = secrets.get(SECRET).await.unwrap();
@@ -239,7 +440,7 @@ async fn of_two_replicas_that_make_a_certificate_at_once_the_second_gives_way() 
     drop(second);
     answers.wait_for(2).await;
     assert_eq!(secrets.get(SECRET).await.unwrap().data, made.data, "what was written first stands");
-    let [old, made] = [before, made].map(|secret| certificates(&part(&secret, "tls.crt")));
+    let [old, made] = [part(&before, "tls.crt"), part(&made, "next.crt")].map(|pem| certificates(&pem));
     assert_ne!(old, made);
     for replica in cluster.installation.replicas() {
         wait_until_served(&client, replica, None, &made[0]).await;

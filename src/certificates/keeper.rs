@@ -1,7 +1,8 @@
 //! The certificate that the operator makes for itself: in a Secret, with its CA in the `caBundle` of the webhook's configuration.
 //! It carries out what `rotation` decides.
 //!
-//! Every replica does so, whoever leads: each write has a precondition, so replicas that act at once agree on what came first.
+//! Every replica does so, whoever leads: each write has a precondition, so replicas that act at once agree on what came first. Both
+//! objects are watched, and looked at every few seconds besides: a watch may die and say nothing.
 
 use super::issue::issue;
 use super::rotation::{Kept, Step, Wanted, step};
@@ -9,21 +10,28 @@ use super::tls::{Pair, Publisher, TlsError, is_usable};
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
 use data_encoding::BASE64;
+use futures::future::ready;
+use futures::stream::{Stream, StreamExt, select};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client, ResourceExt};
+use kube::api::{PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How long between two looks, and how long it takes at most until every API server knows a `caBundle`: it watches the
-/// configurations, which takes milliseconds.
+/// How long between two looks where the watches show nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The pause before what follows from a write is seen to, so that replicas and others that write the same do not spin.
+/// The least time between two looks. After each one that had to write, or failed, it doubles, until nothing happens for a while:
+/// whoever undoes every write does not make the replicas spin.
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
 /// How long one look may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +41,7 @@ const KEY: &str = "tls.key";
 const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const TRUSTED: &str = "ca.crt";
+const NEXT_TRUSTED: &str = "next-ca.crt";
 
 /// Where the certificate is kept, and what for.
 #[derive(Clone, Debug)]
@@ -51,14 +60,17 @@ pub struct Settings {
 
 /// Keeps the certificate.
 pub struct Keeper {
+    client: Client,
     secrets: Api<Secret>,
     configurations: Api<ValidatingWebhookConfiguration>,
     settings: Settings,
     wanted: Wanted,
     clock: Clock,
     publisher: Publisher,
-    /// What the configuration was seen to trust, and since when.
-    in_force: Option<(Vec<u8>, Instant)>,
+    /// What the Secret held when it was last seen.
+    known: Option<Kept>,
+    /// What the Secret was seen to hold and the configuration to trust, and since when.
+    in_force: Option<(Kept, Instant)>,
 }
 
 /// Why the certificate could not be kept.
@@ -88,32 +100,53 @@ impl Keeper {
     pub fn new(client: Client, settings: Settings, clock: Clock, publisher: Publisher) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), &settings.namespace),
-            configurations: Api::all(client),
+            configurations: Api::all(client.clone()),
+            client,
             wanted: Wanted { names: settings.names.iter().map(|name| spelled(name)).collect(), life: settings.life },
             settings,
             clock,
             publisher,
+            known: None,
             in_force: None,
         }
     }
 
     /// Keeps the certificate for as long as the process lives.
     pub async fn run(mut self) {
+        let mut changes = pin!(self.changes());
+        // The looks that wrote or failed since nothing has happened for a while.
+        let mut efforts = 0;
         loop {
-            let pause = match timeout(PATIENCE, self.look()).await {
-                Ok(Ok(Looked::Again)) => SHORT_PAUSE,
-                Ok(Ok(Looked::Done)) => self.pause(),
+            let is_done = match timeout(PATIENCE, self.look()).await {
+                Ok(Ok(Looked::Done)) => true,
+                Ok(Ok(Looked::Again)) => false,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "cannot keep the certificate of the webhook");
-                    self.pause()
+                    false
                 }
                 Err(_) => {
                     tracing::warn!("the certificate of the webhook could not be looked after in time");
-                    self.pause()
+                    false
                 }
             };
-            sleep(pause).await;
+            efforts += u32::from(!is_done);
+            sleep(spacing(efforts).min(self.pause())).await;
+            if is_done {
+                tokio::select! {
+                    () = sleep_until(self.next_look()) => efforts = 0,
+                    Some(()) = changes.next() => {}
+                }
+            }
         }
+    }
+
+    /// Tells whenever the Secret or the configuration may have changed.
+    fn changes(&self) -> impl Stream<Item = ()> + use<> {
+        let secrets = Api::namespaced(self.client.clone(), &self.settings.namespace);
+        select(
+            changes::<Secret>(secrets, &self.settings.secret),
+            changes::<ValidatingWebhookConfiguration>(Api::all(self.client.clone()), &self.settings.configuration),
+        )
     }
 
     /// Short enough that several looks fit between the renewal of a certificate and its end.
@@ -121,38 +154,67 @@ impl Keeper {
         (self.settings.life / 30).min(LONGEST_PAUSE)
     }
 
+    /// How long it takes at most until every API server knows a `caBundle`, and every replica what the Secret holds: by their
+    /// watches, which takes milliseconds, or where those have died, by a replica's next look.
+    fn settling(&self) -> Duration {
+        self.pause() * 3 / 2
+    }
+
+    fn next_look(&self) -> Instant {
+        let now = self.clock.monotonic();
+        let settled = self.in_force.as_ref().map(|(_, since)| *since + self.settling());
+        settled.into_iter().filter(|settled| *settled > now).fold(now + self.pause(), Instant::min)
+    }
+
     async fn look(&mut self) -> Result<Looked, Error> {
+        // The configuration first: it is written on its resourceVersion, and so by nobody who has read an older Secret than
+        // whoever wrote it last.
+        let name = &self.settings.configuration;
+        let configuration = self.configurations.get_opt(name).await?;
+        let configuration = configuration.ok_or_else(|| Error::NoConfiguration(name.clone()))?;
         let secret = self.secrets.get_opt(&self.settings.secret).await?;
         let kept = secret.as_ref().and_then(kept);
-        let trusted = match &kept {
-            Some(kept) => self.trust(&kept.trusted).await?,
+        let is_trusted = match &kept {
+            Some(kept) => self.trust(&configuration, &kept.trusted).await?,
             None => false,
         };
-        let is_settled =
-            trusted && self.in_force.as_ref().is_some_and(|(_, since)| self.clock.monotonic() >= *since + self.pause());
+        let is_settled = self.is_settled(kept.as_ref().filter(|_| is_trusted));
         let now = self.clock.now();
-        let step = step(kept.as_ref(), &self.wanted, is_settled, now);
-        let issue = || issue(&self.wanted.names, now, self.wanted.life);
-        let changed = match (step, kept) {
+        let step = step(kept.as_ref(), self.known.as_ref(), &self.wanted, is_settled, now);
+        if let Some(kept) = &kept {
+            self.known = Some(kept.clone());
+        }
+        let issue = || issue(&self.wanted.names_after(self.known.as_ref()), now, self.wanted.life);
+        let changed = match (step, kept.or_else(|| self.known.clone())) {
             (Step::Rest, kept) => {
-                if let Some(kept) = kept.filter(|_| trusted) {
-                    self.publisher.publish(&kept.serving)?;
-                    return Ok(Looked::Done);
-                }
-                return Ok(Looked::Again);
+                let Some(kept) = kept.filter(|_| is_trusted) else { return Ok(Looked::Again) };
+                self.publisher.publish(&kept.serving)?;
+                return Ok(Looked::Done);
             }
+            (Step::Reissue, Some(known)) => known.reissued(issue()?, &bundle(&configuration), now),
             (Step::Prepare, Some(kept)) => kept.prepared(issue()?, now),
             (Step::Promote, Some(kept)) => kept.promoted(),
-            (Step::Make | Step::Prepare | Step::Promote, kept) => {
-                let before =
-                    kept.map(|kept| kept.trusted).or_else(|| secret.as_ref().and_then(|secret| part(secret, TRUSTED)));
-                Kept::made(issue()?, &before.unwrap_or_default(), now)
+            (Step::Retire, Some(kept)) => kept.retired(),
+            (Step::Make | Step::Reissue | Step::Prepare | Step::Promote | Step::Retire, kept) => {
+                let stored = secret.as_ref().and_then(|secret| part(secret, TRUSTED));
+                let before = kept.map(|kept| kept.trusted).or(stored).unwrap_or_default();
+                Kept::made(issue()?, &[before, bundle(&configuration)].concat(), now)
             }
         };
         if self.store(secret, &changed).await? {
             tracing::info!(?step, secret = self.settings.secret, "changed what is kept of the webhook's certificates");
+            self.trust(&configuration, &changed.trusted).await?;
         }
         Ok(Looked::Again)
+    }
+
+    /// Whether all know what is in force now, which is noted.
+    fn is_settled(&mut self, in_force: Option<&Kept>) -> bool {
+        let now = self.clock.monotonic();
+        if self.in_force.as_ref().map(|(kept, _)| kept) != in_force {
+            self.in_force = in_force.map(|kept| (kept.clone(), now));
+        }
+        self.in_force.as_ref().is_some_and(|(_, since)| now >= *since + self.settling())
     }
 
     /// Writes what is kept, if it is still as it was read in `before`.
@@ -179,19 +241,12 @@ impl Keeper {
         }
     }
 
-    /// Sees to it that the webhook's configuration trusts `trusted`, and no more. Whether it does.
-    async fn trust(&mut self, trusted: &[u8]) -> Result<bool, Error> {
-        let name = &self.settings.configuration;
-        let configuration = self.configurations.get_opt(name).await?;
-        let configuration = configuration.ok_or_else(|| Error::NoConfiguration(name.clone()))?;
+    /// Sees to it that the webhook's configuration trusts `trusted`, and no more, if it is still as it was read. Whether it did.
+    async fn trust(&self, configuration: &ValidatingWebhookConfiguration, trusted: &[u8]) -> Result<bool, Error> {
         let webhooks = configuration.webhooks.iter().flatten();
         if webhooks.clone().all(|webhook| webhook.client_config.ca_bundle.as_ref().is_some_and(|ca| ca.0 == trusted)) {
-            if self.in_force.as_ref().is_none_or(|(known, _)| known != trusted) {
-                self.in_force = Some((trusted.to_vec(), self.clock.monotonic()));
-            }
             return Ok(true);
         }
-        self.in_force = None;
         let bundle = BASE64.encode(trusted);
         let webhooks = webhooks
             .map(|webhook| serde_json::json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
@@ -200,6 +255,7 @@ impl Keeper {
             "metadata": {"resourceVersion": configuration.resource_version()},
             "webhooks": webhooks,
         });
+        let name = &self.settings.configuration;
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         match self.configurations.patch(name, &parameters, &Patch::Strategic(patch)).await {
             Ok(_) => tracing::info!(configuration = name, "wrote the caBundle"),
@@ -209,6 +265,36 @@ impl Keeper {
         }
         Ok(false)
     }
+}
+
+/// Tells whenever the object of that name may have changed, and at first. Its metadata is enough: what it is now is read by a look.
+fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    watch_object(api, name).default_backoff().filter_map(|state| {
+        ready(match state {
+            Ok(_) => Some(()),
+            Err(error) => {
+                tracing::warn!(%error, kind = %K::kind(&()), "cannot watch what the certificate depends on");
+                None
+            }
+        })
+    })
+}
+
+/// The least time between two looks after so many that wrote or failed.
+fn spacing(efforts: u32) -> Duration {
+    SHORT_PAUSE.saturating_mul(1_u32.checked_shl(efforts.saturating_sub(1)).unwrap_or(u32::MAX))
+}
+
+/// What the configuration trusts.
+fn bundle(configuration: &ValidatingWebhookConfiguration) -> Vec<u8> {
+    let webhooks = configuration.webhooks.iter().flatten();
+    webhooks
+        .filter_map(|webhook| webhook.client_config.ca_bundle.as_ref())
+        .flat_map(|bundle| bundle.0.clone())
+        .collect()
 }
 
 /// An IP address as certificates have it, however it was spelled; any other name as it is.
@@ -230,14 +316,21 @@ fn kept(secret: &Secret) -> Option<Kept> {
         serving: pair(CERTIFICATE, KEY)?,
         next: pair(NEXT_CERTIFICATE, NEXT_KEY),
         trusted: part(secret, TRUSTED)?,
+        next_trusted: part(secret, NEXT_TRUSTED),
     })
 }
 
 fn data(kept: &Kept) -> BTreeMap<String, ByteString> {
-    let Kept { serving, next, trusted } = kept;
+    let Kept { serving, next, trusted, next_trusted } = kept;
     let next = next.iter().flat_map(|next| [(NEXT_CERTIFICATE, &next.certificate), (NEXT_KEY, &next.key)]);
     let parts = [(CERTIFICATE, &serving.certificate), (KEY, &serving.key), (TRUSTED, trusted)];
-    parts.into_iter().chain(next).map(|(key, bytes)| (key.to_owned(), ByteString(bytes.clone()))).collect()
+    let next_trusted = next_trusted.iter().map(|trusted| (NEXT_TRUSTED, trusted));
+    parts
+        .into_iter()
+        .chain(next)
+        .chain(next_trusted)
+        .map(|(key, bytes)| (key.to_owned(), ByteString(bytes.clone())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -252,5 +345,11 @@ mod tests {
             assert_eq!(Validity::of(&issued.pair.certificate).unwrap().names, [expected]);
             assert_eq!(spelled(name), expected);
         }
+    }
+
+    #[test]
+    fn looks_come_less_often_the_more_of_them_had_to_write() {
+        assert_eq!([0, 1, 2, 3].map(spacing), [100, 100, 200, 400].map(Duration::from_millis));
+        assert!(spacing(u32::MAX) > LONGEST_PAUSE);
     }
 }

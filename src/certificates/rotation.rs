@@ -4,6 +4,10 @@
 //! A rotation has three steps, each of them one write with a precondition, so that it does not matter which replica takes it:
 //! the next certificate is *prepared*, and its CA is trusted beside the one before; when the API servers have had time to take that
 //! up, the next one is *promoted*, and every replica serves it; the CA before is trusted until it has expired.
+//!
+//! A Secret that was lost is *reissued* by the same steps: the replicas serve on what they served, and the API servers trust it on,
+//! while the next certificate is prepared. Here the CA before is *retired* as soon as every replica has had time to take up the next
+//! certificate: the Secret may have been deleted because somebody else knows the key.
 
 use super::issue::Issued;
 use super::tls::{Pair, Validity};
@@ -19,6 +23,8 @@ pub struct Kept {
     pub next: Option<Pair>,
     /// The CAs of both, and those before that have not expired, PEM: the newest first.
     pub trusted: Vec<u8>,
+    /// What is to be trusted instead, once no replica serves anything else any more.
+    pub next_trusted: Option<Vec<u8>>,
 }
 
 /// What a certificate has to be.
@@ -35,18 +41,25 @@ pub struct Wanted {
 pub enum Step {
     /// Make a certificate and serve it: there is none that can be served.
     Make,
+    /// Keep again what was lost and is still served, with a next certificate.
+    Reissue,
     /// Make the next certificate, and trust its CA.
     Prepare,
     /// Serve the next certificate.
     Promote,
+    /// Trust the CA of the certificate that is served, and no other one.
+    Retire,
     /// Nothing now.
     Rest,
 }
 
-/// What is to be done about `kept`. `is_settled` tells whether what it says is to be trusted has been so for long enough that
-/// every API server knows.
-pub fn step(kept: Option<&Kept>, wanted: &Wanted, is_settled: bool, now: Time) -> Step {
-    let Some(kept) = kept else { return Step::Make };
+/// What is to be done about `kept`; where there is none, `known` is what this replica saw last. `is_settled` tells whether what
+/// `kept` says has been served and trusted for long enough that every API server and every replica knows.
+pub fn step(kept: Option<&Kept>, known: Option<&Kept>, wanted: &Wanted, is_settled: bool, now: Time) -> Step {
+    let is_good = |pair: &Pair| Validity::of(&pair.certificate).is_ok_and(|validity| validity.expiry > now);
+    let Some(kept) = kept else {
+        return if known.is_some_and(|known| is_good(&known.serving)) { Step::Reissue } else { Step::Make };
+    };
     let Ok(serving) = Validity::of(&kept.serving.certificate) else { return Step::Make };
     let next = kept.next.as_ref().and_then(|next| Validity::of(&next.certificate).ok());
     let next_is_good = next.is_some_and(|next| next.expiry > now && wanted.is_met_by(&next));
@@ -58,12 +71,23 @@ pub fn step(kept: Option<&Kept>, wanted: &Wanted, is_settled: bool, now: Time) -
         Step::Promote
     } else if is_due && !next_is_good {
         Step::Prepare
+    } else if kept.next.is_none() && kept.next_trusted.is_some() && is_settled {
+        Step::Retire
     } else {
         Step::Rest
     }
 }
 
 impl Wanted {
+    /// The names of the certificate after `before`. Where that one lacks a name, it is in the middle of a rollout, and the replicas
+    /// that are about to be replaced want the names before: a certificate for both is one that neither has to make anew.
+    pub fn names_after(&self, before: Option<&Kept>) -> Vec<String> {
+        let before = before.and_then(|kept| Validity::of(&kept.serving.certificate).ok());
+        let before = before.filter(|before| !self.is_met_by(before)).map(|before| before.names).unwrap_or_default();
+        let others = before.into_iter().filter(|name| !self.names.contains(name));
+        self.names.iter().cloned().chain(others).collect()
+    }
+
     fn is_met_by(&self, validity: &Validity) -> bool {
         self.names.iter().all(|name| validity.names.contains(name))
     }
@@ -74,33 +98,51 @@ impl Wanted {
 }
 
 impl Kept {
-    /// `issued` is served from now on; what was trusted before and has not expired stays so.
+    /// `issued` is served from now on. What was trusted before and has not expired stays so until every replica serves it.
     pub fn made(issued: Issued, before: &[u8], now: Time) -> Self {
         let Issued { authority, pair } = issued;
-        Self { serving: pair, next: None, trusted: trusted(authority, before, now) }
+        let trusted = trusted(&authority, before, now);
+        let next_trusted = (trusted != authority).then_some(authority);
+        Self { serving: pair, next: None, trusted, next_trusted }
+    }
+
+    /// What was lost is served on, and `issued` is to be served next. What was trusted before, here or by the API servers, stays so
+    /// until every replica serves that.
+    pub fn reissued(self, issued: Issued, bundle: &[u8], now: Time) -> Self {
+        let made = Self::made(issued, &[&self.trusted, bundle].concat(), now);
+        Self { serving: self.serving, next: Some(made.serving), ..made }
     }
 
     /// `issued` is to be served next.
     pub fn prepared(self, issued: Issued, now: Time) -> Self {
         let Issued { authority, pair } = issued;
-        Self { serving: self.serving, next: Some(pair), trusted: trusted(authority, &self.trusted, now) }
+        let next_trusted = self.next_trusted.map(|before| trusted(&authority, &before, now));
+        Self { serving: self.serving, next: Some(pair), trusted: trusted(&authority, &self.trusted, now), next_trusted }
     }
 
     /// The next one is served from now on.
     pub fn promoted(self) -> Self {
-        let Self { serving, next, trusted } = self;
-        Self { serving: next.unwrap_or(serving), next: None, trusted }
+        Self { serving: self.next.unwrap_or(self.serving), next: None, ..self }
+    }
+
+    /// Nothing is trusted any more but what has to be.
+    pub fn retired(self) -> Self {
+        Self { trusted: self.next_trusted.unwrap_or(self.trusted), next_trusted: None, ..self }
     }
 }
 
-/// `newest`, and of `before` what has not expired.
-fn trusted(newest: Vec<u8>, before: &[u8], now: Time) -> Vec<u8> {
+/// `newest`, and of `before` each that has not expired, once.
+fn trusted(newest: &[u8], before: &[u8], now: Time) -> Vec<u8> {
     let text = String::from_utf8_lossy(before);
-    let certificates = text.split_inclusive("-----END CERTIFICATE-----").filter_map(|pem| {
-        let pem = &pem.as_bytes()[pem.find("-----BEGIN CERTIFICATE-----")?..];
-        Validity::of(pem).is_ok_and(|validity| validity.expiry > now).then(|| [pem, b"\n"].concat())
-    });
-    std::iter::once(newest).chain(certificates).flatten().collect()
+    let mut trusted = vec![newest.to_vec()];
+    for pem in text.split_inclusive("-----END CERTIFICATE-----") {
+        let Some(start) = pem.find("-----BEGIN CERTIFICATE-----") else { continue };
+        let pem = [&pem.as_bytes()[start..], b"\n"].concat();
+        if Validity::of(&pem).is_ok_and(|validity| validity.expiry > now) && !trusted.contains(&pem) {
+            trusted.push(pem);
+        }
+    }
+    trusted.concat()
 }
 
 #[cfg(test)]
@@ -120,52 +162,60 @@ mod tests {
         Time::EPOCH.after((1000 + hour) * 3_600_000)
     }
 
+    fn issued(now: Time) -> Issued {
+        issue(&wanted().names, now, LIFE).unwrap()
+    }
+
     fn made(now: Time) -> Kept {
-        Kept::made(issue(&wanted().names, now, LIFE).unwrap(), b"", now)
+        Kept::made(issued(now), b"", now)
+    }
+
+    /// How many CAs are trusted.
+    fn count(kept: &Kept) -> usize {
+        certificates(&kept.trusted, "CAs").unwrap().len()
     }
 
     fn prepared(now: Time) -> Kept {
-        made(hour(0)).prepared(issue(&wanted().names, now, LIFE).unwrap(), now)
+        made(hour(0)).prepared(issued(now), now)
     }
 
     #[test]
     fn a_certificate_is_renewed_at_two_thirds_of_its_life() {
         let kept = made(hour(0));
-        assert_eq!(step(None, &wanted(), false, hour(0)), Step::Make);
-        assert_eq!(step(Some(&kept), &wanted(), true, hour(19)), Step::Rest);
-        assert_eq!(step(Some(&kept), &wanted(), true, hour(20)), Step::Prepare);
-        assert_eq!(step(Some(&kept), &wanted(), true, hour(30)), Step::Make, "it has expired");
+        assert_eq!(step(None, None, &wanted(), false, hour(0)), Step::Make);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(19)), Step::Rest);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(20)), Step::Prepare);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(30)), Step::Make, "it has expired");
     }
 
     #[test]
     fn the_next_certificate_is_served_once_its_authority_is_trusted_and_no_second_one_is_prepared_meanwhile() {
         let kept = prepared(hour(20));
-        assert_eq!(step(Some(&kept), &wanted(), false, hour(21)), Step::Rest);
-        assert_eq!(step(Some(&kept), &wanted(), true, hour(21)), Step::Promote);
-        assert_eq!(step(Some(&kept), &wanted(), false, hour(30)), Step::Promote, "there is none better");
+        assert_eq!(step(Some(&kept), None, &wanted(), false, hour(21)), Step::Rest);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(21)), Step::Promote);
+        assert_eq!(step(Some(&kept), None, &wanted(), false, hour(30)), Step::Promote, "there is none better");
         let promoted = kept.clone().promoted();
         assert_eq!((&promoted.serving, &promoted.trusted), (kept.next.as_ref().unwrap(), &kept.trusted));
-        assert_eq!(step(Some(&promoted), &wanted(), true, hour(39)), Step::Rest);
-        assert_eq!(step(Some(&promoted), &wanted(), true, hour(40)), Step::Prepare);
+        assert_eq!(step(Some(&promoted), None, &wanted(), true, hour(39)), Step::Rest);
+        assert_eq!(step(Some(&promoted), None, &wanted(), true, hour(40)), Step::Prepare);
     }
 
     #[test]
     fn an_authority_is_trusted_until_it_has_expired() {
-        let count = |kept: &Kept| certificates(&kept.trusted, "CAs").unwrap().len();
         let first = prepared(hour(20));
         assert_eq!(count(&first), 2);
-        let second = first.clone().promoted().prepared(issue(&wanted().names, hour(29), LIFE).unwrap(), hour(29));
+        let second = first.clone().promoted().prepared(issued(hour(29)), hour(29));
         assert_eq!(count(&second), 3);
-        let third = first.promoted().prepared(issue(&wanted().names, hour(40), LIFE).unwrap(), hour(40));
+        let third = first.promoted().prepared(issued(hour(40)), hour(40));
         assert_eq!(count(&third), 2, "the first one has expired");
     }
 
     #[test]
     fn another_name_is_reason_enough_for_another_certificate() {
         let other = Wanted { names: vec!["switchboard.other.svc".to_owned()], life: LIFE };
-        assert_eq!(step(Some(&made(hour(0))), &other, true, hour(1)), Step::Prepare);
+        assert_eq!(step(Some(&made(hour(0))), None, &other, true, hour(1)), Step::Prepare);
         assert_eq!(
-            step(Some(&prepared(hour(20))), &other, true, hour(21)),
+            step(Some(&prepared(hour(20))), None, &other, true, hour(21)),
             Step::Prepare,
             "the next one lacks it, too"
         );
@@ -175,9 +225,80 @@ mod tests {
     fn what_is_garbled_is_made_anew_and_what_else_is_trusted_stays_so() {
         let mut kept = made(hour(0));
         kept.serving.certificate = b"garbage".to_vec();
-        assert_eq!(step(Some(&kept), &wanted(), true, hour(1)), Step::Make);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(1)), Step::Make);
         let before = [b"garbage\n".as_slice(), &kept.trusted].concat();
-        let kept = Kept::made(issue(&wanted().names, hour(1), LIFE).unwrap(), &before, hour(1));
+        let kept = Kept::made(issued(hour(1)), &before, hour(1));
         assert_eq!(certificates(&kept.trusted, "CAs").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn lost_secret_is_reissued_with_the_certificate_that_is_served() {
+        let known = made(hour(0));
+        assert_eq!(step(None, Some(&known), &wanted(), true, hour(1)), Step::Reissue);
+        assert_eq!(step(None, Some(&known), &wanted(), true, hour(30)), Step::Make, "it has expired");
+        let kept = known.clone().reissued(issued(hour(1)), &known.trusted, hour(1));
+        assert_eq!((&kept.serving, count(&kept)), (&known.serving, 2), "the CA is trusted on, once");
+        assert_ne!(kept.next.as_ref(), Some(&known.serving));
+    }
+
+    #[test]
+    fn reissued_certificate_is_promoted_and_the_authority_before_retired() {
+        let known = made(hour(0));
+        let kept = known.clone().reissued(issued(hour(1)), b"", hour(1));
+        assert_eq!(step(Some(&kept), None, &wanted(), false, hour(1)), Step::Rest);
+        assert_eq!(step(Some(&kept), None, &wanted(), true, hour(1)), Step::Promote);
+        let promoted = kept.clone().promoted();
+        assert_eq!((Some(&promoted.serving), count(&promoted)), (kept.next.as_ref(), 2));
+        assert_eq!(step(Some(&promoted), None, &wanted(), false, hour(1)), Step::Rest, "a replica may serve the other");
+        assert_eq!(step(Some(&promoted), None, &wanted(), true, hour(1)), Step::Retire);
+        let retired = promoted.retired();
+        assert_eq!(count(&retired), 1);
+        assert!(!String::from_utf8(known.trusted).unwrap().contains(std::str::from_utf8(&retired.trusted).unwrap()));
+        assert_eq!(step(Some(&retired), None, &wanted(), true, hour(1)), Step::Rest);
+    }
+
+    #[test]
+    fn authorities_in_the_bundle_are_trusted_until_all_serve_the_new_one() {
+        let of_others = made(hour(0)).trusted;
+        let bundle = [&b"garbage\n"[..], &of_others].concat();
+        for kept in
+            [made(hour(0)).reissued(issued(hour(1)), &bundle, hour(1)), Kept::made(issued(hour(1)), &bundle, hour(1))]
+        {
+            let is_trusted = |kept: &Kept| {
+                let [trusted, others] = [&kept.trusted, &of_others].map(|pem| certificates(pem, "CAs").unwrap());
+                trusted.contains(&others[0])
+            };
+            assert!(is_trusted(&kept) && is_trusted(&kept.clone().promoted()));
+            assert!(!is_trusted(&kept.promoted().retired()));
+        }
+    }
+
+    #[test]
+    fn first_certificate_has_no_authority_to_retire() {
+        assert_eq!(made(hour(0)).next_trusted, None);
+        let renewed = prepared(hour(20)).promoted();
+        assert_eq!(step(Some(&renewed), None, &wanted(), true, hour(21)), Step::Rest, "a renewal retires none either");
+    }
+
+    #[test]
+    fn certificate_prepared_before_the_retirement_outlives_it() {
+        let kept = made(hour(0)).reissued(issued(hour(1)), b"", hour(1)).prepared(issued(hour(2)), hour(2));
+        assert_eq!(count(&kept), 3);
+        let retired = kept.promoted().retired();
+        assert_eq!(count(&retired), 2, "of the one that is served, and of the one that others may serve");
+    }
+
+    #[test]
+    fn certificate_made_during_a_rollout_has_the_names_of_both_sides() {
+        let other = Wanted { names: vec!["switchboard.other.svc".to_owned()], life: LIFE };
+        let kept = made(hour(0));
+        let names = other.names_after(Some(&kept));
+        assert_eq!(names, ["switchboard.other.svc", "switchboard.ns.svc"]);
+        let both = kept.prepared(issue(&names, hour(1), LIFE).unwrap(), hour(1));
+        for wanted in [&wanted(), &other] {
+            assert_eq!(step(Some(&both), None, wanted, false, hour(1)), Step::Rest, "nobody makes another one");
+        }
+        assert_eq!(other.names_after(Some(&both.promoted())), other.names, "the next one is for those that are wanted");
+        assert_eq!(other.names_after(None), other.names);
     }
 }

@@ -185,3 +185,17 @@ What is mounted into the pod besides its token: nothing, unless certificates com
     name: {{ . }}
 {{- end }}
 {{- end }}
+
+{{/*
+The wish that replicas of one revision run in different zones. Where nodes have no zones it wishes for nothing.
+*/}}
+{{- define "switchboard.zoneAntiAffinity" -}}
+preferredDuringSchedulingIgnoredDuringExecution:
+  - weight: 100
+    podAffinityTerm:
+      topologyKey: topology.kubernetes.io/zone
+      labelSelector:
+        matchLabels:
+          {{- include "switchboard.selectorLabels" . | nindent 10 }}
+      matchLabelKeys: [pod-template-hash]
+{{- end }}
