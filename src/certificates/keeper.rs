@@ -8,6 +8,7 @@ use super::rotation::{Kept, Step, Wanted, step};
 use super::tls::{Pair, Publisher, TlsError, is_usable};
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use crate::telemetry::error_chain::ErrorChain;
 use data_encoding::BASE64;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -104,7 +105,7 @@ impl Keeper {
                 Ok(Ok(Looked::Again)) => SHORT_PAUSE,
                 Ok(Ok(Looked::Done)) => self.pause(),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "cannot keep the certificate of the webhook");
+                    tracing::warn!(error = %ErrorChain(&error), "cannot keep the certificate of the webhook");
                     self.pause()
                 }
                 Err(_) => {
@@ -150,7 +151,11 @@ impl Keeper {
             }
         };
         if self.store(secret, &changed).await? {
-            tracing::info!(?step, secret = self.settings.secret, "changed what is kept of the webhook's certificates");
+            tracing::info!(
+                step = step.as_str(),
+                secret = self.settings.secret,
+                "changed what is kept of the webhook's certificates"
+            );
         }
         Ok(Looked::Again)
     }

@@ -43,6 +43,18 @@ pub enum Step {
     Rest,
 }
 
+impl Step {
+    /// The word for it in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Make => "make",
+            Self::Prepare => "prepare",
+            Self::Promote => "promote",
+            Self::Rest => "rest",
+        }
+    }
+}
+
 /// What is to be done about `kept`. `is_settled` tells whether what it says is to be trusted has been so for long enough that
 /// every API server knows.
 pub fn step(kept: Option<&Kept>, wanted: &Wanted, is_settled: bool, now: Time) -> Step {
