@@ -4,6 +4,7 @@ use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationR
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{AdmitStep, Answer, Claim, Request, Seen, Stored, Undecidable, Write, admit};
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::{ClaimWrite, Metrics, WriteOutcome};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -90,7 +91,7 @@ impl Claims {
             seen = match observed {
                 Ok(Ok(seen)) => seen,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, binding = %request.binding.name(), "cannot reach the claims");
+                    tracing::warn!(error = %ErrorChain(&error), binding = %request.binding.name(), "cannot reach the claims");
                     return Answer::Undecidable(Undecidable::ApiServer);
                 }
                 Err(_) => return Answer::Undecidable(Undecidable::ApiServer),

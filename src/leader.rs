@@ -3,12 +3,17 @@
 //! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`; expiry is judged by when a change was
 //! observed, with the observer's own monotonic clock, so that clocks need not agree. Other than with client-go, a replica that stands
 //! by watches the Lease instead of reading it every now and then: it sees a renewal when it happens, and so the end when it comes.
+//!
+//! The operator's service account owns the Lease, so that the garbage collector deletes it with the account: after an uninstall the
+//! rights are gone before the leader could give it back, and the next installation would wait for it to expire.
 
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use crate::telemetry::error_chain::ErrorChain;
 use futures::{StreamExt, TryFutureExt};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client, Resource};
 use std::pin::pin;
@@ -64,7 +69,7 @@ pub enum Error {
     #[error("{0}")]
     Api(#[from] kube::Error),
     /// The API server did not answer.
-    #[error("no answer in time")]
+    #[error("no answer in time (timeout)")]
     NoAnswer,
     /// The Lease is older than it was: etcd was restored from a backup, and what the watches have shown is of another history.
     #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
@@ -79,13 +84,60 @@ pub enum Error {
 /// What the duration of a Lease says that was given back, in seconds: here as in client-go.
 const GIVEN_BACK: i32 = 1;
 
+/// How long giving the Lease back may take: the process is about to end.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Competes for the Lease.
 pub struct Elector {
     leases: Api<Lease>,
+    reviews: Api<SelfSubjectReview>,
+    owner: Owner,
+    /// Whether the API server refuses to change the owner of a Lease that there is.
+    is_owner_fixed: bool,
     settings: Settings,
     clock: Clock,
     leads_until: watch::Sender<Option<Instant>>,
     observed: Option<Observed>,
+}
+
+/// The owner that a Lease gets which is written in our name.
+#[derive(Clone, Debug, PartialEq)]
+enum Owner {
+    /// It is not known yet.
+    Unknown,
+    /// The Lease gets none: this replica runs under no service account of the Lease's namespace.
+    None,
+    /// The service account of this replica.
+    ServiceAccount(OwnerReference),
+}
+
+impl Owner {
+    /// The owner of a Lease in `namespace` that is written by whom a review says we are. Another namespace's account cannot own it:
+    /// the garbage collector would not find that owner, and delete the Lease.
+    fn of(review: SelfSubjectReview, namespace: &str) -> Self {
+        let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
+        let name = user.username.as_deref().and_then(|name| name.strip_prefix("system:serviceaccount:"));
+        match (name.and_then(|name| name.split_once(':')), user.uid) {
+            (Some((of, name)), Some(uid)) if of == namespace => Self::ServiceAccount(OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "ServiceAccount".to_owned(),
+                name: name.to_owned(),
+                uid,
+                block_owner_deletion: None,
+                controller: None,
+            }),
+            _ => Self::None,
+        }
+    }
+
+    /// The owners of a Lease that has `before`: an account that was deleted, and made again under the same name, is replaced.
+    fn added_to(&self, before: Option<Vec<OwnerReference>>) -> Option<Vec<OwnerReference>> {
+        let Self::ServiceAccount(owner) = self else { return before };
+        let mut owners = before.unwrap_or_default();
+        owners.retain(|other| (&other.api_version, &other.kind) != (&owner.api_version, &owner.kind));
+        owners.push(owner.clone());
+        Some(owners)
+    }
 }
 
 /// The Lease as last observed, and when it was first observed to be so.
@@ -121,8 +173,18 @@ impl Elector {
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock) -> (Self, Leadership) {
         let (leads_until, receiver) = watch::channel(None);
-        let leases = Api::namespaced(client, &settings.namespace);
-        (Self { leases, settings, clock, leads_until, observed: None }, Leadership { clock, leads_until: receiver })
+        let (leases, reviews) = (Api::namespaced(client.clone(), &settings.namespace), Api::all(client));
+        let elector = Self {
+            leases,
+            reviews,
+            owner: Owner::Unknown,
+            is_owner_fixed: false,
+            settings,
+            clock,
+            leads_until,
+            observed: None,
+        };
+        (elector, Leadership { clock, leads_until: receiver })
     }
 
     /// Competes until `shutdown`, and gives the Lease back once `stopped` says that nothing is written any more.
@@ -164,11 +226,11 @@ impl Elector {
         stopped.cancelled().await;
         // Nothing is written any more, so that another may lead from here on.
         self.lead_until(None);
-        match timeout(self.settings.renew_deadline, self.release()).await {
+        match timeout(self.settings.renew_deadline.min(RELEASE_TIMEOUT), self.release()).await {
             Ok(Ok(true)) => tracing::info!("gave the Lease back"),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot give the Lease back: another will lead once it has expired");
+                tracing::warn!(error = %ErrorChain(&error), "cannot give the Lease back: another will lead once it has expired");
             }
             Err(_) => tracing::warn!("cannot give the Lease back in time: another will lead once it has expired"),
         }
@@ -177,7 +239,7 @@ impl Elector {
 
     /// The Lease was not reached: what it allowed before is allowed until its time is over.
     fn failed(&self, error: &Error) {
-        tracing::warn!(%error, "cannot reach the Lease");
+        tracing::warn!(error = %ErrorChain(error), "cannot reach the Lease");
         if !self.leads() {
             self.lead_until(None);
         }
@@ -244,9 +306,10 @@ impl Elector {
                 Some(Ok(WatchEvent::Deleted(_))) => self.observe_deletion(now),
                 Some(Ok(WatchEvent::Bookmark(_))) => {}
                 Some(Ok(WatchEvent::Error(status))) => {
-                    tracing::debug!(why = %status, "the watch of the Lease has ended");
+                    let error = kube::Error::Api(status);
+                    tracing::debug!(error = %ErrorChain(&error), "the watch of the Lease has ended");
                 }
-                Some(Err(error)) => tracing::warn!(%error, "cannot watch the Lease"),
+                Some(Err(error)) => tracing::warn!(error = %ErrorChain(&error), "cannot watch the Lease"),
                 None => {
                     sleep_until(end.map_or(earliest, |end| end.min(earliest))).await;
                     return Ok(());
@@ -290,7 +353,46 @@ impl Elector {
             lease_transitions: Some(spec.lease_transitions.unwrap_or_default().saturating_add(changes_hands)),
             ..LeaseSpec::default()
         };
-        self.put(before, spec).await
+        let (is_one, unchanged) = (before.is_some(), Lease { spec: Some(spec), ..before.unwrap_or_default() });
+        self.learn_owner(is_renewal).await;
+        let mut lease = unchanged.clone();
+        if !is_one || !self.is_owner_fixed {
+            lease.metadata.owner_references = self.owner.added_to(lease.metadata.owner_references);
+        }
+        let is_owner_new = lease.metadata.owner_references != unchanged.metadata.owner_references;
+        match self.put(is_one, lease).await {
+            // OwnerReferencesPermissionEnforcement, an admission plugin, asks for the right to delete the Lease. If it was something
+            // else, the second attempt fails as well.
+            Err(Error::Api(kube::Error::Api(status))) if status.code == 403 && is_one && is_owner_new => {
+                let is_written = self.put(is_one, unchanged).await?;
+                self.is_owner_fixed = true;
+                let error = kube::Error::Api(status);
+                tracing::info!(
+                    error = %ErrorChain(&error),
+                    "cannot make the service account the owner of the Lease: an uninstall does not delete this Lease"
+                );
+                Ok(is_written)
+            }
+            result => result,
+        }
+    }
+
+    /// Asks the API server whose Lease it is to be, where that is not known. Whoever does not hold the Lease asks again, since the
+    /// account may have been deleted and made again meanwhile; a holder would have lost its rights by that, and so the Lease.
+    async fn learn_owner(&mut self, is_renewal: bool) {
+        if is_renewal && self.owner != Owner::Unknown {
+            return;
+        }
+        let (parameters, review) = (PostParams::default(), SelfSubjectReview::default());
+        let asked = timeout(self.settings.retry_period, self.reviews.create(&parameters, &review)).await;
+        self.owner = match asked {
+            Ok(Ok(review)) => Owner::of(review, &self.settings.namespace),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %ErrorChain(&error), "cannot ask for the service account that is to own the Lease");
+                Owner::Unknown
+            }
+            Err(_) => Owner::Unknown,
+        };
     }
 
     /// Gives the Lease back, if it is ours. Whether it was.
@@ -311,18 +413,17 @@ impl Elector {
                 renew_time: Some(now),
                 ..spec
             };
-            if self.put(Some(lease), spec).await? {
+            if self.put(true, Lease { spec: Some(spec), ..lease }).await? {
                 return Ok(true);
             }
         }
     }
 
-    /// Whether the write took effect: it fails where the Lease has changed since `before`.
-    async fn put(&mut self, before: Option<Lease>, spec: LeaseSpec) -> Result<bool, Error> {
+    /// Writes `lease`, over the one that it was made of where there `is_one`. Whether that took effect: it fails where the Lease has
+    /// changed since.
+    async fn put(&mut self, is_one: bool, mut lease: Lease) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let mut lease = before.clone().unwrap_or_default();
-        lease.spec = Some(spec);
-        let result = if before.is_some() {
+        let result = if is_one {
             self.leases.replace(&self.settings.name, &parameters, &lease).await
         } else {
             lease.meta_mut().name = Some(self.settings.name.clone());
@@ -347,6 +448,7 @@ fn version(lease: &Lease) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::authentication::v1::{SelfSubjectReviewStatus, UserInfo};
 
     const OURS: Duration = Duration::from_secs(15);
 
@@ -358,6 +460,53 @@ mod tests {
         };
         let lease = Lease { spec: Some(spec), ..Lease::default() };
         Observed { lease, since: Instant::now(), is_gone: false }
+    }
+
+    fn review(username: &str, uid: Option<&str>) -> SelfSubjectReview {
+        let user =
+            UserInfo { username: Some(username.to_owned()), uid: uid.map(ToOwned::to_owned), ..UserInfo::default() };
+        let status = Some(SelfSubjectReviewStatus { user_info: Some(user) });
+        SelfSubjectReview { status, ..SelfSubjectReview::default() }
+    }
+
+    #[test]
+    fn owner_is_a_service_account_of_the_leases_namespace_or_none() {
+        let of = |username, uid| Owner::of(review(username, uid), "switchboard-system");
+        let account = "system:serviceaccount:switchboard-system:switchboard";
+        let Owner::ServiceAccount(owner) = of(account, Some("u1")) else { panic!("no owner") };
+        assert_eq!(
+            (owner.kind.as_str(), owner.name.as_str(), owner.uid.as_str()),
+            ("ServiceAccount", "switchboard", "u1")
+        );
+        for (username, uid) in [
+            // As where somebody impersonates it.
+            (account, None),
+            ("system:serviceaccount:elsewhere:switchboard", Some("u1")),
+            ("administrator", Some("u1")),
+            ("", None),
+        ] {
+            assert_eq!(of(username, uid), Owner::None, "{username}");
+        }
+        assert_eq!(Owner::of(SelfSubjectReview::default(), "switchboard-system"), Owner::None);
+    }
+
+    #[test]
+    fn owner_replaces_an_account_that_was_made_again_and_no_other_owner() {
+        let owner = |kind: &str, uid: &str| OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: kind.to_owned(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        };
+        let ours = Owner::ServiceAccount(owner("ServiceAccount", "u2"));
+        let (other, before, after) =
+            (owner("ConfigMap", "u0"), owner("ServiceAccount", "u1"), owner("ServiceAccount", "u2"));
+        assert_eq!(ours.added_to(None), Some(vec![after.clone()]));
+        assert_eq!(ours.added_to(Some(vec![before.clone(), other.clone()])), Some(vec![other, after]));
+        for unset in [Owner::Unknown, Owner::None] {
+            assert_eq!(unset.added_to(Some(vec![before.clone()])), Some(vec![before.clone()]));
+            assert_eq!(unset.added_to(None), None);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Listens, on all addresses of the machine where none is chosen, and accepts in spite of errors. It reads and writes nothing.
 
+use crate::telemetry::error_chain::ErrorChain;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub async fn accept(listener: &TcpListener, whom: &'static str) -> TcpStream {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                tracing::warn!(%error, whom, "cannot accept a connection");
+                tracing::warn!(error = %ErrorChain(&error), whom, "cannot accept a connection");
                 sleep(PAUSE).await;
             }
         }

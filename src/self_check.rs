@@ -7,6 +7,7 @@ use crate::claims::{self, Claims, claim_of};
 use crate::core::binding::Binding;
 use crate::core::refusal::ALREADY_BOUND;
 use crate::leader::Leadership;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::Metrics;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
@@ -15,8 +16,8 @@ use tokio::time::{sleep, timeout};
 
 /// How long between two attempts.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How long one attempt may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one attempt may take: longer than the API server waits for the webhook (10 s), so that it can say that it did in vain.
+const PATIENCE: Duration = Duration::from_secs(12);
 /// How many claims are looked at for one whose conversation holds it.
 const CLAIMS: u32 = 5;
 /// What the conversation that is never made would be called.
@@ -59,11 +60,14 @@ impl SelfCheck {
                         self.metrics.webhook_in_force(found);
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(%error, "cannot find out whether the webhook is in force");
+                        tracing::warn!(error = %ErrorChain(&error), "cannot find out whether the webhook is in force");
                         self.metrics.self_check_failed();
                     }
                     Err(_) => {
-                        tracing::warn!("cannot find out in time whether the webhook is in force");
+                        tracing::warn!(
+                            error = "no answer in time (timeout)",
+                            "cannot find out whether the webhook is in force"
+                        );
                         self.metrics.self_check_failed();
                     }
                 }

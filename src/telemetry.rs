@@ -1,6 +1,7 @@
 //! What the process tells of itself. It must not decide anything.
 
 pub mod calls;
+pub mod error_chain;
 pub mod events;
 pub mod health;
 pub mod logs;

@@ -10,8 +10,10 @@
 mod common;
 
 use common::cluster::{PATIENCE, until};
+use common::{shared_control_plane, succeed};
 use control_plane::ControlPlane;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -217,4 +219,89 @@ async fn survives_an_api_server_that_is_away_for_longer_than_the_lease() {
     leader.wait_until(true).await;
     let spec = spec(&client, "survives").await;
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(0)));
+}
+
+/// Makes a service account that may do with the Lease of its name what the chart's Role permits. Returns its uid, and a client that
+/// acts as it.
+async fn service_account(control_plane: &ControlPlane, name: &str) -> (String, Client) {
+    let run = |arguments: &[&str]| succeed(control_plane.kubectl().args(["--namespace", NAMESPACE]).args(arguments));
+    run(&["create", "serviceaccount", name]);
+    let uid = run(&["get", "serviceaccount", name, "--output=jsonpath={.metadata.uid}"]);
+    let token = run(&["create", "token", name]);
+    let kubeconfig = Kubeconfig::from_yaml(&control_plane.kubeconfig_for_token(token.trim(), 0)).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    (uid, Client::try_from(config).unwrap())
+}
+
+/// Permits the service account of that name what the chart's Role permits.
+fn permit(control_plane: &ControlPlane, name: &str) {
+    let run = |arguments: &[&str]| succeed(control_plane.kubectl().args(["--namespace", NAMESPACE]).args(arguments));
+    run(&["create", "role", name, "--verb=create,get,watch,update", "--resource=leases.coordination.k8s.io"]);
+    let account = format!("--serviceaccount={NAMESPACE}:{name}");
+    run(&["create", "rolebinding", name, &format!("--role={name}"), &account]);
+}
+
+/// The owners of a Lease: kind, name and uid.
+async fn owners(client: &Client, lease: &str) -> Vec<(String, String, String)> {
+    let lease = leases(client).get(lease).await.unwrap();
+    let owners = lease.metadata.owner_references.unwrap_or_default();
+    owners.into_iter().map(|owner| (owner.kind, owner.name, owner.uid)).collect()
+}
+
+/// One that leads, and then gives the Lease back.
+async fn lead_once(client: Client, lease: &str, identity: &str) {
+    let candidate = Candidate::start(client, lease, identity, LONG);
+    candidate.wait_until(true).await;
+    candidate.shutdown.cancel();
+    candidate.task.await.unwrap();
+}
+
+#[tokio::test]
+async fn lease_is_owned_by_the_service_account_that_leads() {
+    let (control_plane, administrator) = (shared_control_plane(), common::client().await);
+    // Of an older version, or made by somebody who is no service account.
+    lead_once(administrator.clone(), "owned", "administrator").await;
+    assert_eq!(owners(&administrator, "owned").await, []);
+
+    permit(control_plane, "owned");
+    for round in ["first", "recreated"] {
+        let (uid, client) = service_account(control_plane, "owned").await;
+        let leader = Candidate::start(client.clone(), "owned", round, SHORT);
+        leader.wait_until(true).await;
+        let owned = vec![("ServiceAccount".to_owned(), "owned".to_owned(), uid)];
+        assert_eq!(owners(&administrator, "owned").await, owned, "{round}");
+        // A renewal changes nothing of it, nor does giving back.
+        let first = spec(&administrator, "owned").await;
+        wait_for(&administrator, "owned", |spec| spec.renew_time > first.renew_time).await;
+        assert_eq!(owners(&administrator, "owned").await, owned, "{round}");
+        leader.shutdown.cancel();
+        leader.task.await.unwrap();
+        assert_eq!(owners(&administrator, "owned").await, owned, "{round}");
+        let accounts = Api::<ServiceAccount>::namespaced(administrator.clone(), NAMESPACE);
+        accounts.delete("owned", &DeleteParams::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn lease_keeps_its_owners_where_changing_them_is_refused() {
+    let plugin = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement";
+    let control_plane =
+        ControlPlane::builder().api_server_flag(plugin).start().unwrap_or_else(|error| panic!("{error}"));
+    let kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let administrator = Client::try_from(config).unwrap();
+    lead_once(administrator.clone(), "refused", "administrator").await;
+
+    permit(&control_plane, "refused");
+    let (uid, client) = service_account(&control_plane, "refused").await;
+    let leader = Candidate::start(client, "refused", "leader", LONG);
+    leader.wait_until(true).await;
+    let first = spec(&administrator, "refused").await;
+    let renewed = wait_for(&administrator, "refused", |spec| spec.renew_time > first.renew_time).await;
+    assert_eq!(owners(&administrator, "refused").await, [], "it leads all the same");
+    // A new Lease may have an owner.
+    leases(&administrator).delete("refused", &DeleteParams::default()).await.unwrap();
+    wait_for(&administrator, "refused", |spec| spec.renew_time > renewed.renew_time).await;
+    let owned = [("ServiceAccount".to_owned(), "refused".to_owned(), uid)];
+    assert_eq!(owners(&administrator, "refused").await, owned);
 }

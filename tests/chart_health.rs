@@ -37,7 +37,7 @@ fn judge(file: &Path) -> Verdict {
 
 /// The situations of `tests/testdata/health`: each file is an object, and says in its comments what must be made of it.
 fn situations() -> Vec<(PathBuf, String)> {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/health");
+    let directory = "tests/testdata/health";
     let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     files.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }

@@ -32,7 +32,7 @@ static FOR_RELEASES: OnDemand = OnDemand::new();
 fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
     let start = || {
         let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
-        let others = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/testdata/crds-of-others.yaml");
+        let others = "tests/testdata/crds-of-others.yaml";
         succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", others]));
         succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--filename", others]));
         for kind in ["certificates", "issuers", "servicemonitors", "prometheusrules"] {

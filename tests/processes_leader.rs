@@ -12,6 +12,7 @@ mod common;
 use common::cluster::{Cluster, PATIENCE, metrics, until};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use serde_json::json;
 use std::time::Instant;
@@ -102,6 +103,18 @@ async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
     let log = std::fs::read_to_string(leader.log()).unwrap();
     assert!(log.contains("gave the Lease back"), "{log}");
     wait_for_leader(&cluster, |holder| holder != identity).await;
+}
+
+#[tokio::test]
+async fn lease_is_owned_by_the_operators_service_account() {
+    let cluster = cluster(LEASE);
+    wait_for_leader(&cluster, |_| true).await;
+    let client = cluster.client(0).await;
+    let account = Api::<ServiceAccount>::namespaced(client.clone(), NAMESPACE).get("switchboard").await.unwrap();
+    let lease = Api::<Lease>::namespaced(client, NAMESPACE).get("switchboard").await.unwrap();
+    let owners =
+        lease.metadata.owner_references.expect("an owner, so that the garbage collector deletes it with the account");
+    assert_eq!(owners.into_iter().map(|owner| owner.uid).collect::<Vec<_>>(), [account.metadata.uid.unwrap()]);
 }
 
 #[tokio::test]

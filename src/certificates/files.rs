@@ -2,6 +2,7 @@
 //! without a restart.
 
 use super::tls::{Pair, Publisher, TlsError, read};
+use crate::telemetry::error_chain::ErrorChain;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -35,7 +36,7 @@ impl Files {
             sleep(PAUSE).await;
             if let Err(error) = self.publish(&mut publisher) {
                 // One file may have changed before the other: what was served is served on.
-                tracing::warn!(%error, "the files of the certificate are of no use; what was served before is served on");
+                tracing::warn!(error = %ErrorChain(&error), "the files of the certificate are of no use; what was served before is served on");
             }
         }
     }

@@ -9,6 +9,7 @@ use super::rotation::{Kept, Step, Wanted, step};
 use super::tls::{Pair, Publisher, TlsError, is_usable};
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use crate::telemetry::error_chain::ErrorChain;
 use data_encoding::BASE64;
 use futures::future::ready;
 use futures::stream::{Stream, StreamExt, select};
@@ -121,7 +122,7 @@ impl Keeper {
                 Ok(Ok(Looked::Done)) => true,
                 Ok(Ok(Looked::Again)) => false,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "cannot keep the certificate of the webhook");
+                    tracing::warn!(error = %ErrorChain(&error), "cannot keep the certificate of the webhook");
                     false
                 }
                 Err(_) => {
@@ -202,7 +203,11 @@ impl Keeper {
             }
         };
         if self.store(secret, &changed).await? {
-            tracing::info!(?step, secret = self.settings.secret, "changed what is kept of the webhook's certificates");
+            tracing::info!(
+                step = step.as_str(),
+                secret = self.settings.secret,
+                "changed what is kept of the webhook's certificates"
+            );
             self.trust(&configuration, &changed.trusted).await?;
         }
         Ok(Looked::Again)
@@ -276,7 +281,7 @@ where
         ready(match state {
             Ok(_) => Some(()),
             Err(error) => {
-                tracing::warn!(%error, kind = %K::kind(&()), "cannot watch what the certificate depends on");
+                tracing::warn!(error = %ErrorChain(&error), kind = %K::kind(&()), "cannot watch what the certificate depends on");
                 None
             }
         })

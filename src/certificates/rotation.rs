@@ -53,6 +53,20 @@ pub enum Step {
     Rest,
 }
 
+impl Step {
+    /// The word for it in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Make => "make",
+            Self::Reissue => "reissue",
+            Self::Prepare => "prepare",
+            Self::Promote => "promote",
+            Self::Retire => "retire",
+            Self::Rest => "rest",
+        }
+    }
+}
+
 /// What is to be done about `kept`; where there is none, `known` is what this replica saw last. `is_settled` tells whether what
 /// `kept` says has been served and trusted for long enough that every API server and every replica knows.
 pub fn step(kept: Option<&Kept>, known: Option<&Kept>, wanted: &Wanted, is_settled: bool, now: Time) -> Step {

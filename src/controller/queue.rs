@@ -6,6 +6,7 @@ use crate::api::Time;
 use crate::core::binding::BindingName;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt::{self, Display, Formatter};
 use std::hash::BuildHasher;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,6 +24,15 @@ pub enum Task {
     Conversation(Place),
     /// See whether a claim is to be released.
     Claim(BindingName),
+}
+
+impl Display for Task {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conversation(place) => write!(f, "conversation {place}"),
+            Self::Claim(name) => write!(f, "claim {name}"),
+        }
+    }
 }
 
 /// Where a task waits for its turn. The lanes take turns, so that the length of one does not hold up the other.

@@ -6,6 +6,7 @@ use super::queue::Backoff;
 use super::work::backoff;
 use crate::api::{Conversation, Time};
 use crate::core::lifecycle::recent;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use kube::{Api, Client};
 use std::collections::VecDeque;
@@ -22,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pauses between the attempts to tell something.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
+
+/// What is logged where an attempt took too long.
+const NO_ANSWER: &str = "the API server did not answer in time (timeout)";
 
 /// What is to be told.
 #[derive(Debug)]
@@ -114,8 +118,8 @@ async fn tell(events: &Events, Telling { place, uid, fact }: &Telling) {
                 None => result.ok().and_then(Result::err),
             },
         };
-        let why = error.map_or_else(|| "the API server did not answer in time".to_owned(), |error| error.to_string());
-        tracing::warn!(conversation = %place, reason = fact.reason.as_str(), why, "cannot tell a fact by an Event");
+        let error = error.map_or_else(|| NO_ANSWER.to_owned(), |error| ErrorChain(&error).to_string());
+        tracing::warn!(conversation = %place, reason = fact.reason.as_str(), error, "cannot tell a fact by an Event");
         return;
     }
 }
@@ -130,8 +134,12 @@ async fn tell_since(client: &Client, events: &Events, place: &Place, since: Time
             }
         }
         Ok(Ok(_)) => {}
-        Ok(Err(_)) | Err(_) => {
-            tracing::warn!(conversation = %place, "cannot read what may have to be told of a conversation");
+        failed => {
+            let error = failed
+                .ok()
+                .and_then(Result::err)
+                .map_or_else(|| NO_ANSWER.to_owned(), |error| ErrorChain(&error).to_string());
+            tracing::warn!(conversation = %place, error, "cannot read what may have to be told of a conversation");
         }
     }
 }

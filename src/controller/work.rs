@@ -3,7 +3,7 @@
 use super::compact::{Place, Uid, Version};
 use super::index::{Deletion, Question, Release, StatusWrite, Telling, fingerprint};
 use super::queue::{Backoff, Task};
-use crate::api::{Conversation, FIELD_MANAGER, Time};
+use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::binding::Binding;
@@ -11,6 +11,7 @@ use crate::core::claim::{ReleaseStep, Standing, Write, adopt, release};
 use crate::core::lifecycle::{Fact, Holding, decide, due, expired, news};
 use crate::core::refusal::{Disclosure, already_bound_message};
 use crate::leader::Leadership;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
@@ -75,7 +76,7 @@ enum Error {
     Claims(#[from] claims::Error),
     #[error("{0}")]
     Api(#[from] kube::Error),
-    #[error("the API server did not answer in time")]
+    #[error("the API server did not answer in time (timeout)")]
     TimedOut,
 }
 
@@ -149,7 +150,10 @@ impl Worker {
             Ok(next) => next,
             Err(error) => {
                 let backoff = error.backoff();
-                tracing::warn!(%error, ?task, ?backoff, "a piece of work failed, and is tried again");
+                tracing::warn!(
+                    error = %ErrorChain(&error), %task, class = error.class().as_str(),
+                    "a piece of work failed, and is tried again"
+                );
                 Next::Retry(backoff)
             }
         };
@@ -161,7 +165,7 @@ impl Worker {
         if !self.leadership.leads() {
             return Ok(Next::Nothing);
         }
-        let state = status.state;
+        let state = status.state.map(State::as_str);
         let patch = serde_json::json!({
             "apiVersion": Conversation::api_version(&()),
             "kind": Conversation::kind(&()),
@@ -172,7 +176,7 @@ impl Worker {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         match conversations.patch_status(place.name(), &parameters, &Patch::Apply(patch)).await {
             Ok(written) => {
-                tracing::info!(conversation = %place, ?state, "wrote the status");
+                tracing::debug!(conversation = %place, state, "wrote the status");
                 if let Some(due) = due {
                     self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
                 }
@@ -198,7 +202,7 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), place.namespace());
         match conversations.delete(place.name(), &parameters).await {
             Ok(_) => {
-                tracing::info!(conversation = %place, "deleted a closed conversation whose time to live is over");
+                tracing::debug!(conversation = %place, "deleted a closed conversation whose time to live is over");
                 Ok(Next::Deleted { tellings: tellings(&place, &uid, vec![expired(expiry)]) })
             }
             // It has changed, or is gone: an event tells so.
@@ -253,7 +257,7 @@ impl Worker {
         }
         let write = adopt(place.reference(), uid.to_string(), self.clock.now());
         if self.claims.write(&binding, write).await? == Outcome::Done {
-            tracing::info!(conversation = %place, binding = %binding.name(), "claimed the binding of a conversation that had no claim");
+            tracing::debug!(conversation = %place, binding = %binding.name(), "claimed the binding of a conversation that had no claim");
         }
         // The claim, whosever it is, comes back as an event, and with it this conversation.
         Ok(Next::Nothing)
@@ -271,8 +275,9 @@ impl Worker {
                 if !self.leadership.leads() {
                     return Ok(Next::Nothing);
                 }
-                tracing::info!(conversation = %claim.holder, binding = %claim.name, ?write, "releasing or pruning a claim");
                 let is_release = matches!(write, Write::Delete { .. });
+                let message = if is_release { "releasing a claim" } else { "pruning a claim" };
+                tracing::debug!(conversation = %claim.holder, binding = %claim.name, "{message}");
                 if self.claims.write(&claim.binding, write).await? == Outcome::Done && is_release {
                     self.metrics.released(standings.values().any(|standing| *standing == Standing::Expired));
                 }

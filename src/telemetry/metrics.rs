@@ -196,7 +196,9 @@ impl Failure {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    /// The word for it in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Transport => "transport",
             Self::TimedOut => "timed_out",

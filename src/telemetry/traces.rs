@@ -3,6 +3,7 @@
 //!
 //! Spans are named after what is done and carry no address and no name of anything that users make.
 
+use super::error_chain::ErrorChain;
 use super::metrics::VERSION;
 use hyper::HeaderMap;
 use opentelemetry::KeyValue;
@@ -54,7 +55,7 @@ impl Exporter {
     /// Sends what is left. It blocks, and so must not be called from a task.
     pub fn shutdown(&self) {
         if let Err(error) = self.0.shutdown() {
-            tracing::warn!(%error, "cannot send the last spans");
+            tracing::warn!(error = %ErrorChain(&error), "cannot send the last spans");
         }
     }
 }

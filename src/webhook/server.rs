@@ -3,6 +3,7 @@
 use super::review::Unreadable;
 use crate::clock::Clock;
 use crate::listener::accept;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::{Admission, Metrics};
 use crate::telemetry::traces;
 use futures::FutureExt;
@@ -112,7 +113,7 @@ pub async fn serve<A, F>(
             let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
             tokio::select! {
                 ended = watcher.watch(connection) => if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended badly");
+                    tracing::debug!(error = %ErrorChain(error.as_ref()), "a connection ended badly");
                 },
                 () = silence(limits.read, &heard) => tracing::debug!("a connection without a request was cut"),
             }

@@ -5,6 +5,7 @@ use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Answer, Request};
 use crate::core::refusal::{self, Disclosure, Refusal};
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::Admission;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
@@ -97,7 +98,7 @@ impl Admitter {
             Ok(Ok(review)) if review.status.as_ref().is_some_and(|status| status.allowed) => Disclosure::Full,
             Ok(Ok(_)) | Err(_) => Disclosure::OtherNamespace,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot ask whether the requester may read the holder");
+                tracing::warn!(error = %ErrorChain(&error), "cannot ask whether the requester may read the holder");
                 Disclosure::OtherNamespace
             }
         }

@@ -35,7 +35,7 @@ fn start() -> ControlPlane {
 
 /// Serves both kinds of `crds/`.
 pub fn install_crds(control_plane: &ControlPlane) {
-    let crds = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/");
+    let crds = "crds/";
     succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
     succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
     // Being established comes before being served, and that before being documented.

@@ -8,7 +8,7 @@ use std::{
     process,
 };
 
-use control_plane::{ControlPlane, tools};
+use control_plane::{ControlPlane, repository, tools};
 use data_encoding::HEXLOWER;
 use kube::api::ObjectMeta;
 use ring::digest;
@@ -30,7 +30,8 @@ use crate::{
 const VERSION: u32 = 1;
 /// Where the conversations are.
 pub const NAMESPACE: &str = "bench-seeded";
-const CRDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds");
+/// From the root of the repository.
+const CRDS: &str = "crds";
 
 /// How many conversations are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +60,14 @@ impl Seed {
     /// Changes with whatever determines what is stored.
     fn key(self, machine: &Machine) -> Result<String> {
         let template = self.template().conversation(0)?;
+        let crds = repository::root()?.join(CRDS);
         let parts = [
             format!("{VERSION} {self:?} {} {}", machine.kubernetes, machine.etcd),
             serde_json::to_string(&template)?,
             // What the operator decides must be what is stored, or it would write everything anew.
             serde_json::to_string(&decided(&template)?)?,
-            read(&Path::new(CRDS).join("conversations.yaml"))?,
-            read(&Path::new(CRDS).join("addressbindings.yaml"))?,
+            read(&crds.join("conversations.yaml"))?,
+            read(&crds.join("addressbindings.yaml"))?,
         ];
         let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
         Ok(HEXLOWER.encode(&hash.as_ref()[..8]))
@@ -210,12 +212,17 @@ fn decided(conversation: &Conversation) -> Result<Value> {
 }
 
 fn apply_crds(control_plane: &ControlPlane) -> Result<()> {
+    let crds = repository::root()?.join(CRDS);
     for arguments in [
-        ["apply", "--server-side", "--filename", CRDS].as_slice(),
-        ["wait", "--for=condition=Established", "--timeout=60s", "--filename", CRDS].as_slice(),
+        ["apply", "--server-side", "--filename"].as_slice(),
+        ["wait", "--for=condition=Established", "--timeout=60s", "--filename"].as_slice(),
     ] {
-        let output =
-            control_plane.kubectl().args(arguments).output().map_err(Error::io("run", Path::new("kubectl")))?;
+        let output = control_plane
+            .kubectl()
+            .args(arguments)
+            .arg(&crds)
+            .output()
+            .map_err(Error::io("run", Path::new("kubectl")))?;
         if !output.status.success() {
             return Err(Error::Unexpected(String::from_utf8_lossy(&output.stderr).into_owned()));
         }

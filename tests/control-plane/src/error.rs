@@ -85,6 +85,13 @@ pub enum Error {
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
 
+    /// A program runs outside a checkout.
+    #[error("{} is in no checkout of switchboard: run this in one, as `make` does", directory.display())]
+    NoCheckout {
+        /// Where it runs.
+        directory: PathBuf,
+    },
+
     /// A step of the tour did not come out as told.
     #[error("the tour stops here: expected {0}")]
     Tour(String),

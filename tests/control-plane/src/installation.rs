@@ -18,6 +18,7 @@ use crate::{
     http,
     ports::Port,
     process::{self, POLL, run, typed},
+    repository,
 };
 
 /// The namespace of the release, and of the operator's service account and Lease.
@@ -26,7 +27,8 @@ pub const NAMESPACE: &str = "switchboard-system";
 /// The user that the operator is to the API server: its service account.
 pub const OPERATOR: &str = "system:serviceaccount:switchboard-system:switchboard";
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/switchboard");
+/// The chart, from the root of the repository.
+const CHART: &str = "charts/switchboard";
 
 /// How long the API servers have to take up the chart's objects. It takes about a second.
 const IN_FORCE_WITHIN: Duration = Duration::from_mins(1);
@@ -119,7 +121,8 @@ impl Builder {
         balancer: &Balancer,
     ) -> Result<(), Error> {
         let mut helm = control_plane.helm()?;
-        helm.args(["upgrade", "--install", "switchboard", CHART])
+        helm.args(["upgrade", "--install", "switchboard"])
+            .arg(repository::root()?.join(CHART))
             .args(["--namespace", NAMESPACE, "--create-namespace"])
             .args(["--set", "deployment.enabled=false"])
             .args(["--set-string", &format!("webhook.url=https://{}/admit", balancer.address())]);

@@ -27,6 +27,7 @@ mod kubeconfig;
 mod ports;
 mod process;
 mod reaper;
+pub mod repository;
 mod server;
 pub mod tools;
 pub mod tour;

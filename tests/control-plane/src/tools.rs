@@ -6,7 +6,7 @@ use std::{
     env, fmt,
     fs::{self, File, TryLockError},
     io::{self, IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     ptr,
     time::{Duration, Instant},
@@ -18,10 +18,12 @@ use ring::digest;
 use crate::{
     Error,
     process::{self, Process},
+    repository,
 };
 
 /// A Go module that pins tools by its `tool` directives, or is one.
 struct Module {
+    /// From the root of the repository.
     directory: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
@@ -31,7 +33,7 @@ struct Module {
 }
 
 static CONTROL_PLANE: Module = Module {
-    directory: env!("CARGO_MANIFEST_DIR"),
+    directory: "tests/control-plane",
     go_mod: include_str!("../go.mod"),
     go_sum: include_str!("../go.sum"),
     source: None,
@@ -40,7 +42,7 @@ static CONTROL_PLANE: Module = Module {
 
 /// Apart from the control plane, so that neither decides on the other's dependencies.
 static CHART_TOOLS: Module = Module {
-    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/chart-tools"),
+    directory: "tests/control-plane/chart-tools",
     go_mod: include_str!("../chart-tools/go.mod"),
     go_sum: include_str!("../chart-tools/go.sum"),
     source: None,
@@ -50,7 +52,7 @@ static CHART_TOOLS: Module = Module {
 
 /// Ours, over the libraries of others.
 static HEALTH_TOOLS: Module = Module {
-    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/health-tools"),
+    directory: "tests/control-plane/health-tools",
     go_mod: include_str!("../health-tools/go.mod"),
     go_sum: include_str!("../health-tools/go.sum"),
     source: Some(include_str!("../health-tools/main.go")),
@@ -273,21 +275,24 @@ pub fn cache_directory() -> Result<PathBuf, Error> {
 /// leaves those who still work with the old one alone.
 struct Cache {
     module: &'static Module,
+    source: PathBuf,
     directory: PathBuf,
 }
 
 impl Cache {
     fn open(module: &'static Module) -> Result<Self, Error> {
-        let check = process::output(Command::new("sh").arg(Path::new(CONTROL_PLANE.directory).join("require-go.sh")))?;
+        let root = repository::root()?;
+        let source = root.join(module.directory);
+        let check = process::output(Command::new("sh").arg(root.join(CONTROL_PLANE.directory).join("require-go.sh")))?;
         if !check.status.success() {
             return Err(Error::Toolchain(String::from_utf8_lossy(&check.stderr).trim().to_owned()));
         }
-        let version = process::output(Command::new("go").arg("version").current_dir(module.directory))?.stdout;
+        let version = process::output(Command::new("go").arg("version").current_dir(&source))?.stdout;
         let key = key([module.go_mod, module.go_sum], &(module.flags)(), &version, module.source);
         let directory = cache_directory()?.join(format!("tools-{key}"));
         fs::create_dir_all(&directory)
             .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
-        Ok(Self { module, directory })
+        Ok(Self { module, source, directory })
     }
 
     fn path(&self, tool: Tool) -> PathBuf {
@@ -334,7 +339,7 @@ impl Cache {
             .args((self.module.flags)())
             .arg("-o")
             .args([unfinished.as_os_str(), tool.package().as_ref()])
-            .current_dir(self.module.directory)
+            .current_dir(&self.source)
             .env("CGO_ENABLED", "0")
             // What a user has set for other work must not change what is built under this key.
             .env("GOFLAGS", "")

@@ -8,10 +8,7 @@ use std::{
     process::Command,
 };
 
-use crate::{ControlPlane, Error, process};
-
-/// The repository's root: commands are run here, so that the paths in them are short.
-pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+use crate::{ControlPlane, Error, process, repository};
 
 struct Step {
     title: &'static str,
@@ -132,16 +129,16 @@ const STEPS: &[Step] = &[
 /// Prints the tour.
 pub struct Guide<'a> {
     control_plane: &'a ControlPlane,
-    kubeconfig: &'a Path,
+    /// The root of the repository: commands are run here, so that the paths in them are short.
+    root: PathBuf,
     colours: bool,
 }
 
 impl<'a> Guide<'a> {
     /// With colours on a terminal, unless `NO_COLOR` is set.
-    #[must_use]
-    pub fn new(control_plane: &'a ControlPlane, kubeconfig: &'a Path) -> Self {
+    pub fn new(control_plane: &'a ControlPlane) -> Result<Self, Error> {
         let colours = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { control_plane, kubeconfig, colours }
+        Ok(Self { control_plane, root: repository::root()?, colours })
     }
 
     /// Every step. The first one that does not come out as told is the error.
@@ -174,21 +171,21 @@ impl<'a> Guide<'a> {
         Err(Error::Tour(format!("`{}` {wanted}{says}; it ended with {}", typed.line, output.status)))
     }
 
-    /// The line as it stands, in a shell that finds our kubectl and the playground's kubeconfig.
+    /// The line as it stands, in a shell that finds our kubectl and its kubeconfig.
     fn shell(&self, line: &str) -> Command {
         let kubectl = self.control_plane.kubectl();
         let directories = Path::new(kubectl.get_program()).parent().map(PathBuf::from).into_iter();
         let path = env::var_os("PATH").unwrap_or_default();
         let path = env::join_paths(directories.chain(env::split_paths(&path))).unwrap_or(path);
         let mut shell = Command::new("sh");
-        shell.args(["-c", line]).current_dir(ROOT);
+        shell.args(["-c", line]).current_dir(&self.root);
         for (name, value) in kubectl.get_envs() {
             match value {
                 Some(value) => shell.env(name, value),
                 None => shell.env_remove(name),
             };
         }
-        shell.env("PATH", path).env("KUBECONFIG", self.kubeconfig);
+        shell.env("PATH", path);
         shell
     }
 

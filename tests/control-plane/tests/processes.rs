@@ -148,3 +148,37 @@ fn of_a_process_in_which_a_test_failed_the_logs_stay() {
     assert!(fs::metadata(data.join("logs/api-server-1.log")).unwrap().len() > 0);
     fs::remove_dir_all(data).unwrap();
 }
+
+#[test]
+fn playground_works_on_the_checkout_it_runs_in() {
+    let checkout = env::temp_dir().join(format!("switchboard-copied-{}", std::process::id()));
+    let write = |path: &str, content: &[u8]| {
+        let path = checkout.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let play = |directory: &Path| {
+        let output =
+            Command::new(checkout.join("target/release/playground")).current_dir(directory).env("ONCE", "1").output();
+        let output = output.unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // A copy: what was compiled elsewhere, and a chart that helm refuses.
+    let playground = write("target/release/playground", &fs::read(env!("CARGO_BIN_EXE_playground")).unwrap());
+    fs::set_permissions(playground, fs::metadata(env!("CARGO_BIN_EXE_playground")).unwrap().permissions()).unwrap();
+    for name in ["go.mod", "go.sum", "require-go.sh"] {
+        write(&format!("tests/control-plane/{name}"), &fs::read(name).unwrap());
+    }
+    write("charts/switchboard/Chart.yaml", b"apiVersion: v2\nname: switchboard\nversion: none\n");
+    let text = play(&checkout);
+    let chart = format!("helm upgrade --install switchboard {}/charts/switchboard ", checkout.display());
+    assert!(text.contains(&chart), "{text}");
+    let logs = text.lines().find_map(|line| line.split_once("stay in ")).unwrap().1;
+    fs::remove_dir_all(Path::new(logs).parent().unwrap()).unwrap();
+
+    let text = play(&env::temp_dir());
+    assert!(text.contains("is in no checkout of switchboard: run this in one"), "{text}");
+    fs::remove_dir_all(checkout).unwrap();
+}

@@ -3,7 +3,7 @@
 //! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), and `ONCE=1`, which ends it after the tour.
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -12,9 +12,9 @@ use std::{
 };
 
 use control_plane::{
-    ControlPlane, Error, Installation, end_everything,
+    ControlPlane, Error, Installation, end_everything, repository,
     tools::{self, Tool},
-    tour::{self, Guide, print},
+    tour::{Guide, print},
 };
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -79,29 +79,30 @@ fn text(name: &str) -> Result<String, String> {
 
 fn play(options: &Options) -> Result<(), Error> {
     let operator = operator()?;
+    // At once, and not after what takes long.
+    repository::root()?;
     tools::ensure(Tool::PLAYGROUND)?;
 
     let started = Instant::now();
     print(&format!("Starting etcd and {} … ", counted(options.api_servers, "API server")))?;
     let control_plane = ControlPlane::builder().api_servers(options.api_servers).start()?;
-    let kubeconfig = publish_kubeconfig(&control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
-    let result = tour(options, &control_plane, &operator, &kubeconfig);
+    let result = tour(options, &control_plane, &operator);
     if result.is_err() && !SIGNALLED.load(Ordering::SeqCst) {
         eprintln!("\nThe logs of the API server and of the operator stay in {}", control_plane.keep_logs().display());
     }
     result
 }
 
-fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path, kubeconfig: &Path) -> Result<(), Error> {
+fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path) -> Result<(), Error> {
     let started = Instant::now();
     print(&format!("Installing the chart and starting {} of the operator … ", counted(options.replicas, "replica")))?;
     let installation = Installation::builder(operator).replicas(options.replicas).install(control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
     let started = Instant::now();
-    Guide::new(control_plane, kubeconfig).lead()?;
+    Guide::new(control_plane)?.lead()?;
     print(&format!("\nThe tour took {:.0} s, and every step came out as told.\n", started.elapsed().as_secs_f32()))?;
     TOUR_IS_OVER.store(true, Ordering::SeqCst);
     if options.once {
@@ -113,7 +114,7 @@ fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path, kubeco
         "\nIt stays up until you press Ctrl-C. To go on by yourself, in another terminal:\n\n  \
          export KUBECONFIG={}\n  export PATH={}:$PATH\n  kubectl get conv,ab\n  \
          kubectl explain conversation.spec --recursive\n\nLogs: {}\n",
-        kubeconfig.display(),
+        control_plane.kubeconfig().display(),
         tools.display(),
         installation.replica(0).log().parent().unwrap_or(Path::new("")).display(),
     ))?;
@@ -130,18 +131,6 @@ fn counted(count: usize, what: &str) -> String {
 fn operator() -> Result<PathBuf, Error> {
     let own = env::current_exe().map_err(|source| Error::Io { doing: "find this program".to_owned(), source })?;
     Ok(own.with_file_name("switchboard"))
-}
-
-/// Where other tools can find it: a place that stays the same.
-fn publish_kubeconfig(control_plane: &ControlPlane) -> Result<PathBuf, Error> {
-    let root = fs::canonicalize(tour::ROOT).unwrap_or_else(|_| PathBuf::from(tour::ROOT));
-    let directory = root.join("target").join("playground");
-    let path = directory.join("kubeconfig");
-    fs::create_dir_all(&directory)
-        // Copied with its mode: it holds a token.
-        .and_then(|()| fs::copy(control_plane.kubeconfig(), &path))
-        .map_err(|source| Error::Io { doing: format!("write {}", path.display()), source })?;
-    Ok(path)
 }
 
 /// Ctrl-C is how the playground is meant to end, so after the tour it is a success. A build or a kubectl that is under way need not

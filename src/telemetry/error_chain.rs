@@ -1,0 +1,169 @@
+//! Errors in logs and on the terminal: an error and everything that caused it, as one sentence.
+//!
+//! It quotes nothing that is stored: a value that cannot be read, or that a schema refuses, may be the address of a contact.
+
+use kube::core::Status;
+use serde_json::error::Category;
+use std::error::Error;
+use std::fmt::{Display, Formatter, Result};
+
+const UNPROCESSABLE_ENTITY: u16 = 422;
+
+/// Displays an error and its sources, joined by ": ", without the repetitions of errors whose text contains that of their source.
+///
+/// ```
+/// # use switchboard::telemetry::error_chain::ErrorChain;
+/// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+/// let error = kube::Error::Service(Box::new(refused));
+/// assert_eq!(ErrorChain(&error).to_string(), "connection refused");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorChain<'a>(pub &'a (dyn Error + 'static));
+
+impl Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(&text(self.0))
+    }
+}
+
+fn text(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref() {
+        // Its own text contains a debug dump of the status.
+        Some(kube::Error::Api(status)) => return answer(status),
+        // Its own text adds the name of the variant alone.
+        Some(kube::Error::Service(source)) => return text(source.as_ref()),
+        _ => {}
+    }
+    if let Some(status) = error.downcast_ref::<Box<Status>>() {
+        return answer(status);
+    }
+    if let Some(error) = error.downcast_ref::<serde_json::Error>() {
+        return unreadable(error);
+    }
+    let own = error.to_string();
+    let Some(source) = error.source() else { return own };
+    let cause = text(source);
+    let context = own.strip_suffix(&source.to_string()).unwrap_or(&own).trim_end_matches([':', ' ']);
+    if context.is_empty() {
+        cause
+    } else if context.contains(&cause) {
+        context.to_owned()
+    } else {
+        format!("{context}: {cause}")
+    }
+}
+
+/// The API server's own words, with the code and the reason.
+fn answer(status: &Status) -> String {
+    let Status { code, reason, message, .. } = status;
+    let details = status.details.as_ref().filter(|_| *code == UNPROCESSABLE_ENTITY);
+    let message = match details {
+        // The message quotes the values.
+        Some(details) => {
+            let fields: Vec<_> =
+                details.causes.iter().map(|cause| format!("{} ({})", cause.field, cause.reason)).collect();
+            format!("{} {} is invalid: {}", details.kind, details.name, fields.join(", "))
+        }
+        None => message.trim_end_matches('.').to_owned(),
+    };
+    format!("{message} ({code} {reason})")
+}
+
+fn unreadable(error: &serde_json::Error) -> String {
+    match error.classify() {
+        Category::Io => error.to_string(),
+        Category::Syntax | Category::Data | Category::Eof => {
+            format!("JSON that cannot be read, at line {} column {}", error.line(), error.column())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claims;
+    use kube::core::response::{StatusCause, StatusDetails};
+    use kube::runtime::watcher;
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<dyn Error + Send + Sync>>,
+    }
+
+    fn link(text: &'static str, source: impl Error + Send + Sync + 'static) -> Link {
+        Link { text, source: Some(Box::new(source)) }
+    }
+
+    fn forbidden() -> kube::Error {
+        let status = Status::failure("leases \"switchboard\" is forbidden", "Forbidden").with_code(403);
+        kube::Error::Api(status.boxed())
+    }
+
+    #[test]
+    fn chain_reaches_the_innermost_source() {
+        let refused = io::Error::from_raw_os_error(111);
+        let connect = link("client error (Connect)", link("tcp connect error", refused));
+        let error = watcher::Error::WatchFailed(kube::Error::Service(Box::new(connect)));
+        assert_eq!(
+            ErrorChain(&error).to_string(),
+            "watch stream failed: client error (Connect): tcp connect error: Connection refused (os error 111)"
+        );
+    }
+
+    #[test]
+    fn text_of_a_source_is_not_repeated() {
+        let inner = link("no answer", Link { text: "timed out", source: None });
+        for (error, expected) in [
+            (link("no answer", inner), "no answer: timed out"),
+            (
+                link("cannot go on: timed out; check the network", Link { text: "timed out", source: None }),
+                "cannot go on: timed out; check the network",
+            ),
+            (link("cannot go on: timed out", Link { text: "timed out", source: None }), "cannot go on: timed out"),
+        ] {
+            assert_eq!(ErrorChain(&error).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn answer_of_the_api_server_is_no_debug_dump() {
+        let expected = "leases \"switchboard\" is forbidden (403 Forbidden)";
+        assert_eq!(ErrorChain(&forbidden()).to_string(), expected);
+        assert_eq!(ErrorChain(&claims::Error::from(forbidden())).to_string(), expected);
+        let watch = watcher::Error::WatchStartFailed(forbidden());
+        assert_eq!(ErrorChain(&watch).to_string(), format!("failed to start watching object: {expected}"));
+        let kube::Error::Api(status) = forbidden() else { unreachable!() };
+        let watch = watcher::Error::WatchError(status);
+        assert_eq!(ErrorChain(&watch).to_string(), format!("error returned by apiserver during watch: {expected}"));
+    }
+
+    #[test]
+    fn values_that_are_refused_or_unreadable_are_not_quoted() {
+        const ADDRESS: &str = "+15558675310";
+        let cause = StatusCause {
+            reason: "FieldValueInvalid".to_owned(),
+            message: format!("Invalid value: \"{ADDRESS}\""),
+            field: "spec.contactAddress".to_owned(),
+        };
+        let details = StatusDetails {
+            kind: "AddressBinding".to_owned(),
+            name: "sms-a".to_owned(),
+            group: String::new(),
+            uid: String::new(),
+            causes: vec![cause],
+            retry_after_seconds: 0,
+        };
+        let message = format!("AddressBinding \"sms-a\" is invalid: spec.contactAddress: Invalid value: \"{ADDRESS}\"");
+        let status = Status::failure(&message, "Invalid").with_code(422).with_details(details);
+        assert_eq!(
+            ErrorChain(&kube::Error::Api(status.boxed())).to_string(),
+            "AddressBinding sms-a is invalid: spec.contactAddress (FieldValueInvalid) (422 Invalid)"
+        );
+        let unreadable = serde_json::from_str::<u8>(&format!("\"{ADDRESS}\"")).unwrap_err();
+        let text = ErrorChain(&kube::Error::SerdeError(unreadable)).to_string();
+        assert!(!text.contains(ADDRESS) && text.contains("line 1"), "{text}");
+    }
+}
