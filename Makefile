@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e model soak fuzz bench generate image fmt clean-cache require
+.PHONY: help run test test-versions e2e model soak fuzz bench generate image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -16,7 +16,7 @@ else echo "=== $(1): FAILED after $$(($$(date +%s) - start)) s" >&2; exit 1; fi
 endef
 
 help: ## List what can be done
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: require ## A real control plane with the operator, a tour of it, then yours until Ctrl-C (ONCE=1, API_SERVERS=2, REPLICAS=2)
 	@echo "Compiles the operator, builds a control plane from source, installs the chart and leads through a tour."
@@ -41,6 +41,10 @@ e2e: require ## The same product as pods on two nodes: root, Linux (an hour on t
 	$(if $(QUICK)$(ONLY),,$(call stage,cert-manager,"$(TARGET)/debug/build-control-plane" cert-manager))
 	$(call stage,image,image/program > "$(TARGET)/program")
 	@"$(TARGET)/debug/e2e" "$$(cat "$(TARGET)/program")"
+
+test-versions: require ## What depends on the API server, against older versions of it too (eight minutes each, and seven to build one; VERSIONS="1.31 1.35")
+	cargo build --locked --package switchboard --package control-plane --bins
+	@"$(TARGET)/debug/test-versions"
 
 bench: require ## What it costs, against the same API server without it (three quarters of an hour on two cores; QUICK=1, ONLY=1,8)
 	cargo build --release --locked --workspace --bins

@@ -13,7 +13,7 @@ mod common;
 use common::cluster::{Desk, PATIENCE, create_namespace};
 use common::reviewer::{Review, Reviewer, Verdict};
 use common::shared_control_plane;
-use control_plane::ControlPlane;
+use control_plane::{ControlPlane, Kubernetes};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
@@ -53,6 +53,17 @@ async fn desk() -> Desk {
 async fn at_first(desk: &Desk, count: usize, verdict: Verdict) -> Reviewer {
     let decide = move |review: Review| async move { if review.number < count { verdict } else { Verdict::Allow } };
     Reviewer::start(&desk.client, &desk.namespace, 10, decide).await
+}
+
+#[tokio::test]
+async fn api_server_has_the_version_that_is_asked_for() {
+    let expected = match Kubernetes::asked_for().unwrap() {
+        // That one has whatever version it has.
+        None if std::env::var_os("KUBEBUILDER_ASSETS").is_some() => return,
+        asked_for => asked_for.unwrap_or_else(Kubernetes::current),
+    };
+    let version = client_of(shared_control_plane()).await.apiserver_version().await.unwrap();
+    assert_eq!(version.git_version, format!("v{expected}"));
 }
 
 async fn apply(desk: &Desk, name: &str, manager: &str, identity: &str) -> Result<Conversation, Box<Status>> {

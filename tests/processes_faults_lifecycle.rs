@@ -352,6 +352,46 @@ async fn lists_are_streamed_and_fetched_by_pages_where_the_server_does_not_strea
     witness.show_rest().await;
 }
 
+/// The warnings of the controller in `log`.
+fn controller_warnings(log: &str) -> Vec<&str> {
+    let is_one =
+        |line: &&str| line.contains(r#""level":"WARN""#) && line.contains(r#""target":"switchboard::controller"#);
+    log.lines().filter(is_one).collect()
+}
+
+#[tokio::test]
+async fn fallback_to_pages_logs_no_warning_but_failed_lists_do() {
+    let faulty = alone().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let log = || std::fs::read_to_string(faulty.replica().log()).unwrap();
+
+    // As Kubernetes 1.31 and 1.33 answer.
+    faulty.replica().kill();
+    let before = log().len();
+    let unsupported = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| is_list(call, true));
+    faulty.replica().start().unwrap();
+    desk.create("alice", json!({})).await.unwrap();
+    desk.bound("alice").await;
+    let fallback = log().split_off(before);
+    let told = fallback.matches("the API server does not stream lists: they are fetched by pages").count();
+    assert_eq!(told, 3, "open, closed, claims: {fallback}");
+    assert_eq!(controller_warnings(&fallback), [""; 0]);
+
+    faulty.replica().kill();
+    let before = log().len();
+    let failing = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| is_list(call, false));
+    faulty.replica().start_without_waiting().unwrap();
+    failing.wait_for(3).await;
+    let deadline = Instant::now() + PATIENCE;
+    while controller_warnings(&log()[before..]).len() < 3 {
+        assert!(Instant::now() < deadline, "lists that fail are no warning: {}", &log()[before..]);
+        sleep(PAUSE).await;
+    }
+    drop((unsupported, failing));
+    faulty.replica().wait_until_ready().unwrap();
+    witness.show_rest().await;
+}
+
 /// Changes what the schema of conversations says of `spec.timers`, and returns what it said.
 async fn change_schema_of_timers(faulty: &Faulty, timers: Value) -> Value {
     let crds = Api::<CustomResourceDefinition>::all(faulty.client().await);

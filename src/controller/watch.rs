@@ -131,19 +131,31 @@ pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watc
     let (api, config) = (Api::<Stored<K>>::all(client), config.timeout(SECONDS));
     let streamed = events(api.clone(), config.clone().streaming_lists());
     stream::unfold((streamed, Some((api, config)), 0), |(mut now, mut paged, mut unfinished)| async move {
-        let event = now.next().await?;
-        match &event {
-            Ok(Event::Init) => unfinished += 1,
-            Ok(Event::InitDone) => unfinished = 0,
-            _ => {}
+        loop {
+            let event = now.next().await?;
+            match &event {
+                Ok(Event::Init) => unfinished += 1,
+                Ok(Event::InitDone) => unfinished = 0,
+                _ => {}
+            }
+            let refusal = event.as_ref().err().filter(|error| is_unknown_to_the_server(error));
+            if (unfinished > STREAMED_ATTEMPTS || refusal.is_some())
+                && let Some((api, config)) = paged.take()
+            {
+                let reason = refusal.map(ToString::to_string);
+                tracing::info!(
+                    kind = %K::kind(&()),
+                    reason,
+                    "the API server does not stream lists: they are fetched by pages"
+                );
+                now = events(api, config);
+                if reason.is_some() {
+                    // The fallback answers it, and works as designed: no failure for the caller to warn of.
+                    continue;
+                }
+            }
+            return Some((event, (now, paged, unfinished)));
         }
-        if (unfinished > STREAMED_ATTEMPTS || event.as_ref().is_err_and(is_unknown_to_the_server))
-            && let Some((api, config)) = paged.take()
-        {
-            tracing::info!(kind = %K::kind(&()), "the API server does not stream lists: they are fetched by pages");
-            now = events(api, config);
-        }
-        Some((event, (now, paged, unfinished)))
     })
 }
 

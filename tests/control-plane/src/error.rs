@@ -9,6 +9,15 @@ pub enum Error {
     #[error("{0}")]
     Toolchain(String),
 
+    /// No API server of that version is pinned here.
+    #[error("there is no API server of Kubernetes {asked_for:?} here; there are {available}")]
+    UnknownKubernetes {
+        /// What was asked for.
+        asked_for: String,
+        /// What could have been.
+        available: String,
+    },
+
     /// `go build` failed; its output is in `output`.
     #[error(
         "building {tool} failed. `go build` needs the module proxy (GOPROXY) on its first run, and about 4 GB \

@@ -24,13 +24,16 @@ mod etcd;
 mod http;
 pub mod installation;
 mod kubeconfig;
+pub mod kubernetes;
 mod ports;
 mod process;
+mod progress;
 mod reaper;
 pub mod repository;
 mod server;
 pub mod tools;
 pub mod tour;
+pub mod versions;
 
 use std::{
     net::SocketAddr,
@@ -47,6 +50,7 @@ pub use certificates::{Authority, ServingCertificate, TokenKey};
 pub use data_directory::{DataDirectory, copy_directory};
 pub use error::Error;
 pub use installation::{Builder as InstallationBuilder, Installation, Replica};
+pub use kubernetes::Kubernetes;
 pub use process::{Process, output, run};
 pub use reaper::end_everything;
 pub use server::Server;
@@ -110,8 +114,9 @@ impl Builder {
         self
     }
 
-    /// Starts it and returns when it is ready: some four seconds when the tools are built (see [`tools::ensure`]). The logs stay
-    /// when it fails; the error says where.
+    /// Starts it and returns when it is ready: some four seconds when the tools are built (see [`tools::ensure`]). The API servers are
+    /// of the version of Kubernetes that [`kubernetes::VARIABLE`] asks for, else of the current one. The logs stay when it fails; the
+    /// error says where.
     pub fn start(self) -> Result<ControlPlane, Error> {
         let [etcd, api_server, kubectl] = tools::ensure([Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl])?;
         let directory = Arc::new(DataDirectory::create()?);

@@ -1,15 +1,15 @@
 //! Builds the components of Kubernetes, etcd and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
-//! the same means the tools that document and check the chart. `go.mod` and `go.sum` beside this crate and in its `chart-tools` and
-//! `health-tools` pin their versions; nothing prebuilt is fetched.
+//! the same means older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` beside this crate and in its
+//! `kubernetes-*`, `chart-tools` and `health-tools` pin their versions; nothing prebuilt is fetched.
 
 use std::{
     env, fmt,
     fs::{self, File, TryLockError},
-    io::{self, IsTerminal, Write},
+    io,
     path::PathBuf,
     process::Command,
     ptr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use data_encoding::HEXLOWER;
@@ -17,28 +17,64 @@ use ring::digest;
 
 use crate::{
     Error,
+    kubernetes::Kubernetes,
     process::{self, Process},
+    progress::{Progress, about, say},
     repository,
 };
 
 /// A Go module that pins tools by its `tool` directives, or is one.
-struct Module {
+pub(crate) struct Module {
     /// From the root of the repository.
     directory: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
     /// What is built, where it is not what is pinned.
     source: Option<&'static str>,
-    flags: fn() -> Vec<String>,
+    flags: fn(&Module) -> Vec<String>,
 }
 
-static CONTROL_PLANE: Module = Module {
+impl Module {
+    /// The version of Kubernetes that it pins.
+    pub(crate) fn kubernetes(&self) -> &'static str {
+        let mut lines = self.go_mod.lines();
+        let pinned = lines.find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v")?.split(' ').next());
+        pinned.unwrap_or("0.0.0")
+    }
+}
+
+pub(crate) static CONTROL_PLANE: Module = Module {
     directory: "tests/control-plane",
     go_mod: include_str!("../go.mod"),
     go_sum: include_str!("../go.sum"),
     source: None,
-    flags: || flags(&[], &version()),
+    flags: of_kubernetes,
 };
+
+/// Older API servers, the oldest first. Each is apart, since each needs the staging modules that were released with it.
+pub(crate) static OLDER_API_SERVERS: [Module; 3] = [
+    Module {
+        directory: "tests/control-plane/kubernetes-1.31",
+        go_mod: include_str!("../kubernetes-1.31/go.mod"),
+        go_sum: include_str!("../kubernetes-1.31/go.sum"),
+        source: None,
+        flags: of_kubernetes,
+    },
+    Module {
+        directory: "tests/control-plane/kubernetes-1.33",
+        go_mod: include_str!("../kubernetes-1.33/go.mod"),
+        go_sum: include_str!("../kubernetes-1.33/go.sum"),
+        source: None,
+        flags: of_kubernetes,
+    },
+    Module {
+        directory: "tests/control-plane/kubernetes-1.35",
+        go_mod: include_str!("../kubernetes-1.35/go.mod"),
+        go_sum: include_str!("../kubernetes-1.35/go.sum"),
+        source: None,
+        flags: of_kubernetes,
+    },
+];
 
 /// Apart from the control plane, so that neither decides on the other's dependencies.
 static CHART_TOOLS: Module = Module {
@@ -47,7 +83,7 @@ static CHART_TOOLS: Module = Module {
     go_sum: include_str!("../chart-tools/go.sum"),
     source: None,
     // promtool without the clients of every cloud in which Prometheus can discover something.
-    flags: || flags(&["-tags", "remove_all_sd"], ""),
+    flags: |_| flags(&["-tags", "remove_all_sd"], ""),
 };
 
 /// Ours, over the libraries of others.
@@ -56,25 +92,25 @@ static HEALTH_TOOLS: Module = Module {
     go_mod: include_str!("../health-tools/go.mod"),
     go_sum: include_str!("../health-tools/go.sum"),
     source: Some(include_str!("../health-tools/main.go")),
-    flags: || flags(&[], ""),
+    flags: |_| flags(&[], ""),
 };
 
 /// Ours, of the standard library alone.
 static PAUSE: Module = Module {
-    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/../nodes/pause"),
+    directory: "tests/nodes/pause",
     go_mod: include_str!("../../nodes/pause/go.mod"),
     go_sum: "",
     source: Some(include_str!("../../nodes/pause/main.go")),
-    flags: || flags(&[], ""),
+    flags: |_| flags(&[], ""),
 };
 
 /// Apart, as it asks for dependencies of its own time.
 static CERT_MANAGER: Module = Module {
-    directory: concat!(env!("CARGO_MANIFEST_DIR"), "/../nodes/cert-manager"),
+    directory: "tests/nodes/cert-manager",
     go_mod: include_str!("../../nodes/cert-manager/go.mod"),
     go_sum: include_str!("../../nodes/cert-manager/go.sum"),
     source: None,
-    flags: || flags(&[], ""),
+    flags: |_| flags(&[], ""),
 };
 
 /// A part of the control plane, what talks to it, or what documents and checks the chart.
@@ -142,7 +178,7 @@ impl Tool {
     pub const CERT_MANAGER: [Self; 3] =
         [Self::CertManagerController, Self::CertManagerCainjector, Self::CertManagerWebhook];
 
-    /// What `make run` needs.
+    /// What `make run` needs, and `make test-versions`.
     pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
     /// The name of its binary.
@@ -167,10 +203,11 @@ impl Tool {
         }
     }
 
-    fn module(self) -> &'static Module {
+    /// Only the API server is of the version that was asked for: etcd and the clients serve them all.
+    fn module(self, kubernetes: Kubernetes) -> &'static Module {
         match self {
-            Self::KubeApiserver
-            | Self::Etcd
+            Self::KubeApiserver => kubernetes.module(),
+            Self::Etcd
             | Self::Kubectl
             | Self::Helm
             | Self::KubeControllerManager
@@ -227,20 +264,36 @@ impl fmt::Display for Tool {
 pub fn cert_manager_source() -> Result<PathBuf, Error> {
     let mut command = Command::new("go");
     command.args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager"]);
-    let directory = process::run(command.current_dir(CERT_MANAGER.directory).env("GOFLAGS", "").env("GOWORK", "off"))?;
+    let directory = process::run(
+        command.current_dir(repository::root()?.join(CERT_MANAGER.directory)).env("GOFLAGS", "").env("GOWORK", "off"),
+    )?;
     Ok(PathBuf::from(directory.trim()))
 }
 
 /// Returns where these tools are, after building those that this machine does not have yet; progress goes to stderr.
 ///
-/// A binary in the directory that `KUBEBUILDER_ASSETS` names, the ecosystem's way to say that it is there already, is taken as it
-/// is. The others need Go, of the version that `go.mod` asks for: else this is an error, at once.
+/// The API server is of the version that [`Kubernetes::asked_for`] tells, else the current one. A binary in the directory that
+/// `KUBEBUILDER_ASSETS` names, the ecosystem's way to say that it is there already, is taken as it is, but for an API server that is
+/// asked for by its version. The others need Go, of the version that `go.mod` asks for: else this is an error, at once.
 pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
+    ensure_with(Kubernetes::asked_for()?, tools)
+}
+
+/// As [`ensure`], with an API server of this version, whatever the environment asks for.
+pub(crate) fn ensure_with<const N: usize>(
+    kubernetes: Option<Kubernetes>,
+    tools: [Tool; N],
+) -> Result<[PathBuf; N], Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let asset = |tool: Tool| Some(assets.as_ref()?.join(tool.binary())).filter(|path| path.is_file());
+    let asset = |tool: Tool| {
+        let serves = tool != Tool::KubeApiserver || kubernetes.is_none();
+        Some(assets.as_ref()?.join(tool.binary())).filter(|path| serves && path.is_file())
+    };
+    let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    for module in [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER] {
-        let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(tool.module(), module);
+    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER];
+    for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
+        let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
             continue;
         }
@@ -288,7 +341,7 @@ impl Cache {
             return Err(Error::Toolchain(String::from_utf8_lossy(&check.stderr).trim().to_owned()));
         }
         let version = process::output(Command::new("go").arg("version").current_dir(&source))?.stdout;
-        let key = key([module.go_mod, module.go_sum], &(module.flags)(), &version, module.source);
+        let key = key([module.go_mod, module.go_sum], &(module.flags)(module), &version, module.source);
         let directory = cache_directory()?.join(format!("tools-{key}"));
         fs::create_dir_all(&directory)
             .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
@@ -336,7 +389,7 @@ impl Cache {
         let mut command = Command::new("go");
         command
             .arg("build")
-            .args((self.module.flags)())
+            .args((self.module.flags)(self.module))
             .arg("-o")
             .args([unfinished.as_os_str(), tool.package().as_ref()])
             .current_dir(&self.source)
@@ -346,7 +399,7 @@ impl Cache {
             .env("GOWORK", "off");
         // As a watched process, so that a build does not go on for minutes after whoever wanted it is gone.
         let build = Process::new(format!("go build {tool}"), log.clone(), command)?;
-        let mut progress = Progress::new(tool);
+        let mut progress = Progress::new(tool.binary(), "building", tool.usual());
         build.start()?;
         let status = loop {
             match build.wait(Duration::from_millis(200)) {
@@ -377,20 +430,17 @@ fn flags(more: &[&str], link: &str) -> Vec<String> {
         .collect()
 }
 
-/// `-X …`: without a version the API server calls itself v0.0.0, and clients complain.
-fn version() -> String {
-    let version = CONTROL_PLANE
-        .go_mod
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v")?.split(' ').next())
-        .unwrap_or("0.0.0");
+/// With the version that the module pins (`-X …`), without which the API server calls itself v0.0.0, and clients complain.
+fn of_kubernetes(module: &Module) -> Vec<String> {
+    let version = module.kubernetes();
     let mut numbers = version.split('.');
     let package = "k8s.io/component-base/version";
-    format!(
+    let link = format!(
         "-X {package}.gitVersion=v{version} -X {package}.gitMajor={} -X {package}.gitMinor={}",
         numbers.next().unwrap_or_default(),
         numbers.next().unwrap_or_default(),
-    )
+    );
+    flags(&[], &link)
 }
 
 /// Each part is preceded by its length, so that no two different inputs are the same text.
@@ -405,67 +455,9 @@ fn key([go_mod, go_sum]: [&str; 2], flags: &[String], go_version: &[u8], source:
     HEXLOWER.encode(&context.finish().as_ref()[..8])
 }
 
-/// One line a second that is written over on a terminal; a line every half a minute where that would fill a log.
-struct Progress {
-    tool: Tool,
-    started: Instant,
-    shown: Instant,
-    terminal: bool,
-}
-
-impl Progress {
-    fn new(tool: Tool) -> Self {
-        let now = Instant::now();
-        let progress = Self { tool, started: now, shown: now, terminal: io::stderr().is_terminal() };
-        progress.write("building");
-        progress
-    }
-
-    fn show(&mut self) {
-        let interval = Duration::from_secs(if self.terminal { 1 } else { 30 });
-        if self.shown.elapsed() >= interval {
-            self.shown = Instant::now();
-            self.write("building");
-        }
-    }
-
-    fn end(&self, outcome: &str) {
-        self.write(outcome);
-        if self.terminal {
-            say("");
-        }
-    }
-
-    fn write(&self, state: &str) {
-        let line = format!(
-            "  {:14} {state:8} {:4} s  (usually {})",
-            self.tool.binary(),
-            self.started.elapsed().as_secs(),
-            about(self.tool.usual())
-        );
-        if self.terminal {
-            let _ = write!(io::stderr(), "\r{line}");
-        } else {
-            say(&line);
-        }
-    }
-}
-
-fn about(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ ..90 => format!("about {seconds} s"),
-        seconds => format!("about {} min", seconds.div_ceil(60)),
-    }
-}
-
-/// To stderr itself: what `eprintln!` prints in a test is shown only after the test, and this is for who waits.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{CONTROL_PLANE, key};
+    use super::{CONTROL_PLANE, OLDER_API_SERVERS, key};
 
     #[test]
     fn another_module_sum_flag_source_or_go_is_another_directory() {
@@ -485,9 +477,26 @@ mod tests {
     }
 
     #[test]
-    fn the_api_server_is_told_the_version_that_go_mod_pins() {
-        let linker = (CONTROL_PLANE.flags)().pop().unwrap();
-        assert!(linker.contains(".gitVersion=v1.37.2 "), "{linker}");
-        assert!(linker.ends_with(".gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"), "{linker}");
+    fn each_api_server_is_linked_with_the_version_its_go_mod_pins() {
+        for (module, version, minor) in [
+            (&OLDER_API_SERVERS[0], "v1.31.14", "31"),
+            (&OLDER_API_SERVERS[1], "v1.33.13", "33"),
+            (&OLDER_API_SERVERS[2], "v1.35.4", "35"),
+            (&CONTROL_PLANE, "v1.37.2", "37"),
+        ] {
+            let linker = (module.flags)(module).pop().unwrap();
+            assert!(linker.contains(&format!(".gitVersion={version} ")), "{linker}");
+            let numbers = format!(".gitMajor=1 -X k8s.io/component-base/version.gitMinor={minor}");
+            assert!(linker.ends_with(&numbers), "{linker}");
+        }
+    }
+
+    #[test]
+    fn staging_modules_are_those_released_with_the_api_server() {
+        for module in OLDER_API_SERVERS.iter().chain([&CONTROL_PLANE]) {
+            let released = format!(" v0.{}", module.kubernetes().strip_prefix("1.").unwrap());
+            let replaced: Vec<_> = module.go_mod.lines().filter(|line| line.contains(" => ")).collect();
+            assert!(replaced.len() >= 30 && replaced.iter().all(|line| line.ends_with(&released)), "{replaced:?}");
+        }
     }
 }

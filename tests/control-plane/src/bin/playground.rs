@@ -1,6 +1,7 @@
 //! `make run`: a control plane with the operator installed, the tour, and then a cluster to play with until Ctrl-C.
 //!
-//! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), and `ONCE=1`, which ends it after the tour.
+//! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), `ONCE=1`, which ends it after the tour, and
+//! `SWITCHBOARD_KUBERNETES=1.33` for an older API server.
 
 use std::{
     env,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use control_plane::{
-    ControlPlane, Error, Installation, end_everything, repository,
+    ControlPlane, Error, Installation, Kubernetes, end_everything, repository,
     tools::{self, Tool},
     tour::{Guide, print},
 };
@@ -84,7 +85,8 @@ fn play(options: &Options) -> Result<(), Error> {
     tools::ensure(Tool::PLAYGROUND)?;
 
     let started = Instant::now();
-    print(&format!("Starting etcd and {} … ", counted(options.api_servers, "API server")))?;
+    let version = Kubernetes::asked_for()?.map(|version| format!(" of {version:?}")).unwrap_or_default();
+    print(&format!("Starting etcd and {}{version} … ", counted(options.api_servers, "API server")))?;
     let control_plane = ControlPlane::builder().api_servers(options.api_servers).start()?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
