@@ -14,6 +14,7 @@ use crate::{
     Error, Kubernetes, kubernetes,
     process::Process,
     progress::{Progress, about, say},
+    repository,
     tools::{self, Tool},
     tour,
 };
@@ -163,7 +164,7 @@ impl Programs {
         let log = directory.join(format!("{name}.log"));
         // Of an earlier run.
         let _ = fs::remove_file(&log);
-        command.current_dir(tour::ROOT);
+        command.current_dir(repository::root()?);
         Process::new(name, log, command)
     }
 }
