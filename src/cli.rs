@@ -3,6 +3,7 @@
 
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{COMMIT, VERSION};
 use crate::telemetry::traces::Exporter;
@@ -24,6 +25,9 @@ const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(40);
 
 /// The shortest lease. A Lease records whole seconds.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+
+/// How long tasks may take to notice that the process ends.
+const LAST_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Gives every open conversation its binding alone.
 ///
@@ -55,8 +59,14 @@ Examples:
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
 Each flag of `run` can be given by an environment variable instead, which `switchboard run --help` names.
-It ends with 0 after a SIGTERM or SIGINT, with 1 where it cannot go on, which is then the last line on stderr, and with
-2 where the command line cannot be read.";
+
+Exit codes:
+  0  the work is done: for `run`, a SIGTERM or SIGINT came, and the shutdown went well
+  1  it cannot go on: the last line on stderr says why
+     `run`: also a second SIGTERM or SIGINT, or a shutdown that goes on for 18s after the drain delay
+  2  the command line cannot be read
+
+While the API server cannot be reached, `run` tries again and does not end: /readyz says why.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -155,7 +165,16 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let result = match self.command {
-            Command::Run(run) => run.run(),
+            Command::Run(run) => {
+                let format = run.log_format;
+                return match run.run() {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(error) => {
+                        logs::fatal(format, error.as_ref());
+                        ExitCode::FAILURE
+                    }
+                };
+            }
             Command::Check { namespace } => check(&namespace),
             Command::Crds { directory } => crds(directory.as_deref()),
             Command::Completions { shell } => completions(shell),
@@ -163,7 +182,7 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                let _ = writeln!(std::io::stderr(), "switchboard: {error}");
+                let _ = writeln!(std::io::stderr(), "switchboard: {}", ErrorChain(error.as_ref()));
                 ExitCode::FAILURE
             }
         }
@@ -226,6 +245,8 @@ impl Run {
         if let Some(exporter) = exporter {
             exporter.shutdown();
         }
+        // Nothing is to be logged after the last line, and nothing that blocks, as a look-up of a name does, is waited for.
+        runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
         Ok(ended?)
     }
 }

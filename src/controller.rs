@@ -16,6 +16,7 @@ use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
 use crate::core::binding::BindingName;
 use crate::leader::Leadership;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::metrics::Metrics;
@@ -28,7 +29,7 @@ use kube::runtime::watcher::{self, Config, Event};
 use queue::{Queue, Task};
 use std::time::Duration;
 use teller::Teller;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use watch::{Stored, Unreadable, watch};
@@ -92,7 +93,10 @@ impl Controller {
     }
 
     /// Works until `shutdown`, and then until what is under way has ended.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// Where a piece of work panicked: nothing can be said of what it left, so the process begins anew.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), JoinError> {
         let mut conversations = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(OPEN)));
         let mut closed = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(CLOSED)));
         let mut claims = Box::pin(watch::<AddressBinding>(self.client.clone(), Config::default()));
@@ -103,14 +107,7 @@ impl Controller {
                 Some(event) = conversations.next() => self.conversation(event),
                 Some(event) = claims.next() => self.claim(event),
                 Some(event) = closed.next() => self.closed(event),
-                Some(finished) = jobs.join_next() => match finished {
-                    Ok(finished) => self.finished(finished),
-                    // The task panicked: nothing can be said of what it left, so the process begins anew.
-                    Err(error) => {
-                        tracing::error!(%error, "a piece of work ended badly");
-                        break;
-                    }
-                },
+                Some(finished) = jobs.join_next() => self.finished(finished?),
                 () = self.teller.progress() => {}
                 () = self.leadership.changed() => {}
                 () = sleep_until(wake) => {}
@@ -129,11 +126,10 @@ impl Controller {
         }
         // What they wrote on their last way is told as well: no status tells the next leader of what is deleted.
         while let Some(finished) = jobs.join_next().await {
-            if let Ok(finished) = finished {
-                self.finished(finished);
-            }
+            self.finished(finished?);
         }
         self.teller.end().await;
+        Ok(())
     }
 
     fn publish(&self) {
@@ -202,7 +198,7 @@ impl Controller {
             Ok(Event::Delete(object)) => self.index.conversation_gone(metadata(&object), now),
             Ok(Event::InitDone) => self.index.conversations_listed(now),
             Err(error) => {
-                tracing::warn!(%error, "the watch of the conversations was interrupted, and goes on");
+                tracing::warn!(error = %ErrorChain(&error), "the watch of the conversations was interrupted, and goes on");
                 Vec::new()
             }
         };
@@ -234,7 +230,7 @@ impl Controller {
                 Vec::new()
             }
             Err(error) => {
-                tracing::warn!(%error, "the watch of the closed conversations was interrupted, and goes on");
+                tracing::warn!(error = %ErrorChain(&error), "the watch of the closed conversations was interrupted, and goes on");
                 Vec::new()
             }
         };
@@ -271,7 +267,7 @@ impl Controller {
             }
             Ok(Event::InitDone) => self.index.claims_listed(),
             Err(error) => {
-                tracing::warn!(%error, "the watch of the claims was interrupted, and goes on");
+                tracing::warn!(error = %ErrorChain(&error), "the watch of the claims was interrupted, and goes on");
                 Vec::new()
             }
         };
@@ -394,8 +390,7 @@ impl Controller {
 fn passed_over(unreadable: &Unreadable) {
     let ObjectMeta { namespace, name, .. } = &unreadable.metadata;
     tracing::error!(
-        ?namespace,
-        ?name,
+        conversation = %Place::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
         "a stored conversation cannot be read and is passed over: correct or delete it; its Event Unreadable says why"
     );
 }

@@ -8,7 +8,7 @@
 //! - [`claims`] is the only writer of AddressBindings, and carries the protocol out against the API server;
 //! - [`webhook`] serves admission, and [`controller`] keeps what is stored; they do not know each other;
 //! - [`certificates`] keeps what the webhook serves with, [`leader`] keeps the Lease, [`self_check`] asks whether the webhook is in force, [`clock`] reads the time, `listener` takes connections in, [`telemetry`] tells what happens;
-//! - [`run`] wires these into one supervised process, and [`cli`] makes settings of a command line.
+//! - [`run`] wires these into one process, whose parts `supervisor` keeps together, and [`cli`] makes settings of a command line.
 //!
 //! ARCHITECTURE.md tells why, and why no binding can have two holders.
 
@@ -23,5 +23,6 @@ pub mod leader;
 mod listener;
 pub mod run;
 pub mod self_check;
+mod supervisor;
 pub mod telemetry;
 pub mod webhook;

@@ -7,24 +7,36 @@ use crate::controller::Controller;
 use crate::leader::{self, Elector};
 use crate::listener;
 use crate::self_check::{self, SelfCheck};
+use crate::supervisor::{self, Supervisor};
 use crate::telemetry::calls::CallLayer;
+use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
 use crate::webhook::{Admitter, Limits, serve};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::{Stream, stream};
 use hyper::body::Bytes;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use std::net::SocketAddr;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long the API server may take to answer for the first time.
-const FIRST_CONTACT: Duration = Duration::from_secs(10);
+const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest pause between two attempts to reach the API server for the first time. Jitter makes it up to twice as long.
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// The pauses between these attempts.
+const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(MAX_RETRY_PAUSE)
+    .with_jitter()
+    .without_max_times();
 
 /// How the process is to run.
 #[derive(Clone, Debug)]
@@ -63,15 +75,20 @@ pub enum Error {
     #[error("no API server is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
     NoConfig(#[from] kube::config::InferConfigError),
     /// The configuration cannot be used.
-    #[error("the configuration for the API server cannot be used: {0}")]
-    BadConfig(kube::Error),
+    #[error(
+        "the configuration for the API server cannot be used: {}; check what KUBECONFIG, or the service account of the pod, provides",
+        ErrorChain(.0)
+    )]
+    BadConfig(#[source] kube::Error),
     /// The API server did not answer.
-    #[error("the API server at {url} cannot be reached: {why}; check that it runs and that the address is right")]
+    #[error(
+        "the API server at {url} cannot be reached: {cause}; check that it runs, and the address and the credentials"
+    )]
     Unreachable {
         /// Its address.
         url: String,
         /// What happened.
-        why: String,
+        cause: String,
     },
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for {what}: {source}; choose another address by {flag}")]
@@ -90,7 +107,8 @@ pub enum Error {
     Tls(#[from] TlsError),
     /// No conversation can be created.
     #[error(
-        "no conversation can be created in the namespace {namespace}: {source}; look whether the operator's pods are ready"
+        "no conversation can be created in the namespace {namespace}: {}; check that the operator's pods are ready, and that you may create conversations there",
+        ErrorChain(.source)
     )]
     NotAdmitted {
         /// Where it was tried.
@@ -101,9 +119,9 @@ pub enum Error {
     /// Signals cannot be listened for.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
-    /// A part that runs for as long as the process does has ended.
-    #[error("{0} ended unexpectedly; the process ends with it, to be started anew")]
-    Ended(String),
+    /// The process has to end.
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::Error),
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -119,9 +137,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     }
     let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
     let health = listen(settings.health_address, "probes", "--health-address").await?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
-    let Connections { client, persistent } = connect(&metrics).await?;
+    let Connections { client, persistent, url } = configure(&metrics).await?;
+    let mut supervisor = Supervisor::new(signals().map_err(Error::Signals)?, settings.drain_delay);
+    supervisor.background("the probes' listener", health::serve(health, readiness.clone(), metrics.clone()));
+    // What follows needs the API server, and would only repeat why it is not there.
+    if supervisor.run_until(reach(&client, &url, &readiness)).await?.is_none() {
+        return Ok(());
+    }
 
     let claims = |client| Claims::new(client, clock, settings.grace_period, metrics.clone());
     let admitter = Admitter::new(persistent.clone(), claims(persistent));
@@ -138,80 +160,49 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         readiness.clone(),
         metrics.clone(),
     );
-    let (shutdown, closing, stopped) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-
-    // What ends at a shutdown, and what does not.
-    let (mut parts, mut endless) = (JoinSet::<&'static str>::new(), JoinSet::<&'static str>::new());
-    endless.spawn({
-        let (readiness, metrics) = (readiness.clone(), metrics.clone());
-        async move {
-            health::serve(health, readiness, metrics).await;
-            "the probes' listener"
-        }
-    });
+    let (shutdown, closing, stopped) = (supervisor.shutdown(), supervisor.closing(), CancellationToken::new());
     let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, metrics.clone());
-    endless.spawn(async move {
-        self_check.run().await;
-        "the self-check"
-    });
-    endless.spawn(async move {
+    supervisor.background("the self-check", self_check.run());
+    supervisor.background("the keeper of the certificate", async move {
         match settings.certificate {
             Certificate::Kept(settings) => Keeper::new(client, settings, clock, publisher).run().await,
             Certificate::Files(files) => files.run(publisher).await,
         }
-        "the keeper of the certificate"
     });
-    parts.spawn({
-        let closing = closing.clone();
-        async move {
-            let answer = move |body: Bytes, deadline| {
-                let admitter = admitter.clone();
-                async move { admitter.answer(&body, deadline).await }
-            };
-            serve(webhook, tls, answer, clock, Limits::default(), metrics, closing).await;
-            "the webhook"
-        }
+    supervisor.critical("the webhook", closing.clone(), async move {
+        let answer = move |body: Bytes, deadline| {
+            let admitter = admitter.clone();
+            async move { admitter.answer(&body, deadline).await }
+        };
+        serve(webhook, tls, answer, clock, Limits::default(), metrics, closing).await;
+        Ok(())
     });
-    parts.spawn({
+    supervisor.critical("the controller", shutdown.clone(), {
         let (shutdown, stopped) = (shutdown.clone(), stopped.clone());
         async move {
-            controller.run(shutdown).await;
+            controller.run(shutdown).await?;
             stopped.cancel();
-            "the controller"
+            Ok(())
         }
     });
-    parts.spawn({
-        let shutdown = shutdown.clone();
-        async move {
-            if let Err(error) = elector.run(shutdown, stopped).await {
-                tracing::error!(%error, "what this process knows is of another history: it begins anew");
-            }
-            "the elector"
-        }
-    });
+    supervisor.critical("the elector", stopped.clone(), async move { Ok(elector.run(shutdown, stopped).await?) });
     tracing::info!(webhook = %settings.webhook_address, health = %settings.health_address, "started");
 
-    let ended = |ended: Option<Result<&'static str, JoinError>>| {
-        Error::Ended(match ended {
-            Some(Ok(part)) => part.to_owned(),
-            Some(Err(error)) => error.to_string(),
-            None => "everything".to_owned(),
-        })
-    };
-    tokio::select! {
-        part = parts.join_next() => return Err(ended(part)),
-        part = endless.join_next() => return Err(ended(part)),
-        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
-    }
-    readiness.draining();
     // The Lease is given back at once, while reviews are still answered until nobody routes any here.
-    shutdown.cancel();
-    sleep(settings.drain_delay).await;
-    closing.cancel();
-    while parts.join_next().await.is_some() {}
+    supervisor.run(|| readiness.draining()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The names of the signals that ask the process to end, as they arrive.
+fn signals() -> std::io::Result<impl Stream<Item = &'static str> + Unpin> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(stream::poll_fn(move |context| {
+        if terminate.poll_recv(context).is_ready() {
+            return Poll::Ready(Some("SIGTERM"));
+        }
+        interrupt.poll_recv(context).map(|_| Some("SIGINT"))
+    }))
 }
 
 async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, Error> {
@@ -223,8 +214,9 @@ async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> 
 /// # Errors
 /// Where none can, with what stands in the way.
 pub async fn check(namespace: &str) -> Result<(), Error> {
-    let connections = connect(&Metrics::new(Clock)).await?;
-    let result = self_check::try_once(connections.client, namespace).await;
+    let Connections { client, url, .. } = configure(&Metrics::new(Clock)).await?;
+    version(&client).await.map_err(|cause| Error::Unreachable { url, cause })?;
+    let result = self_check::try_once(client, namespace).await;
     result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })
 }
 
@@ -234,9 +226,12 @@ struct Connections {
     client: Client,
     /// For whoever has an answer to give: what the API server is too busy for is asked again, within the time that is left for it.
     persistent: Client,
+    /// The address of the API server.
+    url: String,
 }
 
-async fn connect(metrics: &Metrics) -> Result<Connections, Error> {
+/// Reads the configuration. The API server is not called.
+async fn configure(metrics: &Metrics) -> Result<Connections, Error> {
     let config = Config::infer().await?;
     let url = config.cluster_url.to_string();
     let client = |default_retry| {
@@ -245,14 +240,36 @@ async fn connect(metrics: &Metrics) -> Result<Connections, Error> {
         let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
         Ok::<_, Error>(builder.with_layer(&CallLayer::new(metrics.clone())).build())
     };
-    let connections = Connections { client: client(false)?, persistent: client(true)? };
-    let why = match timeout(FIRST_CONTACT, connections.client.apiserver_version()).await {
-        Ok(Ok(version)) => {
-            tracing::info!(%url, version = version.git_version, "reached the API server");
-            return Ok(connections);
+    Ok(Connections { client: client(false)?, persistent: client(true)?, url })
+}
+
+/// Calls the API server until it answers. Every failure may pass without a restart: a network or a role can come later than the pod.
+/// A cause is logged when it is another one than that of the attempt before.
+async fn reach(client: &Client, url: &str, readiness: &Readiness) {
+    let mut pauses = RETRY_BACKOFF.build();
+    let mut logged = None;
+    loop {
+        match version(client).await {
+            Ok(version) => {
+                tracing::info!(url, version, "reached the API server");
+                return readiness.reached();
+            }
+            Err(cause) if logged.as_ref() == Some(&cause) => {}
+            Err(cause) => {
+                tracing::warn!(url, error = cause, "the API server has not been reached yet; trying again");
+                readiness.unreached(cause.clone());
+                logged = Some(cause);
+            }
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {} s", FIRST_CONTACT.as_secs()),
-    };
-    Err(Error::Unreachable { url, why })
+        sleep(pauses.next().unwrap_or(MAX_RETRY_PAUSE)).await;
+    }
+}
+
+/// The version of the API server; or why it did not answer.
+async fn version(client: &Client) -> Result<String, String> {
+    match timeout(FIRST_CONTACT_TIMEOUT, client.apiserver_version()).await {
+        Ok(Ok(version)) => Ok(version.git_version),
+        Ok(Err(error)) => Err(ErrorChain(&error).to_string()),
+        Err(_) => Err(format!("no answer within {} s (timeout)", FIRST_CONTACT_TIMEOUT.as_secs())),
+    }
 }

@@ -7,6 +7,9 @@
     reason = "a test ends where something is not as it must be"
 )]
 
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 fn switchboard(arguments: &[&str]) -> Output {
@@ -23,38 +26,100 @@ fn complaint(output: &Output) -> String {
     text
 }
 
-#[test]
-fn an_api_server_that_is_not_there_is_named_with_the_remedy() {
-    let directory = std::env::temp_dir().join(format!("switchboard-cli-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let authority = control_plane::Authority::new("test").unwrap();
-    let serving = authority.issue("test").unwrap();
-    let write = |name: &str, content: &str| {
-        let path = directory.join(name);
+/// Why it ended, by the one line that it wrote as JSON.
+fn fatal(output: &Output) -> String {
+    let line: Value = serde_json::from_str(&complaint(output)).unwrap();
+    assert_eq!(line["level"], "ERROR");
+    line["fields"]["error"].as_str().unwrap().to_owned()
+}
+
+/// A directory of a test, removed when this is dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("switchboard-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
         std::fs::write(&path, content).unwrap();
         path.display().to_string()
-    };
-    let certificate = write("tls.crt", &serving.certificate);
-    let key = write("tls.key", &serving.key);
-    // Nobody listens on port 1.
-    let kubeconfig = write(
-        "kubeconfig",
-        r#"{"apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}"#,
-    );
-    let run = |key: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
-        command.args(["run", "--webhook-address=127.0.0.1:0", "--health-address=127.0.0.1:0", "--log=off"]);
-        command.arg(format!("--tls-cert-file={certificate}")).arg(format!("--tls-key-file={key}"));
-        command.env("KUBECONFIG", &kubeconfig).output().unwrap()
-    };
-    let text = complaint(&run(&key));
-    assert!(text.contains("https://127.0.0.1:1/ cannot be reached") && text.contains("check that it runs"), "{text}");
-    let text = complaint(&run("/nonexistent/tls.key"));
-    assert!(text.contains("/nonexistent/tls.key") && text.contains("--tls-key-file"), "{text}");
-    std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    /// A kubeconfig of an API server that is not there: nobody listens on port 1. `user` is how to authenticate.
+    fn kubeconfig(&self, user: &str) -> String {
+        self.write(
+            "kubeconfig",
+            &format!(
+                r#"{{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+                     "clusters": [{{"name": "c", "cluster": {{"server": "https://127.0.0.1:1"}}}}],
+                     "users": [{{"name": "u", "user": {user}}}],
+                     "contexts": [{{"name": "c", "context": {{"cluster": "c", "user": "u"}}}}]}}"#
+            ),
+        )
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `switchboard run` with its own certificate on free ports, and the rest as given.
+fn run(kubeconfig: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    command.arg("run").args(arguments).env("KUBECONFIG", kubeconfig);
+    command.env("SWITCHBOARD_WEBHOOK_ADDRESS", "127.0.0.1:0").env("SWITCHBOARD_HEALTH_ADDRESS", "127.0.0.1:0");
+    command
+}
+
+#[test]
+fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
+    let directory = Directory::new("configuration");
+    let good = directory.kubeconfig(r#"{"token": "t"}"#);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = format!("--health-address={}", taken.local_addr().unwrap());
+    let no_certificate = ["--tls-cert-file=/nonexistent/tls.crt", "--tls-key-file=/nonexistent/tls.key"];
+    for (arguments, expected) in [
+        (&no_certificate[..], ["No such file or directory", "give the file by --tls-cert-file"]),
+        (&[health.as_str()], ["Address already in use", "choose another address by --health-address"]),
+        (&["--lease-duration=1s"], ["whole seconds", "at least 2s"]),
+    ] {
+        let text = fatal(&run(&good, arguments).output().unwrap());
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+    }
+    let no_token = directory.kubeconfig(r#"{"tokenFile": "/nonexistent/token"}"#);
+    let text = fatal(&run(&no_token, &[]).output().unwrap());
+    assert!(text.contains("/nonexistent/token") && text.contains("check what KUBECONFIG"), "{text}");
+    let text = fatal(&run("/nonexistent/kubeconfig", &[]).output().unwrap());
+    assert!(text.contains("no API server is configured: set KUBECONFIG"), "{text}");
+}
+
+#[test]
+fn last_line_is_written_whatever_the_filter_says() {
+    let directory = Directory::new("last-line");
+    let kubeconfig = directory.kubeconfig(r#"{"token": "t"}"#);
+    for filter in ["--log=off", "--log=no,such=filter,=="] {
+        let arguments = [filter, "--tls-cert-file=/nonexistent/tls.crt", "--tls-key-file=/nonexistent/tls.key"];
+        fatal(&run(&kubeconfig, &arguments).output().unwrap());
+        let text = complaint(&run(&kubeconfig, &[&arguments[..], &["--log-format=text"]].concat()).output().unwrap());
+        assert!(text.contains("ERROR"), "{text}");
+    }
+}
+
+#[test]
+fn check_against_a_dead_api_server_ends_with_cause_and_remedy() {
+    let directory = Directory::new("check");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    let text =
+        complaint(&command.arg("check").env("KUBECONFIG", directory.kubeconfig(r#"{"token": "t"}"#)).output().unwrap());
+    let expected = "switchboard: the API server at https://127.0.0.1:1/ cannot be reached: client error (Connect): tcp connect error: \
+                    Connection refused (os error 111); check that it runs";
+    assert!(text.starts_with(expected), "{text}");
 }
 
 #[test]

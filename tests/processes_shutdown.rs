@@ -131,3 +131,25 @@ async fn a_replica_that_is_to_end_says_so_by_its_probe_and_goes_on_answering_unt
     assert!(TcpStream::connect(replica.webhook_address()).await.is_ok(), "new connections are still taken");
     desk.create("alice", json!({})).await.expect("and reviews answered");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn second_signal_ends_a_replica_at_once_with_an_error() {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    // Longer than anything here takes.
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).flag("--drain-delay=10m");
+    let cluster = Cluster::install(control_plane, &installation);
+    let replica = cluster.installation.replica(0);
+    replica.terminate();
+    let is_draining = async {
+        while is_ready(replica).await {
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, is_draining).await.expect("the probe fails");
+    replica.interrupt();
+    let status = tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends at once");
+    assert_eq!(status.code(), Some(1), "{status}");
+    let log = std::fs::read_to_string(replica.log()).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(last["fields"]["error"], "SIGINT during the shutdown: ended at once");
+}

@@ -96,6 +96,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// SIGINT, without waiting.
+    pub(crate) fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// SIGKILL; returns when it is gone.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);

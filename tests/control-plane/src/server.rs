@@ -107,6 +107,11 @@ impl Server {
         self.process.terminate();
     }
 
+    /// SIGINT, without waiting: see [`wait`](Self::wait).
+    pub fn interrupt(&self) {
+        self.process.interrupt();
+    }
+
     /// How it ended, or `None` when it still runs after that time, or had been ended by one of the methods above.
     pub fn wait(&self, within: Duration) -> Option<ExitStatus> {
         self.process.wait(within)
