@@ -59,10 +59,11 @@ Examples:
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
 Each flag of `run` can be given by an environment variable instead, which `switchboard run --help` names.
+
 Exit codes:
-  0  a SIGTERM or SIGINT has come and everything under way is done; or the command has done its work
-  1  it cannot go on: the last line on stderr says why, for `run` in the form of --log-format. A second SIGTERM or SIGINT
-     ends `run` at once with this code, and so does a shutdown that takes longer than --drain-delay and 18s
+  0  the work is done: for `run`, a SIGTERM or SIGINT came, and the shutdown went well
+  1  it cannot go on: the last line on stderr says why
+     `run`: also a second SIGTERM or SIGINT, or a shutdown that goes on for 18s after the drain delay
   2  the command line cannot be read
 
 While the API server cannot be reached, `run` tries again and does not end: /readyz says why.";
