@@ -74,10 +74,12 @@ fn answer(child: Child) -> Result<String> {
 /// An upgrade whose pods are killed for want of memory goes no further, and who served before serves on.
 pub fn out_of_memory(world: &mut World) -> Result<String> {
     let load = world.creates(PACE)?;
-    world.upgrade(RELEASE, &["--set", "resources.limits.memory=6Mi,resources.requests.memory=6Mi"])?;
+    world.upgrade(RELEASE, &["--set", "resources.limits.memory=4Mi,resources.requests.memory=4Mi"])?;
+    // It is killed before or just after the runtime has handed the container over to the program.
+    let is_killed = |reason: &String| reason == "OOMKilled" || reason == "StartError";
     let killed = wait("a pod that is killed for want of memory", WITHIN, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
-        let killed = pods.iter().find(|pod| pod.reasons.iter().any(|reason| reason == "OOMKilled"));
+        let killed = pods.iter().find(|pod| pod.reasons.iter().any(is_killed));
         killed.map(|pod| pod.name.clone()).ok_or_else(|| format!("{pods:?}"))
     })?;
     let serving =
