@@ -31,6 +31,10 @@ fn response(answer: &caller::Answer) -> Value {
     serde_json::from_str::<Value>(&answer.body).unwrap()["response"].take()
 }
 
+fn deep(depth: usize) -> String {
+    format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+}
+
 #[tokio::test]
 async fn what_is_no_review_of_a_conversation_is_told_so() {
     let faulty = faulty::shared().await;
@@ -47,16 +51,12 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         review.to_string().into_bytes()
     };
     let text = good.to_string();
-    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let nested = text.replacen("\"options\":null", &format!("\"options\":{}", deep(10_000)), 1).into_bytes();
-    assert_ne!(nested, text.as_bytes());
     let other_resource = json!({"group": "", "version": "v1", "resource": "pods"});
     for (what, body, expected) in [
         ("empty", Vec::new(), "cannot read the body"),
         ("no JSON", b"\xff\xfe\x00".to_vec(), "cannot read the body"),
         ("truncated", text.as_bytes()[..text.len() / 2].to_vec(), "cannot read the body"),
         ("twice", [text.as_bytes(), text.as_bytes()].concat(), "cannot read the body"),
-        ("nested 10,000 deep", nested, "recursion limit"),
         ("nothing but brackets", deep(10_000).into_bytes(), "cannot read the body"),
         ("another kind", with("/kind", "ConversionReview".into()), "reads admission.k8s.io/v1 AdmissionReview alone"),
         (
@@ -72,16 +72,33 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         ("no uid of the object", without("/request/object/metadata", "uid"), "has no request.object.metadata.uid"),
         ("an empty uid", with("/request/object/metadata/uid", "".into()), "has no request.object.metadata.uid"),
         ("no name", without("/request/object/metadata", "name"), "has no request.object.metadata.name"),
+        (
+            "a long name",
+            with("/request/object/metadata/name", "a".repeat(254).into()),
+            "metadata.name that is longer than",
+        ),
+        (
+            "a long uid of its own",
+            with("/request/uid", "a".repeat(254).into()),
+            "has a request.uid that is longer than",
+        ),
+        ("a long string for a request", with("/request", "\u{e9}".repeat(100_000).into()), "invalid type: string"),
         ("a channel that there is not", with("/request/object/spec/channel", "Fax".into()), "cannot read the body"),
         (
             "a participant of a wrong type",
             with("/request/object/spec/participants", json!(["a"])),
             "cannot read the body",
         ),
+        (
+            "a spec longer than any",
+            with("/request/object/spec/participants", json!([{"identity": "a".repeat(256 << 10)}])),
+            "has a request.object.spec that is longer than any can be",
+        ),
     ] {
         let answer = ask(&faulty, &body).await;
         assert!(answer.code == 400 && answer.body.contains(expected), "{what}: {answer:?}");
         assert!(answer.body.lines().count() == 1 && !answer.body.contains(&desk.contact), "{what}: {answer:?}");
+        assert!(answer.body.len() < 3000, "{what} is not sent back");
     }
     assert_eq!(desk.claim().await, None, "nothing of that has claimed anything");
 }
@@ -97,7 +114,9 @@ async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
         change(&mut review);
         review.to_string().into_bytes()
     };
+    let nested = good.to_string().replacen("\"options\":null", &format!("\"options\":{}", deep(1_000_000)), 1);
     for (what, body) in [
+        ("a part that is not read, nested a million deep", nested.into_bytes()),
         (
             "unknown fields",
             changed(&|review| {
