@@ -11,7 +11,7 @@ use crate::telemetry::calls::CallLayer;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
-use crate::webhook::{Admitter, Limits, serve};
+use crate::webhook::{Admitter, Limits, Shutdown, serve};
 use hyper::body::Bytes;
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
@@ -162,13 +162,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         "the keeper of the certificate"
     });
     parts.spawn({
-        let closing = closing.clone();
+        let shutdown = Shutdown { draining: shutdown.clone(), closing: closing.clone() };
         async move {
             let answer = move |body: Bytes, deadline| {
                 let admitter = admitter.clone();
                 async move { admitter.answer(&body, deadline).await }
             };
-            serve(webhook, tls, answer, clock, Limits::default(), metrics, closing).await;
+            serve(webhook, tls, answer, clock, Limits::default(), metrics, shutdown).await;
             "the webhook"
         }
     });
