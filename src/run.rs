@@ -13,7 +13,7 @@ use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
-use crate::webhook::{Admitter, Limits, serve};
+use crate::webhook::{Admitter, Limits, Shutdown, serve};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::{Stream, stream};
 use hyper::body::Bytes;
@@ -169,12 +169,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             Certificate::Files(files) => files.run(publisher).await,
         }
     });
-    supervisor.critical("the webhook", closing.clone(), async move {
+    let stages = Shutdown { draining: shutdown.clone(), closing: closing.clone() };
+    supervisor.critical("the webhook", closing, async move {
         let answer = move |body: Bytes, deadline| {
             let admitter = admitter.clone();
             async move { admitter.answer(&body, deadline).await }
         };
-        serve(webhook, tls, answer, clock, Limits::default(), metrics, closing).await;
+        serve(webhook, tls, answer, clock, Limits::default(), metrics, stages).await;
         Ok(())
     });
     supervisor.critical("the controller", shutdown.clone(), {

@@ -2,10 +2,12 @@
 //!
 //! It keeps no cache: each answer rests on what `claims` reads from etcd. It must not know the controller.
 
+mod bodies;
+mod connections;
 mod review;
 mod server;
 mod service;
 
 pub use review::{Asked, Review, Unreadable, respond};
-pub use server::{Limits, Tls, serve};
+pub use server::{Limits, Shutdown, Tls, serve};
 pub use service::Admitter;

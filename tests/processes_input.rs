@@ -10,8 +10,9 @@
 mod common;
 
 use common::caller::{self, Caller, review};
-use common::cluster::PATIENCE;
+use common::cluster::{Cluster, PATIENCE};
 use common::faulty::{self, Faulty};
+use control_plane::{ControlPlane, Installation};
 use serde_json::{Value, json};
 use switchboard::api::{ConditionStatus, ConditionType, State};
 use tokio::io::AsyncWriteExt;
@@ -31,6 +32,10 @@ fn response(answer: &caller::Answer) -> Value {
     serde_json::from_str::<Value>(&answer.body).unwrap()["response"].take()
 }
 
+fn deep(depth: usize) -> String {
+    format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+}
+
 #[tokio::test]
 async fn what_is_no_review_of_a_conversation_is_told_so() {
     let faulty = faulty::shared().await;
@@ -47,16 +52,12 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         review.to_string().into_bytes()
     };
     let text = good.to_string();
-    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let nested = text.replacen("\"options\":null", &format!("\"options\":{}", deep(10_000)), 1).into_bytes();
-    assert_ne!(nested, text.as_bytes());
     let other_resource = json!({"group": "", "version": "v1", "resource": "pods"});
     for (what, body, expected) in [
         ("empty", Vec::new(), "cannot read the body"),
         ("no JSON", b"\xff\xfe\x00".to_vec(), "cannot read the body"),
         ("truncated", text.as_bytes()[..text.len() / 2].to_vec(), "cannot read the body"),
         ("twice", [text.as_bytes(), text.as_bytes()].concat(), "cannot read the body"),
-        ("nested 10,000 deep", nested, "recursion limit"),
         ("nothing but brackets", deep(10_000).into_bytes(), "cannot read the body"),
         ("another kind", with("/kind", "ConversionReview".into()), "reads admission.k8s.io/v1 AdmissionReview alone"),
         (
@@ -72,16 +73,33 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         ("no uid of the object", without("/request/object/metadata", "uid"), "has no request.object.metadata.uid"),
         ("an empty uid", with("/request/object/metadata/uid", "".into()), "has no request.object.metadata.uid"),
         ("no name", without("/request/object/metadata", "name"), "has no request.object.metadata.name"),
+        (
+            "a long name",
+            with("/request/object/metadata/name", "a".repeat(254).into()),
+            "metadata.name that is longer than",
+        ),
+        (
+            "a long uid of its own",
+            with("/request/uid", "a".repeat(254).into()),
+            "has a request.uid that is longer than",
+        ),
+        ("a long string for a request", with("/request", "\u{e9}".repeat(100_000).into()), "invalid type: string"),
         ("a channel that there is not", with("/request/object/spec/channel", "Fax".into()), "cannot read the body"),
         (
             "a participant of a wrong type",
             with("/request/object/spec/participants", json!(["a"])),
             "cannot read the body",
         ),
+        (
+            "a spec longer than any",
+            with("/request/object/spec/participants", json!([{"identity": "a".repeat(256 << 10)}])),
+            "has a request.object.spec that is longer than any can be",
+        ),
     ] {
         let answer = ask(&faulty, &body).await;
         assert!(answer.code == 400 && answer.body.contains(expected), "{what}: {answer:?}");
         assert!(answer.body.lines().count() == 1 && !answer.body.contains(&desk.contact), "{what}: {answer:?}");
+        assert!(answer.body.len() < 3000, "{what} is not sent back");
     }
     assert_eq!(desk.claim().await, None, "nothing of that has claimed anything");
 }
@@ -97,7 +115,9 @@ async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
         change(&mut review);
         review.to_string().into_bytes()
     };
+    let nested = good.to_string().replacen("\"options\":null", &format!("\"options\":{}", deep(1_000_000)), 1);
     for (what, body) in [
+        ("a part that is not read, nested a million deep", nested.into_bytes()),
         (
             "unknown fields",
             changed(&|review| {
@@ -128,6 +148,15 @@ async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
 }
 
 #[tokio::test]
+async fn webhook_speaks_http_1_1_alone() {
+    let faulty = faulty::shared().await;
+    let address = faulty.replica().webhook_address();
+    let stream = caller(&faulty).offering(&["h2", "http/1.1"]).connect(address).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "so that the API server speaks it here too");
+    caller(&faulty).offering(&["h2"]).connect(address).await.expect_err("nothing else is spoken");
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
     let faulty = faulty::shared().await;
     let (caller, address) = (caller(&faulty), faulty.replica().webhook_address());
@@ -149,6 +178,81 @@ async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
     };
     timeout(PATIENCE, async { tokio::join!(drip, answer) }).await.expect("it is not waited for without end");
     assert!(bytes.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&bytes));
+}
+
+/// The chart's limit of a replica's memory, in bytes.
+fn memory_limit() -> u64 {
+    let values: Value = serde_saphyr::from_str(include_str!("../charts/switchboard/values.yaml")).unwrap();
+    let limit = values["resources"]["limits"]["memory"].as_str().unwrap();
+    limit.strip_suffix("Mi").unwrap().parse::<u64>().unwrap() << 20
+}
+
+/// The most memory that a process has ever had, in bytes.
+fn peak_memory(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// `frame` with an array of so many `element` in place of `[]` that it has `length` bytes.
+fn filled(frame: &str, element: &str, length: usize) -> Vec<u8> {
+    let count = (length - frame.len() - element.len()) / (element.len() + 1);
+    let array = format!("[{}{element}]", format!("{element},").repeat(count));
+    frame.replacen("[]", &array, 1).into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_largest_bodies_stay_within_the_charts_memory_limit() {
+    const LARGEST: usize = 8 << 20;
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    // As on a node with many processors: an allocator may keep something for each thread.
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).env("TOKIO_WORKER_THREADS", "32");
+    let image =
+        include_str!("../image/Containerfile").lines().filter_map(|line| line.strip_prefix("ENV ")?.split_once('='));
+    let installation = image.fold(installation, |installation, (name, value)| installation.env(name, value));
+    let cluster = Cluster::install(control_plane, &installation);
+    let (desk, replica) = (cluster.desk().await, cluster.installation.replica(0));
+    let mut good = review(&desk, "alice", "u1");
+    good["request"]["dryRun"] = true.into();
+    let with = |pointer: &str, value: Value| {
+        let mut review = good.clone();
+        *review.pointer_mut(pointer).unwrap() = value;
+        review.to_string()
+    };
+    let mut padded = good.clone();
+    padded["request"]["object"]["metadata"]["annotations"] = json!({"a": "a".repeat(LARGEST - (64 << 10))});
+    let authority = cluster.installation.authority().certificate();
+    for (what, body) in [
+        ("one long string", padded.to_string().into_bytes()),
+        ("objects among the options", filled(&with("/request/options", json!([])), "{\"\":0}", LARGEST)),
+        ("participants", filled(&with("/request/object/spec/participants", json!([])), "{\"identity\":\"\"}", LARGEST)),
+        ("groups", filled(&with("/request/userInfo", json!({"groups": []})), "\"\"", LARGEST)),
+        ("a string for a request", format!("{{\"request\":\"{}\"}}", "\\u0061".repeat(LARGEST / 6 - 8)).into_bytes()),
+        ("managers", filled(&with("/request/object/metadata", json!({"managedFields": []})), "{}", LARGEST)),
+    ] {
+        assert!((LARGEST - (64 << 10)..=LARGEST).contains(&body.len()), "{what}: {}", body.len());
+        let body = std::sync::Arc::new(body);
+        let senders: Vec<_> = (0..64)
+            .map(|_| {
+                let (caller, body) = (Caller::new(authority.as_bytes(), None), body.clone());
+                let address = replica.webhook_address();
+                tokio::spawn(async move { caller.review(address, &body).await })
+            })
+            .collect();
+        desk.create(&format!("honest-{}", what.len()), json!({}))
+            .await
+            .expect("an honest create is answered meanwhile");
+        desk.delete(&format!("honest-{}", what.len())).await;
+        desk.wait_until_free().await;
+        let mut answers = std::collections::BTreeMap::<_, usize>::new();
+        for sender in senders {
+            *answers.entry(sender.await.unwrap().expect("an answer").code).or_default() += 1;
+        }
+        let peak = peak_memory(replica.id().expect("it runs"));
+        println!("64 largest bodies at once, {what}: answers {answers:?}, at most {} MiB", peak >> 20);
+        assert!(answers.keys().all(|code| [200, 400, 408, 413, 429, 503].contains(code)), "{what}: {answers:?}");
+        assert!(peak < memory_limit(), "{what}: {} MiB", peak >> 20);
+    }
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ pub fn is_usable(pair: &Pair) -> bool {
     config(pair, None).is_ok()
 }
 
-/// What serves with `pair`, by HTTP/2 or HTTP/1.1, and to whom.
+/// What serves with `pair`, by HTTP/1.1, and to whom.
 fn config(pair: &Pair, clients: Option<(&[u8], &[String])>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let key = PrivateKeyDer::from_pem_slice(&pair.key)
@@ -141,7 +141,7 @@ fn config(pair: &Pair, clients: Option<(&[u8], &[String])>) -> Result<ServerConf
         Some((trusted, names)) => builder.with_client_cert_verifier(verifier(trusted, names, provider)?),
     };
     let mut config = builder.with_single_cert(certificates(&pair.certificate, "the serving certificate")?, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -15,6 +15,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,10 +53,12 @@ pub enum Admission {
     TooMany,
     /// The handler panicked.
     Panicked,
+    /// The client went away before the answer.
+    Cancelled,
 }
 
 impl Admission {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Allowed,
         Self::NoClaim,
         Self::Refused,
@@ -66,6 +70,7 @@ impl Admission {
         Self::TooLarge,
         Self::TooMany,
         Self::Panicked,
+        Self::Cancelled,
     ];
 
     /// The word for it in metrics and logs.
@@ -74,7 +79,8 @@ impl Admission {
         self.parts().0
     }
 
-    /// The code that it is answered with: of the review's status, or of HTTP where no review is answered.
+    /// The code that it is answered with: of the review's status, or of HTTP where no review is answered; 0 where nobody waits for an
+    /// answer.
     #[must_use]
     pub fn code(self) -> u16 {
         self.parts().1
@@ -93,6 +99,35 @@ impl Admission {
             Self::TooLarge => ("too_large", 413),
             Self::TooMany => ("too_many", 429),
             Self::Panicked => ("panicked", 500),
+            Self::Cancelled => ("cancelled", 0),
+        }
+    }
+}
+
+/// Why the webhook closes a connection that its client would have kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionClose {
+    /// Its TLS handshake took too long.
+    HandshakeTimeout,
+    /// The header of a request took too long.
+    HeaderTimeout,
+    /// Nothing came for long.
+    IdleTimeout,
+    /// It made room for another one.
+    Evicted,
+}
+
+impl ConnectionClose {
+    const ALL: [Self; 4] = [Self::HandshakeTimeout, Self::HeaderTimeout, Self::IdleTimeout, Self::Evicted];
+
+    /// The word for it in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::HeaderTimeout => "header_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Evicted => "evicted",
         }
     }
 }
@@ -218,9 +253,20 @@ struct AdmissionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClaimWriteLabels {
     operation: &'static str,
     outcome: &'static str,
+}
+
+impl ClaimWriteLabels {
+    fn of(write: ClaimWrite, outcome: WriteOutcome) -> Self {
+        Self { operation: write.as_str(), outcome: outcome.as_str() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -255,6 +301,8 @@ struct Inner {
     registry: Registry,
     admissions: Family<AdmissionLabels, Counter>,
     admission_duration: Histogram,
+    webhook_connections: Gauge,
+    closed_connections: Family<ReasonLabels, Counter>,
     claim_writes: Family<ClaimWriteLabels, Counter>,
     released: Counter,
     orphans: Counter,
@@ -290,14 +338,11 @@ impl Metrics {
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         let mut registry = Registry::with_prefix("switchboard");
-        let admissions = Family::<AdmissionLabels, Counter>::default();
-        for outcome in Admission::ALL {
-            drop(admissions.get_or_create(&AdmissionLabels { outcome: outcome.as_str(), code: outcome.code() }));
-        }
-        registry.register(
+        let admissions = counters(
+            &mut registry,
             "admission_requests",
             "Reviews by outcome, with the code they were answered with",
-            admissions.clone(),
+            Admission::ALL.map(|outcome| AdmissionLabels { outcome: outcome.as_str(), code: outcome.code() }),
         );
         let admission_duration = Histogram::new(CALLS);
         registry.register(
@@ -305,16 +350,19 @@ impl Metrics {
             "How long reviews took from their header to their answer",
             admission_duration.clone(),
         );
-        let claim_writes = Family::<ClaimWriteLabels, Counter>::default();
-        for operation in ClaimWrite::ALL.map(ClaimWrite::as_str) {
-            for outcome in WriteOutcome::ALL.map(WriteOutcome::as_str) {
-                drop(claim_writes.get_or_create(&ClaimWriteLabels { operation, outcome }));
-            }
-        }
-        registry.register(
+        let webhook_connections = registered(&mut registry, "webhook_connections", "Open connections to the webhook");
+        let closed_connections = counters(
+            &mut registry,
+            "webhook_connections_closed",
+            "Connections that the webhook closed because of a limit, by reason",
+            ConnectionClose::ALL.map(|reason| ReasonLabels { reason: reason.as_str() }),
+        );
+        let write_outcomes = |write| WriteOutcome::ALL.map(|outcome| ClaimWriteLabels::of(write, outcome));
+        let claim_writes = counters(
+            &mut registry,
             "claim_writes",
             "Writes to claims: done, lost to another writer, or failed",
-            claim_writes.clone(),
+            ClaimWrite::ALL.into_iter().flat_map(write_outcomes),
         );
         let released = registered(&mut registry, "claims_released", "Claims that the leader released");
         let orphans = registered(
@@ -347,14 +395,11 @@ impl Metrics {
             "How long the leader's work on a conversation or a claim took",
             reconcile_duration.clone(),
         );
-        let reconcile_errors = Family::<ClassLabels, Counter>::default();
-        for class in Failure::ALL.map(Failure::as_str) {
-            drop(reconcile_errors.get_or_create(&ClassLabels { class }));
-        }
-        registry.register(
+        let reconcile_errors = counters(
+            &mut registry,
             "reconcile_errors",
             "Pieces of the leader's work that failed, by class",
-            reconcile_errors.clone(),
+            Failure::ALL.map(|class| ClassLabels { class: class.as_str() }),
         );
         let api_calls = registered(
             &mut registry,
@@ -367,14 +412,15 @@ impl Metrics {
             "self_check_failures",
             "Dry runs of a create that told the leader nothing, since the webhook, or the API server, could not be reached",
         );
-        let build = Info::new([("version", VERSION), ("commit", COMMIT)]);
-        registry.register("build", "What runs", build);
+        registry.register("build", "What runs", Info::new([("version", VERSION), ("commit", COMMIT)]));
         let live = Arc::new(Live { clock, state: Mutex::default() });
         registry.register_collector(Box::new(live.clone()));
         Self(Arc::new(Inner {
             registry,
             admissions,
             admission_duration,
+            webhook_connections,
+            closed_connections,
             claim_writes,
             released,
             orphans,
@@ -401,17 +447,28 @@ impl Metrics {
         Ok(encoded)
     }
 
-    /// A review was answered.
+    /// A review was answered, or given up by its client: then it has no answer that could have been slow.
     pub fn admission(&self, outcome: Admission, took: Duration) {
         let labels = AdmissionLabels { outcome: outcome.as_str(), code: outcome.code() };
         self.0.admissions.get_or_create(&labels).inc();
-        self.0.admission_duration.observe(took.as_secs_f64());
+        if outcome != Admission::Cancelled {
+            self.0.admission_duration.observe(took.as_secs_f64());
+        }
+    }
+
+    /// So many connections to the webhook are open.
+    pub fn webhook_connections(&self, count: usize) {
+        self.0.webhook_connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The webhook closed a connection because of a limit.
+    pub fn webhook_connection_closed(&self, reason: ConnectionClose) {
+        self.0.closed_connections.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
     }
 
     /// A claim was to be written.
     pub fn claim_write(&self, write: ClaimWrite, outcome: WriteOutcome) {
-        let labels = ClaimWriteLabels { operation: write.as_str(), outcome: outcome.as_str() };
-        self.0.claim_writes.get_or_create(&labels).inc();
+        self.0.claim_writes.get_or_create(&ClaimWriteLabels::of(write, outcome)).inc();
     }
 
     /// The leader released a claim: `is_orphan` where it was that of a create that was never stored.
@@ -540,6 +597,23 @@ impl Collector for Live {
         }
         Ok(())
     }
+}
+
+/// New counters that the registry knows by `name` and explains by `help`, which serve 0 until they count.
+fn counters<L>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    labels: impl IntoIterator<Item = L>,
+) -> Family<L, Counter>
+where
+    L: Clone + Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static,
+{
+    let family: Family<L, Counter> = registered(registry, name, help);
+    for labels in labels {
+        drop(family.get_or_create(&labels));
+    }
+    family
 }
 
 /// A new metric that the registry knows by `name` and explains by `help`.

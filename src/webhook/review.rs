@@ -1,23 +1,130 @@
 //! `AdmissionReview` in and out: from the bytes of a review to a request of the protocol, and from an answer to a review.
 //!
-//! It trusts the new object alone, and decides nothing.
+//! It trusts the new object alone, and decides nothing. Anybody may send a review, so it makes nothing of the parts that are of no use:
+//! an array of empty objects takes a hundred times its length in memory once it is read as such.
 
-use crate::api::{Conversation, ConversationReference};
+use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
 use crate::core::claim::{Request, state_in_effect};
 use crate::core::refusal::Refusal;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Resource;
-use kube::core::admission::{
-    AdmissionRequest, AdmissionResponse, AdmissionReview, META_API_VERSION_V1, META_KIND, Operation,
-};
+use kube::core::Status;
+use kube::core::admission::{META_API_VERSION_V1, META_KIND, Operation};
 use kube::core::response::{StatusCause, StatusDetails, StatusSummary};
-use kube::core::{Status, TypeMeta};
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The longest part of a review that is read as a tree, in bytes: a spec whose every list and string is at the bound of the schema, and
+/// whose every character is escaped, is shorter.
+const PART_BYTES: usize = 256 << 10;
+
+/// The longest name and the longest UID of Kubernetes, in bytes.
+const NAME_BYTES: usize = 253;
 
 /// A review that was read.
 #[derive(Debug)]
 pub struct Review {
-    request: AdmissionRequest<Conversation>,
+    uid: String,
+    operation: Operation,
+    namespace: Option<String>,
+    is_dry_run: bool,
+    user: Option<Box<RawValue>>,
+    object: Option<Object>,
+}
+
+/// As far as it is of use.
+#[derive(Debug)]
+struct Object {
+    metadata: Metadata,
+    conversation: Conversation,
+}
+
+/// The review on the wire.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    api_version: String,
+    kind: String,
+    #[serde(borrow)]
+    request: Option<WireRequest<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireRequest<'a> {
+    uid: String,
+    resource: WireResource,
+    namespace: Option<String>,
+    operation: Operation,
+    #[serde(borrow)]
+    user_info: &'a RawValue,
+    object: Option<WireObject<'a>>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Deserialize)]
+struct WireResource {
+    group: String,
+    resource: String,
+}
+
+#[derive(Deserialize)]
+struct WireObject<'a> {
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(borrow)]
+    spec: &'a RawValue,
+    status: Option<WireStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    uid: Option<String>,
+    managed_fields: Option<Managers>,
+}
+
+#[derive(Deserialize)]
+struct WireStatus {
+    state: Option<State>,
+}
+
+/// Who has set fields of the object, as far as it is of use.
+#[derive(Debug)]
+struct Managers {
+    /// All of them did it by server-side apply, and there is one.
+    have_applied: bool,
+}
+
+impl<'de> Deserialize<'de> for Managers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Manager {
+            operation: Option<String>,
+        }
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Managers;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a list of managers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut managers: A) -> Result<Managers, A::Error> {
+                let (mut is_empty, mut have_applied) = (true, true);
+                while let Some(Manager { operation }) = managers.next_element()? {
+                    is_empty = false;
+                    have_applied &= operation.as_deref() == Some("Apply");
+                }
+                Ok(Managers { have_applied: have_applied && !is_empty })
+            }
+        }
+        deserializer.deserialize_seq(Each)
+    }
 }
 
 /// What a review asks for.
@@ -40,6 +147,9 @@ pub enum Unreadable {
     /// A part that every API server sends is missing.
     #[error("the AdmissionReview has no {0}")]
     Missing(&'static str),
+    /// A part is longer than any that an API server sends.
+    #[error("the AdmissionReview has a {0} that is longer than any can be")]
+    TooLong(&'static str),
     /// They are something else than an `AdmissionReview`, or one of another version.
     #[error("the body is {0}: switchboard reads admission.k8s.io/v1 AdmissionReview alone")]
     OtherVersion(String),
@@ -54,23 +164,27 @@ impl Review {
     /// # Errors
     /// Where the bytes are none, or one that is about something else.
     pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
-        let review: AdmissionReview<Conversation> = serde_json::from_slice(body)?;
-        let TypeMeta { api_version, kind } = &review.types;
+        let Envelope { api_version, kind, request } = serde_json::from_slice(body)?;
         if (api_version.as_str(), kind.as_str()) != (META_API_VERSION_V1, META_KIND) {
             return Err(Unreadable::OtherVersion(format!("{api_version} {kind}")));
         }
-        let request: AdmissionRequest<Conversation> = review.try_into().map_err(|_| Unreadable::Missing("request"))?;
-        let resource = &request.resource;
+        let request = request.ok_or(Unreadable::Missing("request"))?;
+        let WireRequest { uid, resource, namespace, operation, user_info, object, dry_run } = request;
         if resource.group != crate::api::GROUP || resource.resource != Conversation::plural(&()) {
             return Err(Unreadable::OtherResource(format!("{}.{}", resource.resource, resource.group)));
         }
-        Ok(Self { request })
+        if uid.len() > NAME_BYTES {
+            return Err(Unreadable::TooLong("request.uid"));
+        }
+        let object = object.map(Object::read).transpose()?;
+        let user = (user_info.get().len() <= PART_BYTES).then(|| user_info.to_owned());
+        Ok(Self { uid, operation, namespace, is_dry_run: dry_run, user, object })
     }
 
-    /// Who asks.
+    /// Who asks; nothing where that cannot be read.
     #[must_use]
-    pub fn user(&self) -> &UserInfo {
-        &self.request.user_info
+    pub fn user(&self) -> Option<UserInfo> {
+        serde_json::from_str(self.user.as_ref()?.get()).ok()
     }
 
     /// What is asked for.
@@ -78,36 +192,65 @@ impl Review {
     /// # Errors
     /// Where a part that every API server sends is missing.
     pub fn asked(&self) -> Result<Asked, Unreadable> {
-        if self.request.operation != Operation::Create {
+        if self.operation != Operation::Create {
             return Ok(Asked::NoClaim);
         }
-        let object = self.request.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
-        if state_in_effect(object) == crate::api::State::Closed {
+        let Object { metadata, conversation } = self.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
+        if state_in_effect(conversation) == State::Closed {
             return Ok(Asked::NoClaim);
         }
-        let binding = match Binding::of(&object.spec) {
+        let binding = match Binding::of(&conversation.spec) {
             Ok(Some(binding)) => binding,
             Ok(None) => return Ok(Asked::NoClaim),
             Err(error) => return Ok(Asked::Invalid(error)),
         };
-        let metadata = &object.metadata;
-        let present = |part: Option<&String>, name| {
-            part.filter(|part| !part.is_empty()).cloned().ok_or(Unreadable::Missing(name))
+        let present = |part: Option<&String>, name| match part {
+            Some(part) if part.len() > NAME_BYTES => Err(Unreadable::TooLong(name)),
+            Some(part) if !part.is_empty() => Ok(part.clone()),
+            _ => Err(Unreadable::Missing(name)),
         };
         Ok(Asked::Claim(Request {
             binding,
             conversation: ConversationReference {
-                namespace: present(self.request.namespace.as_ref(), "request.namespace")?,
+                namespace: present(self.namespace.as_ref(), "request.namespace")?,
                 name: present(metadata.name.as_ref(), "request.object.metadata.name")?,
             },
             uid: present(metadata.uid.as_ref(), "request.object.metadata.uid")?,
             // Every other way to create records an Update, also where the object that is sent brings fields of its own.
-            is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| {
-                !managers.is_empty() && managers.iter().all(|manager| manager.operation.as_deref() == Some("Apply"))
-            }),
-            is_dry_run: self.request.dry_run,
+            is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| managers.have_applied),
+            is_dry_run: self.is_dry_run,
         }))
     }
+}
+
+impl Object {
+    fn read(object: WireObject) -> Result<Self, Unreadable> {
+        let WireObject { metadata, spec, status } = object;
+        if spec.get().len() > PART_BYTES {
+            return Err(Unreadable::TooLong("request.object.spec"));
+        }
+        let mut conversation = Conversation::new("", serde_json::from_str::<ConversationSpec>(spec.get())?);
+        conversation.status =
+            status.map(|WireStatus { state }| ConversationStatus { state, ..ConversationStatus::default() });
+        Ok(Self { metadata, conversation })
+    }
+}
+
+/// The answer on the wire.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireAnswer<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: WireResponse<'a>,
+}
+
+#[derive(Serialize)]
+struct WireResponse<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
 }
 
 /// The bytes of the review that answers `review`: allowed where there is no refusal.
@@ -115,12 +258,9 @@ impl Review {
 /// # Errors
 /// Never in fact: what is written can be written as JSON.
 pub fn respond(review: &Review, refusal: Option<Refusal>) -> Result<Vec<u8>, serde_json::Error> {
-    let mut response = AdmissionResponse::from(&review.request);
-    if let Some(refusal) = refusal {
-        response.allowed = false;
-        response.result = status(refusal);
-    }
-    serde_json::to_vec(&response.into_review())
+    let status = refusal.map(status);
+    let response = WireResponse { uid: &review.uid, allowed: status.is_none(), status };
+    serde_json::to_vec(&WireAnswer { api_version: META_API_VERSION_V1, kind: META_KIND, response })
 }
 
 fn status(refusal: Refusal) -> Status {

@@ -36,12 +36,12 @@ impl Admitter {
         let (outcome, refusal) = match review.asked()? {
             Asked::NoClaim => (Admission::NoClaim, None),
             Asked::Invalid(error) => (Admission::Invalid, Some(refusal::invalid_binding(&error))),
-            Asked::Claim(request) => self.claim(&request, review.user(), deadline).await,
+            Asked::Claim(request) => self.claim(&request, &review, deadline).await,
         };
         Ok((outcome, respond(&review, refusal)?))
     }
 
-    async fn claim(&self, request: &Request, user: &UserInfo, deadline: Instant) -> (Admission, Option<Refusal>) {
+    async fn claim(&self, request: &Request, review: &Review, deadline: Instant) -> (Admission, Option<Refusal>) {
         let answer = self.claims.admit(request, deadline).await;
         let outcome = match &answer {
             Answer::Allow => Admission::Allowed,
@@ -64,7 +64,7 @@ impl Admitter {
                 let disclosure = if holder.namespace == request.conversation.namespace {
                     Disclosure::Full
                 } else {
-                    self.disclosure(&holder, user, deadline).await
+                    self.disclosure(&holder, review.user(), deadline).await
                 };
                 Some(refusal::already_bound(&request.binding, &holder, &stored, disclosure))
             }
@@ -73,8 +73,13 @@ impl Admitter {
     }
 
     /// A holder in another namespace is named only to somebody who may read it. Where that cannot be found out it is not.
-    async fn disclosure(&self, holder: &ConversationReference, user: &UserInfo, deadline: Instant) -> Disclosure {
-        let UserInfo { extra, groups, uid, username } = user.clone();
+    async fn disclosure(
+        &self,
+        holder: &ConversationReference,
+        user: Option<UserInfo>,
+        deadline: Instant,
+    ) -> Disclosure {
+        let Some(UserInfo { extra, groups, uid, username }) = user else { return Disclosure::OtherNamespace };
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 extra,

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Who calls: whom it trusts, and who it says it is.
 pub struct Caller {
-    connector: TlsConnector,
+    config: ClientConfig,
 }
 
 /// An HTTP answer.
@@ -27,7 +27,7 @@ pub struct Answer {
 }
 
 impl Caller {
-    /// One that trusts the CAs of that PEM, has that certificate if any, and speaks HTTP/1.1.
+    /// One that trusts the CAs of that PEM, has that certificate if any, and offers no protocol by name.
     pub fn new(trusted: &[u8], identity: Option<&ServingCertificate>) -> Self {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(trusted) {
@@ -43,20 +43,32 @@ impl Caller {
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
             }
         };
-        Self { connector: TlsConnector::from(Arc::new(config)) }
+        Self { config }
+    }
+
+    /// The same, which offers these protocols by ALPN.
+    pub fn offering(mut self, protocols: &[&str]) -> Self {
+        self.config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        self
     }
 
     /// A connection; an error where either side does not like the other's certificate.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
-        self.connector.connect(ServerName::from(address.ip()), stream).await
+        TlsConnector::from(Arc::new(self.config.clone())).connect(ServerName::from(address.ip()), stream).await
     }
 
-    /// Sends those bytes as the body of a review on a connection of its own.
+    /// Sends those bytes as the body of a review on a connection of its own. The answer may come, and the connection end, before all of
+    /// them are sent.
     pub async fn review(&self, address: SocketAddr, body: &[u8]) -> io::Result<Answer> {
-        let mut stream = self.connect(address).await?;
-        send(&mut stream, &request(body.len(), body)).await?;
-        answer(&mut stream).await
+        let (mut answers, mut sends) = tokio::io::split(self.connect(address).await?);
+        let request = request(body.len(), body);
+        let send = async {
+            sends.write_all(&request).await?;
+            sends.flush().await
+        };
+        let (answer, _) = tokio::join!(answer(&mut answers), send);
+        answer
     }
 }
 
@@ -76,7 +88,7 @@ pub async fn send(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result
 }
 
 /// What is answered until the connection ends; an error where nothing is.
-pub async fn answer(stream: &mut TlsStream<TcpStream>) -> io::Result<Answer> {
+pub async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes).await
         && bytes.is_empty()

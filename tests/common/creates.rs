@@ -21,13 +21,34 @@ pub async fn create_until(cluster: &Cluster, desk: &Desk, api_server: usize, don
     let desk = without_retries(cluster, desk, api_server).await;
     let mut count = 0;
     while !done.is_cancelled() {
-        let (name, conversation) = next(&desk);
-        let created = desk.conversations().create(&PostParams::default(), &conversation).await;
-        created.unwrap_or_else(|error| panic!("the create after {count} others failed: {error}"));
+        create_once(&desk).await.unwrap_or_else(|error| panic!("the create after {count} others failed: {error}"));
         count += 1;
-        desk.conversations().delete(&name, &DeleteParams::default()).await.unwrap();
     }
     count
+}
+
+/// The same, and goes on after a create that fails. Returns how many were sent, and why some of them failed.
+pub async fn count_until(
+    cluster: &Cluster,
+    desk: &Desk,
+    api_server: usize,
+    done: &CancellationToken,
+) -> (usize, Vec<String>) {
+    let desk = without_retries(cluster, desk, api_server).await;
+    let (mut sent, mut failures) = (0, Vec::new());
+    while !done.is_cancelled() {
+        sent += 1;
+        failures.extend(create_once(&desk).await.err().map(|error| error.to_string()));
+    }
+    (sent, failures)
+}
+
+/// Creates a conversation that nobody else has the binding of, and deletes it.
+pub async fn create_once(desk: &Desk) -> kube::Result<()> {
+    let (name, conversation) = next(desk);
+    desk.conversations().create(&PostParams::default(), &conversation).await?;
+    desk.conversations().delete(&name, &DeleteParams::default()).await.unwrap();
+    Ok(())
 }
 
 /// Creates at a steady rate through all API servers in turn, each in a task of its own, and records the failures.
@@ -121,7 +142,7 @@ async fn create_steadily(
 }
 
 /// That desk by a client that repeats nothing.
-async fn without_retries(cluster: &Cluster, desk: &Desk, api_server: usize) -> Desk {
+pub async fn without_retries(cluster: &Cluster, desk: &Desk, api_server: usize) -> Desk {
     let kubeconfig = Kubeconfig::read_from(cluster.control_plane.kubeconfig()).unwrap();
     let context = Some(format!("api-{}", api_server + 1));
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };

@@ -1,0 +1,240 @@
+//! The connections to the webhook: how many there are, for how long each may wait for what, and which one makes room for another.
+//! No bytes here.
+//!
+//! An API server keeps an idle connection for 90 s, and does not repeat a review that meets the end of it. So what is idle is kept for
+//! longer than that, also where it has carried no request yet: Go's client opens connections in reserve.
+//!
+//! At the bound a new connection is taken all the same, and another one makes room: of the address that has most of them, the one that
+//! has waited for longest. Whoever opens all that there are closes his own, and shuts nobody out. One that carries a request never makes
+//! room; there are always others, since fewer requests are worked on at once than there may be connections.
+
+use crate::clock::Clock;
+use crate::telemetry::metrics::{ConnectionClose, Metrics};
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// For how long connections may wait, and how many there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// How long a TLS handshake may take, and the header of a request from its first byte on.
+    pub read: Duration,
+    /// How long a connection is kept on which nothing comes: longer than an API server keeps it.
+    pub idle: Duration,
+    /// How many there may be.
+    pub count: usize,
+}
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The TLS handshake.
+    Handshake,
+    /// Nothing has come of a next request.
+    Idle,
+    /// A part has come of the header of a request.
+    Header,
+    /// A request, which has limits of its own.
+    Request,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    phase: Phase,
+    since: Instant,
+    is_evicted: bool,
+}
+
+struct Entry {
+    peer: IpAddr,
+    state: watch::Sender<State>,
+}
+
+/// The connections that are open.
+pub struct Connections {
+    limits: ConnectionLimits,
+    clock: Clock,
+    metrics: Metrics,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+}
+
+impl Connections {
+    /// None yet.
+    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { limits, clock, metrics, open: Mutex::default() })
+    }
+
+    /// One more, of `peer`, whose handshake begins. Where there are too many, another one is evicted.
+    pub fn open(self: &Arc<Self>, peer: IpAddr) -> Connection {
+        let state = State { phase: Phase::Handshake, since: self.clock.monotonic(), is_evicted: false };
+        let state = watch::Sender::new(state);
+        let mut open = self.lock();
+        if open.entries.len() >= self.limits.count {
+            open.evict();
+        }
+        let number = open.next;
+        open.next += 1;
+        open.entries.insert(number, Entry { peer: peer.to_canonical(), state: state.clone() });
+        self.metrics.webhook_connections(open.entries.len());
+        Connection { connections: self.clone(), number, state }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// It no longer counts, although it may take a moment to close.
+    fn evict(&mut self) {
+        let mut of_peer = HashMap::<IpAddr, usize>::new();
+        for entry in self.entries.values() {
+            *of_peer.entry(entry.peer).or_default() += 1;
+        }
+        let waiting = self.entries.iter().filter_map(|(number, entry)| {
+            let state = *entry.state.borrow();
+            (state.phase != Phase::Request).then_some((of_peer[&entry.peer], Reverse(state.since), *number))
+        });
+        if let Some((_, _, number)) = waiting.max()
+            && let Some(entry) = self.entries.remove(&number)
+        {
+            entry.state.send_modify(|state| state.is_evicted = true);
+        }
+    }
+}
+
+/// A connection that is open until this is dropped.
+pub struct Connection {
+    connections: Arc<Connections>,
+    number: u64,
+    state: watch::Sender<State>,
+}
+
+impl Connection {
+    /// A phase begins.
+    pub fn enter(&self, phase: Phase) {
+        let since = self.connections.clock.monotonic();
+        self.state.send_modify(|state| (state.phase, state.since) = (phase, since));
+    }
+
+    /// Bytes have come: where nothing else goes on, they begin a header.
+    pub fn received(&self) {
+        if self.state.borrow().phase == Phase::Idle {
+            self.enter(Phase::Header);
+        }
+    }
+
+    /// Whether a request is under way.
+    pub fn has_request(&self) -> bool {
+        self.state.borrow().phase == Phase::Request
+    }
+
+    /// Waits until the connection must be closed, and says why.
+    pub async fn must_close(&self) -> ConnectionClose {
+        let limits = &self.connections.limits;
+        let mut states = self.state.subscribe();
+        loop {
+            let state = *states.borrow_and_update();
+            if state.is_evicted {
+                return ConnectionClose::Evicted;
+            }
+            let (limit, reason) = match state.phase {
+                Phase::Handshake => (limits.read, ConnectionClose::HandshakeTimeout),
+                Phase::Idle => (limits.idle, ConnectionClose::IdleTimeout),
+                Phase::Header => (limits.read, ConnectionClose::HeaderTimeout),
+                Phase::Request => {
+                    // It cannot fail: the sender is here.
+                    let _ = states.changed().await;
+                    continue;
+                }
+            };
+            if timeout_at(state.since + limit, states.changed()).await.is_err() {
+                return reason;
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut open = self.connections.lock();
+        open.entries.remove(&self.number);
+        self.connections.metrics.webhook_connections(open.entries.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    const STRANGER: [u8; 4] = [10, 0, 0, 9];
+    const API_SERVER: [u8; 4] = [10, 0, 0, 1];
+
+    fn connections(count: usize) -> Arc<Connections> {
+        let limits = ConnectionLimits { read: Duration::from_secs(5), idle: Duration::from_mins(5), count };
+        Connections::new(limits, Clock, Metrics::new(Clock))
+    }
+
+    async fn open(connections: &Arc<Connections>, peer: [u8; 4], phase: Phase) -> Connection {
+        // Each has waited for less than the one before it.
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let connection = connections.open(peer.into());
+        connection.enter(phase);
+        connection
+    }
+
+    fn evicted(connections: &[&Connection]) -> Vec<usize> {
+        let is_evicted =
+            |index: &usize| connections[*index].must_close().now_or_never() == Some(ConnectionClose::Evicted);
+        (0..connections.len()).filter(is_evicted).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stranger_at_the_bound_evicts_his_own_connections() {
+        let connections = connections(4);
+        let honest = open(&connections, API_SERVER, Phase::Idle).await;
+        let mut strangers = Vec::new();
+        for _ in 0..10 {
+            strangers.push(open(&connections, STRANGER, Phase::Idle).await);
+        }
+        let all: Vec<_> = std::iter::once(&honest).chain(&strangers).collect();
+        assert_eq!(evicted(&all), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(connections.lock().entries.len(), 4);
+        let second = open(&connections, API_SERVER, Phase::Handshake).await;
+        assert!(evicted(&[&honest, &second]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn longest_idle_connection_of_equals_is_evicted() {
+        let connections = connections(3);
+        let oldest = open(&connections, [10, 0, 0, 1], Phase::Idle).await;
+        let second = open(&connections, [10, 0, 0, 2], Phase::Idle).await;
+        let third = open(&connections, [10, 0, 0, 3], Phase::Header).await;
+        tokio::time::advance(Duration::from_millis(1)).await;
+        oldest.enter(Phase::Idle);
+        let newcomer = open(&connections, [10, 0, 0, 4], Phase::Handshake).await;
+        assert_eq!(evicted(&[&oldest, &second, &third, &newcomer]), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_with_a_request_is_never_evicted() {
+        let connections = connections(2);
+        let busy = open(&connections, STRANGER, Phase::Request).await;
+        let idle = open(&connections, STRANGER, Phase::Idle).await;
+        let newcomer = open(&connections, API_SERVER, Phase::Request).await;
+        assert_eq!(evicted(&[&busy, &idle, &newcomer]), [1]);
+        let another = open(&connections, API_SERVER, Phase::Request).await;
+        assert!(evicted(&[&busy, &newcomer, &another]).is_empty(), "nobody is cut off");
+    }
+}
