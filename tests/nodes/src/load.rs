@@ -16,7 +16,10 @@ use kube::{
     api::PostParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use switchboard::api::{Channel, Contact, Conversation, ConversationSpec, Proxy};
+use switchboard::{
+    api::{Channel, Contact, Conversation, ConversationSpec, Proxy},
+    telemetry::error_chain::ErrorChain,
+};
 use tokio::{task::JoinSet, time};
 
 use crate::{Cluster, Error, Result};
@@ -197,7 +200,7 @@ async fn send(client: &Client, name: &str, interval: Duration, limit: usize, sha
                     let creating = conversations.create(&parameters, &conversation);
                     let message = match time::timeout(ANSWER_TIMEOUT, creating).await {
                         Ok(Ok(_)) => return None,
-                        Ok(Err(error)) => error.to_string(),
+                        Ok(Err(error)) => ErrorChain(&error).to_string(),
                         Err(_) => format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
                     };
                     Some(Failure { sent, answered: began.elapsed(), message })
