@@ -40,15 +40,17 @@ pub struct Cli {
     command: Command,
 }
 
-/// The Kubernetes that the tests run on; a test holds it against what they build.
-const TESTED_WITH: &str = "1.37.2";
+/// The versions of Kubernetes on which the tests passed, the oldest first: `make test` runs on the last one, `make test-versions` on
+/// all of them. A test compares them with what those build.
+const TESTED_WITH: [&str; 4] = ["1.31.14", "1.33.13", "1.35.4", "1.37.2"];
 
 /// The first Kubernetes that has all that is used of it, as the chart says.
 const OLDEST: &str = "1.31";
 
 /// What `--version` says.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
-    format!("{VERSION}\ncommit {COMMIT}\nfor Kubernetes {OLDEST} and later, tested with {TESTED_WITH}")
+    let tested_with = TESTED_WITH.join(", ");
+    format!("{VERSION}\ncommit {COMMIT}\nfor Kubernetes {OLDEST} and later, tested with {tested_with}")
 });
 
 const MORE: &str = "\
@@ -337,8 +339,18 @@ mod tests {
 
     #[test]
     fn the_version_tells_the_kubernetes_of_the_tests_and_of_the_chart() {
-        let modules = include_str!("../tests/control-plane/go.mod");
-        assert!(modules.contains(&format!("\tk8s.io/kubernetes v{TESTED_WITH} ")), "go.mod has another");
+        let modules = [
+            include_str!("../tests/control-plane/kubernetes-1.31/go.mod"),
+            include_str!("../tests/control-plane/kubernetes-1.33/go.mod"),
+            include_str!("../tests/control-plane/kubernetes-1.35/go.mod"),
+            include_str!("../tests/control-plane/go.mod"),
+        ];
+        let readme = include_str!("../README.md");
+        for (version, module) in TESTED_WITH.iter().zip(modules) {
+            assert!(module.contains(&format!("\tk8s.io/kubernetes v{version} ")), "go.mod has another than {version}");
+            assert!(readme.contains(&format!("\n| {version} |")), "README's table lacks {version}");
+        }
+        assert!(TESTED_WITH[0].starts_with(&format!("{OLDEST}.")), "it was not tested with the oldest");
         let chart = include_str!("../charts/switchboard/Chart.yaml");
         assert!(chart.contains(&format!("\nkubeVersion: \">={OLDEST}.0-0\"\n")), "Chart.yaml has another");
     }

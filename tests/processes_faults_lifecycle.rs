@@ -360,7 +360,7 @@ fn controller_warnings(log: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn fallback_to_pages_logs_no_warning_but_failed_lists_do() {
+async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
     let faulty = alone().await;
     let (desk, mut witness) = faulty.desk().await;
     let log = || std::fs::read_to_string(faulty.replica().log()).unwrap();
@@ -379,12 +379,15 @@ async fn fallback_to_pages_logs_no_warning_but_failed_lists_do() {
 
     faulty.replica().kill();
     let before = log().len();
-    let failing = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| is_list(call, false));
+    // The same answer where there is nothing left to fall back to.
+    let failing = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| {
+        let kind = call.path.ends_with("/conversations") || call.path.ends_with("/addressbindings");
+        kind && call.query.contains("watch=true")
+    });
     faulty.replica().start_without_waiting().unwrap();
-    failing.wait_for(3).await;
     let deadline = Instant::now() + PATIENCE;
     while controller_warnings(&log()[before..]).len() < 3 {
-        assert!(Instant::now() < deadline, "lists that fail are no warning: {}", &log()[before..]);
+        assert!(Instant::now() < deadline, "watches that fail are no warning: {}", &log()[before..]);
         sleep(PAUSE).await;
     }
     drop((unsupported, failing));

@@ -138,19 +138,18 @@ pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watc
                 Ok(Event::InitDone) => unfinished = 0,
                 _ => {}
             }
-            let refusal = event.as_ref().err().filter(|error| is_unknown_to_the_server(error));
-            if (unfinished > STREAMED_ATTEMPTS || refusal.is_some())
+            let unsupported = event.as_ref().err().and_then(unknown_to_the_server);
+            if (unfinished > STREAMED_ATTEMPTS || unsupported.is_some())
                 && let Some((api, config)) = paged.take()
             {
-                let reason = refusal.map(ToString::to_string);
                 tracing::info!(
                     kind = %K::kind(&()),
-                    reason,
+                    reason = unsupported,
                     "the API server does not stream lists: they are fetched by pages"
                 );
                 now = events(api, config);
-                if reason.is_some() {
-                    // The fallback answers it, and works as designed: no failure for the caller to warn of.
+                if unsupported.is_some() {
+                    // The fallback answers it, as designed: no failure for the caller to warn of.
                     continue;
                 }
             }
@@ -163,9 +162,14 @@ fn events<K: Kind>(api: Api<Stored<K>>, config: Config) -> BoxStream<'static, wa
     watcher(api, config).default_backoff().boxed()
 }
 
-/// Whether the server says that what it was asked for is no valid request: it has no streamed lists, or they are switched off.
-fn is_unknown_to_the_server(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code))
+/// Why what the server was asked for is no valid request to it, if it says so: it has no streamed lists, or they are switched off.
+fn unknown_to_the_server(error: &watcher::Error) -> Option<&str> {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code) => {
+            Some(&status.message)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -368,7 +368,11 @@ impl Cache {
 
     fn build_all(&self, tools: &[Tool]) -> Result<(), Error> {
         let usual: Duration = tools.iter().map(|tool| tool.usual()).sum();
-        let names: Vec<_> = tools.iter().map(|tool| tool.binary()).collect();
+        let name = |tool: &Tool| match tool {
+            Tool::KubeApiserver => format!("{tool} {}", self.module.kubernetes()),
+            _ => tool.to_string(),
+        };
+        let names: Vec<_> = tools.iter().map(name).collect();
         if !tools.is_empty() {
             say(&format!(
                 "Building {} from source, once for this machine: {} on two cores. They stay in {}",

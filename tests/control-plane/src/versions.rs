@@ -85,7 +85,6 @@ pub fn run(versions: &[Kubernetes]) -> Result<bool, Error> {
     say(&format!("{} suites against each version, {}", SUITES.len(), about(Duration::from_secs(usual))));
     // First, so that nobody waits for half an hour to read that one of them cannot be built.
     for version in versions {
-        say(&format!("{version:?}"));
         tools::ensure_with(Some(*version), Tool::PLAYGROUND)?;
     }
     let programs = Programs::find()?;
