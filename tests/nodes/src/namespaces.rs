@@ -41,7 +41,7 @@ impl Namespaces {
             let id = holder.id().unwrap_or_default();
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
             let first = children.trim().parse().map_err(|_| "nothing was started in them".to_owned())?;
-            let prepared = Path::new(&format!("/proc/{first}/root/run/prepared")).exists();
+            let prepared = Path::new(&format!("/proc/{first}/root")).join("run/prepared").exists();
             if prepared { Ok(first) } else { Err(holder.log_tail()) }
         })?;
         Ok(Self { holder, first })

@@ -130,9 +130,10 @@ impl Node {
         let mut containerd = namespaces.command("containerd");
         containerd.arg("--config").arg(file("containerd.toml"));
         let containerd = self.process("containerd", containerd)?;
-        let socket = format!("/proc/{}/root/run/containerd/containerd.sock", namespaces.id());
+        let root = PathBuf::from(format!("/proc/{}/root", namespaces.id()));
+        let socket = root.join("run/containerd/containerd.sock");
         wait(&format!("containerd of {}", self.name), Duration::from_mins(1), || {
-            if Path::new(&socket).exists() { Ok(()) } else { Err(containerd.log_tail()) }
+            if socket.exists() { Ok(()) } else { Err(containerd.log_tail()) }
         })?;
         let mut kubelet = namespaces.command(&self.binaries.kubelet);
         kubelet

@@ -50,8 +50,15 @@ impl Pki {
         let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
         Ok(Self {
             ca: directory.write("ca.crt", authority.certificate())?,
-            api_server: pair(&authority, directory, "kube-apiserver", None, &hosts)?,
-            kubelet_client: pair(&authority, directory, "kubelet-client", Some("system:masters"), &[])?,
+            api_server: pair(&authority, directory, "kube-apiserver", "kube-apiserver", None, &hosts)?,
+            kubelet_client: pair(
+                &authority,
+                directory,
+                "kubelet-client",
+                "kubelet-client",
+                Some("system:masters"),
+                &[],
+            )?,
             token_private: directory.write("token.key", &token.private)?,
             token_public: directory.write("token.pub", &token.public)?,
             authority,
@@ -63,7 +70,7 @@ impl Pki {
     /// # Errors
     /// Where a file cannot be written.
     pub fn kubelet_serving(&self, directory: &DataDirectory, node: &str, address: Ipv4Addr) -> Result<Pair> {
-        pair(&self.authority, directory, &format!("{node}-serving"), None, &[node, &address.to_string()])
+        pair(&self.authority, directory, &format!("{node}-serving"), node, None, &[node, &address.to_string()])
     }
 
     /// The kubeconfig of the user `name` in the group `group`, at the API server with that port.
@@ -72,7 +79,7 @@ impl Pki {
     /// Where a file cannot be written.
     pub fn kubeconfig(&self, directory: &DataDirectory, name: &str, group: Option<&str>, port: u16) -> Result<PathBuf> {
         let file = format!("{}-{port}", name.replace(':', "-"));
-        let client = pair_named(&self.authority, directory, &file, name, group, &[])?;
+        let client = pair(&self.authority, directory, &file, name, group, &[])?;
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: cluster\n\
              clusters: [{{name: cluster, cluster: {{server: \"https://{address}:{port}\", certificate-authority: {ca}}}}}]\n\
@@ -87,17 +94,8 @@ impl Pki {
     }
 }
 
+/// A certificate of that common name, its files called `file`.
 fn pair(
-    authority: &Authority,
-    directory: &DataDirectory,
-    name: &str,
-    group: Option<&str>,
-    hosts: &[&str],
-) -> Result<Pair> {
-    pair_named(authority, directory, name, name, group, hosts)
-}
-
-fn pair_named(
     authority: &Authority,
     directory: &DataDirectory,
     file: &str,
