@@ -30,17 +30,17 @@ const TOUR: &str = "tour";
 
 /// Those whose outcome depends on the API server. None of them needs kube-controller-manager, of which there is only the current one.
 const SUITES: [Suite; 12] = [
-    Suite { name: "api_server_facts", usual: 25 },
-    Suite { name: "api_server_schema", usual: 20 },
-    Suite { name: "api_server_leader", usual: 20 },
-    Suite { name: "processes_admission", usual: 30 },
-    Suite { name: "processes_lifecycle", usual: 30 },
-    Suite { name: "processes_leader", usual: 30 },
-    Suite { name: "processes_certificates", usual: 60 },
-    Suite { name: "processes_races", usual: 60 },
-    Suite { name: "chart_policies", usual: 20 },
-    Suite { name: "chart_installation", usual: 20 },
-    Suite { name: "chart_rbac", usual: 30 },
+    Suite { name: "api_server_facts", usual: 10 },
+    Suite { name: "api_server_schema", usual: 15 },
+    Suite { name: "api_server_leader", usual: 25 },
+    Suite { name: "processes_admission", usual: 10 },
+    Suite { name: "processes_lifecycle", usual: 20 },
+    Suite { name: "processes_leader", usual: 40 },
+    Suite { name: "processes_certificates", usual: 40 },
+    Suite { name: "processes_races", usual: 180 },
+    Suite { name: "chart_policies", usual: 15 },
+    Suite { name: "chart_installation", usual: 70 },
+    Suite { name: "chart_rbac", usual: 20 },
     Suite { name: TOUR, usual: 20 },
 ];
 
