@@ -184,7 +184,9 @@ where
         // hyper's own limit of a header counts the wait for it.
         http.header_read_timeout(None).max_buf_size(HEADER_BYTES);
         let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
+        // What has come is read before anything is closed: a request that is left unread is lost to its client.
         let ended = tokio::select! {
+            biased;
             ended = served.as_mut() => ended,
             reason = connection.must_close() => {
                 self.closes(reason);
@@ -203,6 +205,7 @@ where
             () = self.shutdown.closing.cancelled() => {
                 served.as_mut().graceful_shutdown();
                 tokio::select! {
+                    biased;
                     ended = served.as_mut() => ended,
                     reason = connection.must_close() => return self.closes(reason),
                 }
