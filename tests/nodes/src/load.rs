@@ -20,7 +20,10 @@ use switchboard::{
     api::{Channel, Contact, Conversation, ConversationSpec, Proxy},
     telemetry::error_chain::ErrorChain,
 };
-use tokio::{task::JoinSet, time};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time,
+};
 
 use crate::{Cluster, Error, Result};
 
@@ -70,17 +73,9 @@ impl Outcome {
     /// Nothing was lost.
     ///
     /// # Errors
-    /// Where a create failed.
+    /// Where a create failed, or none was sent.
     pub fn none_failed(&self) -> Result<()> {
-        self.at_most_failed(0)
-    }
-
-    /// No more than that was lost.
-    ///
-    /// # Errors
-    /// Where more creates failed, or none was sent.
-    pub fn at_most_failed(&self, count: usize) -> Result<()> {
-        if self.sent == 0 || self.failures.len() > count {
+        if self.sent == 0 || !self.failures.is_empty() {
             return Err(Error::Unexpected(self.summary()));
         }
         Ok(())
@@ -206,15 +201,23 @@ async fn send(client: &Client, name: &str, interval: Duration, limit: usize, sha
                     Some(Failure { sent, answered: began.elapsed(), message })
                 });
             }
-            Some(answered) = running.join_next() => outcome.failures.extend(answered.ok().flatten()),
+            Some(answered) = running.join_next() => outcome.failures.extend(failure(answered, began)),
             () = time::sleep(Duration::from_millis(200)) => {}
         }
     }
     while let Some(answered) = running.join_next().await {
-        outcome.failures.extend(answered.ok().flatten());
+        outcome.failures.extend(failure(answered, began));
     }
     outcome.failures.sort_by_key(|failure| failure.sent);
     outcome
+}
+
+/// The failure of a create, if it failed; that its task panicked is one, too.
+fn failure(answered: std::result::Result<Option<Failure>, JoinError>, began: Instant) -> Option<Failure> {
+    answered.unwrap_or_else(|error| {
+        let now = began.elapsed();
+        Some(Failure { sent: now, answered: now, message: error.to_string() })
+    })
 }
 
 /// `interval`, from one hundredth less to one hundredth more, in forty steps.

@@ -1,6 +1,8 @@
-//! What a machine needs for two nodes. It looks, and installs nothing.
+//! What a machine needs for two nodes. It tries, leaves nothing behind, and installs nothing.
 
-use std::{env, path::Path};
+use std::{env, fs, io, path::Path, process::Command};
+
+use control_plane::output;
 
 /// A program, and the package of Debian's that brings it.
 const PROGRAMS: [(&str, &str); 10] = [
@@ -25,8 +27,11 @@ pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("nodes need root: namespaces, control groups and mounts".to_owned());
     }
-    if !Path::new("/sys/fs/cgroup/memory").exists() {
-        return Some("nodes need control groups of version 1 at /sys/fs/cgroup".to_owned());
+    if let Err(error) = try_cgroup() {
+        return Some(format!("nodes need control groups of version 1 at /sys/fs/cgroup that can be written: {error}"));
+    }
+    if !Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
+        return Some("nodes need the kernel's br_netfilter: modprobe br_netfilter".to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &str| env::split_paths(&path).any(|directory| directory.join(program).is_file());
@@ -35,6 +40,20 @@ pub fn missing() -> Option<String> {
     if !Path::new("/usr/lib/cni/bridge").exists() {
         packages.push("containernetworking-plugins");
     }
-    (!packages.is_empty())
-        .then(|| format!("nodes need these packages: apt-get install --no-install-recommends {}", packages.join(" ")))
+    if !packages.is_empty() {
+        let packages = packages.join(" ");
+        return Some(format!("nodes need these packages: apt-get install --no-install-recommends {packages}"));
+    }
+    match output(Command::new("unshare").args(["--net", "--mount", "--pid", "--fork", "true"])) {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("nodes need namespaces: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Some(format!("nodes need namespaces: {error}")),
+    }
+}
+
+/// Makes a control group, and removes it.
+fn try_cgroup() -> io::Result<()> {
+    let group = format!("/sys/fs/cgroup/memory/switchboard-probe-{}", std::process::id());
+    fs::create_dir(&group)?;
+    fs::remove_dir(&group)
 }

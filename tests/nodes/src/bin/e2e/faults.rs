@@ -100,13 +100,12 @@ pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
     }
     world.kubectl(&["delete", "pods", "--selector=app.kubernetes.io/name=switchboard", "--wait=false"])?;
     let deleted = Instant::now();
-    let started = wait("two new pods that run", WITHIN, || {
+    // A pod that ends instead of waiting is started again, which its restarts tell of.
+    wait("two new pods that have started", WITHIN, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
-        let running: Vec<_> = pods.iter().filter(|pod| World::process_of_now(pod).is_some()).collect();
-        if running.len() == 2 && pods.len() == 2 { Ok(()) } else { Err(format!("{pods:?}")) }
-    });
-    // Where they end instead of waiting, that is told by their restarts below.
-    drop(started);
+        let has_started = |pod: &Pod| pod.restarts > 0 || World::process_of_now(pod).is_some();
+        if pods.len() == 2 && pods.iter().all(has_started) { Ok(()) } else { Err(format!("{pods:?}")) }
+    })?;
     std::thread::sleep(AWAY.saturating_sub(deleted.elapsed()));
     let back = Instant::now();
     for node in world.cluster.nodes() {
