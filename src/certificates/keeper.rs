@@ -118,25 +118,36 @@ impl Keeper {
         // The looks that wrote or failed since nothing has happened for a while.
         let mut efforts = 0;
         loop {
-            let is_done = match timeout(PATIENCE, self.look()).await {
-                Ok(Ok(Looked::Done)) => true,
+            let has_failed = match timeout(PATIENCE, self.look()).await {
+                Ok(Ok(Looked::Done)) => {
+                    sleep(spacing(efforts).min(self.pause())).await;
+                    tokio::select! {
+                        () = sleep_until(self.next_look()) => efforts = 0,
+                        Some(()) = changes.next() => {}
+                    }
+                    continue;
+                }
                 Ok(Ok(Looked::Again)) => false,
                 Ok(Err(error)) => {
                     tracing::warn!(error = %ErrorChain(&error), "cannot keep the certificate of the webhook");
-                    false
+                    true
                 }
                 Err(_) => {
                     tracing::warn!("the certificate of the webhook could not be looked after in time");
-                    false
+                    true
                 }
             };
-            efforts += u32::from(!is_done);
-            sleep(spacing(efforts).min(self.pause())).await;
-            if is_done {
+            efforts += 1;
+            let pause = sleep(spacing(efforts).min(self.pause()));
+            if has_failed {
+                // What was missing or out of reach may be back: a registration is mended at once, however long it was away.
                 tokio::select! {
-                    () = sleep_until(self.next_look()) => efforts = 0,
+                    () = pause => {}
                     Some(()) = changes.next() => {}
                 }
+            } else {
+                // Not at once, so that replicas and others that write the same do not spin.
+                pause.await;
             }
         }
     }
