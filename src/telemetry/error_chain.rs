@@ -9,6 +9,9 @@ use std::fmt::{Display, Formatter, Result};
 
 const UNPROCESSABLE_ENTITY: u16 = 422;
 
+/// In the API server's words for a denial, what stands between who denied and why: by a webhook, and by a policy.
+const DENIALS: [&str; 2] = ["denied the request", "denied request"];
+
 /// Displays an error and its sources, joined by ": ", without the repetitions of errors whose text contains that of their source.
 ///
 /// ```
@@ -59,12 +62,17 @@ fn answer(status: &Status) -> String {
     let details = status.details.as_ref().filter(|_| *code == UNPROCESSABLE_ENTITY);
     let message = match details {
         // The message quotes the values.
-        Some(details) => {
+        Some(details) if !details.causes.is_empty() => {
             let fields: Vec<_> =
                 details.causes.iter().map(|cause| format!("{} ({})", cause.field, cause.reason)).collect();
             format!("{} {} is invalid: {}", details.kind, details.name, fields.join(", "))
         }
-        None => message.trim_end_matches('.').to_owned(),
+        // So does that of a webhook or a policy of somebody else, which says who it is first.
+        _ if let Some((who, _)) = DENIALS.iter().find_map(|denial| message.split_once(denial)) => {
+            format!("{who}denied the request")
+        }
+        _ if *code == UNPROCESSABLE_ENTITY => "the object is invalid".to_owned(),
+        _ => message.trim_end_matches('.').to_owned(),
     };
     format!("{message} ({code} {reason})")
 }
@@ -162,6 +170,25 @@ mod tests {
             ErrorChain(&kube::Error::Api(status.boxed())).to_string(),
             "AddressBinding sms-a is invalid: spec.contactAddress (FieldValueInvalid) (422 Invalid)"
         );
+        for (code, message, expected) in [
+            (
+                403,
+                format!("admission webhook \"a.b\" denied the request: {ADDRESS}"),
+                "admission webhook \"a.b\" denied the request",
+            ),
+            (
+                403,
+                format!("ValidatingAdmissionPolicy 'a' with binding 'b' denied request: {ADDRESS}"),
+                "ValidatingAdmissionPolicy 'a' with binding 'b' denied the request",
+            ),
+            (422, format!("{ADDRESS} is no address"), "the object is invalid"),
+        ] {
+            let status = Status::failure(&message, "Invalid").with_code(code);
+            assert_eq!(
+                ErrorChain(&kube::Error::Api(status.boxed())).to_string(),
+                format!("{expected} ({code} Invalid)")
+            );
+        }
         let unreadable = serde_json::from_str::<u8>(&format!("\"{ADDRESS}\"")).unwrap_err();
         let text = ErrorChain(&kube::Error::SerdeError(unreadable)).to_string();
         assert!(!text.contains(ADDRESS) && text.contains("line 1"), "{text}");
