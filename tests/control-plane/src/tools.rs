@@ -53,28 +53,23 @@ pub(crate) static CONTROL_PLANE: Module = Module {
 
 /// Older API servers, the oldest first. Each is apart, since each needs the staging modules that were released with it.
 pub(crate) static OLDER_API_SERVERS: [Module; 3] = [
-    Module {
-        directory: "tests/control-plane/kubernetes-1.31",
-        go_mod: include_str!("../kubernetes-1.31/go.mod"),
-        go_sum: include_str!("../kubernetes-1.31/go.sum"),
-        source: None,
-        flags: of_kubernetes,
-    },
-    Module {
-        directory: "tests/control-plane/kubernetes-1.33",
-        go_mod: include_str!("../kubernetes-1.33/go.mod"),
-        go_sum: include_str!("../kubernetes-1.33/go.sum"),
-        source: None,
-        flags: of_kubernetes,
-    },
-    Module {
-        directory: "tests/control-plane/kubernetes-1.35",
-        go_mod: include_str!("../kubernetes-1.35/go.mod"),
-        go_sum: include_str!("../kubernetes-1.35/go.sum"),
-        source: None,
-        flags: of_kubernetes,
-    },
+    older_api_server(
+        "tests/control-plane/kubernetes-1.31",
+        [include_str!("../kubernetes-1.31/go.mod"), include_str!("../kubernetes-1.31/go.sum")],
+    ),
+    older_api_server(
+        "tests/control-plane/kubernetes-1.33",
+        [include_str!("../kubernetes-1.33/go.mod"), include_str!("../kubernetes-1.33/go.sum")],
+    ),
+    older_api_server(
+        "tests/control-plane/kubernetes-1.35",
+        [include_str!("../kubernetes-1.35/go.mod"), include_str!("../kubernetes-1.35/go.sum")],
+    ),
 ];
+
+const fn older_api_server(directory: &'static str, [go_mod, go_sum]: [&'static str; 2]) -> Module {
+    Module { directory, go_mod, go_sum, source: None, flags: of_kubernetes }
+}
 
 /// Apart from the control plane, so that neither decides on the other's dependencies.
 static CHART_TOOLS: Module = Module {

@@ -112,7 +112,7 @@ pub fn deleted_pods(world: &mut World) -> Result<String> {
 }
 
 pub fn killed_leader(world: &mut World) -> Result<String> {
-    let leader = world.leader()?;
+    let (leader, holder) = (world.leader()?, world.holder()?);
     let process = World::process_of(&leader)?;
     let load = world.creates(PACE)?;
     // Creates are on their way on each replica's connections before it happens.
@@ -131,7 +131,7 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
         }
     })?;
     world.wait_for_rollout()?;
-    world.leader()?;
+    world.leader_after(&holder)?;
     let led = load.elapsed().saturating_sub(killed_at);
     let outcome = load.stop()?;
     // On its way was what had been sent and not answered when it ended. Until the Service knows, a new connection may be led to the

@@ -127,7 +127,9 @@ pub fn power_cut(world: &mut World) -> Result<String> {
     conversation["spec"]["timers"] = serde_json::json!({"closeAfter": "5s"});
     let file = world.cluster.write("overdue.yaml", &conversation.to_string())?;
     world.cluster.kubectl_run(&["apply", "--filename", &file.display().to_string()])?;
-    let before = count(world)?;
+    let (before, closed) = (count(world)?, format!("conversation/{name}"));
+    let state = world.cluster.kubectl_run(&["get", &closed, "--output=jsonpath={.status.state}"])?;
+    expect(state != "Closed", || "the timer fired before the power cut: nothing would be shown".to_owned())?;
     world.cluster.cut_power();
     // Due while nobody is there to see it.
     std::thread::sleep(Duration::from_secs(6));
@@ -136,7 +138,6 @@ pub fn power_cut(world: &mut World) -> Result<String> {
     let reached = back.elapsed();
     world.wait_for_creates()?;
     let created = back.elapsed();
-    let closed = format!("conversation/{name}");
     world.cluster.kubectl_run(&["wait", "--for=jsonpath={.status.state}=Closed", &closed, "--timeout=3m"])?;
     let fired = back.elapsed();
     world.wait_for_rollout()?;

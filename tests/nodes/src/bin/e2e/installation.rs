@@ -27,7 +27,8 @@ pub fn installs_under_restricted(world: &mut World) -> Result<String> {
     let ids =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     let (user, group) = (ids("Uid:"), ids("Gid:"));
-    let is_nobody = |ids: &str| ids.split_whitespace().all(|id| id == "65532");
+    // The real, the effective, the saved one, and that of the file system.
+    let is_nobody = |ids: &str| ids.split_whitespace().collect::<Vec<_>>() == ["65532"; 4];
     expect(is_nobody(&user) && is_nobody(&group), || format!("it runs as user {user} and group {group}"))?;
     Ok(format!("installed in {:.1} s", took.as_secs_f32()))
 }
@@ -97,4 +98,16 @@ pub fn renames_the_release(world: &mut World) -> Result<String> {
     world.install(RELEASE, &["--take-ownership"])?;
     let took = world.wait_for_creates()?.max(Duration::from_millis(1));
     Ok(format!("with --take-ownership, and back; creates succeed after {:.1} s", took.as_secs_f32()))
+}
+
+/// A namespace that is deleted takes Helm's record of the release along; the registration stays, and fails closed.
+pub fn recovers_from_a_deleted_namespace(world: &mut World) -> Result<String> {
+    world.cluster.kubectl_run(&["delete", "namespace", NAMESPACE, "--timeout=3m"])?;
+    let manifest = world.cluster.write("closed.yaml", &manifest("closed", "closed"))?;
+    let said = world.cluster.kubectl_refused(&["create", "--filename", &manifest.display().to_string()])?;
+    expect(said.contains("failed calling webhook"), || said.clone())?;
+    let started = Instant::now();
+    world.install(RELEASE, &["--take-ownership"])?;
+    world.wait_for_creates()?;
+    Ok(format!("creates succeed {:.1} s after the next install began", started.elapsed().as_secs_f32()))
 }

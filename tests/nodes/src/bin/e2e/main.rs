@@ -37,7 +37,7 @@ const fn quick(name: &'static str, try_out: fn(&mut World) -> Result<String>) ->
 }
 
 /// In the order in which they run: each leaves the chart installed and both replicas ready.
-const SCENARIOS: [Scenario; 20] = [
+const SCENARIOS: [Scenario; 21] = [
     quick("chart_installs_under_restricted_without_a_warning", installation::installs_under_restricted),
     quick("second_open_conversation_is_refused_by_the_service", installation::refuses_the_second),
     quick("helm_test_succeeds", installation::helm_test),
@@ -57,6 +57,7 @@ const SCENARIOS: [Scenario; 20] = [
     scenario("power_cut_of_both_nodes_costs_no_conversation", faults::power_cut),
     scenario("uninstalled_operator_leaves_no_lease_behind", installation::reinstalls),
     scenario("other_release_name_takes_over_after_an_uninstall", installation::renames_the_release),
+    scenario("deleted_namespace_is_recovered_by_an_install", installation::recovers_from_a_deleted_namespace),
     scenario("cert_manager_renews_without_a_failed_create", certificates::cert_manager),
 ];
 

@@ -160,16 +160,25 @@ impl World {
             .collect())
     }
 
+    /// Who holds the Lease: the name of a pod, and something random, so that it differs after a restart of its container.
+    pub fn holder(&self) -> Result<String> {
+        let lease = self.get(&["lease", "switchboard"])?;
+        Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The pod that holds the Lease, waited for.
     pub fn leader(&self) -> Result<Pod> {
+        self.leader_after("")
+    }
+
+    /// The pod that holds the Lease, waited for until that holder no longer does.
+    pub fn leader_after(&self, before: &str) -> Result<Pod> {
         wait("a pod that leads", WITHIN, || {
             let failed = |error: Error| error.to_string();
-            let lease = self.get(&["lease", "switchboard"]).map_err(failed)?;
-            let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned();
+            let holder = self.holder().map_err(failed)?;
+            let is_holder = |pod: &Pod| holder != before && holder.starts_with(&format!("{}_", pod.name));
             let pods = self.pods().map_err(failed)?;
-            pods.into_iter()
-                .find(|pod| holder.starts_with(&format!("{}_", pod.name)))
-                .ok_or(format!("{holder:?} holds it"))
+            pods.into_iter().find(is_holder).ok_or(format!("{holder:?} holds it"))
         })
     }
 
