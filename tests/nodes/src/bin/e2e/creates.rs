@@ -5,34 +5,54 @@ use std::time::Duration;
 use control_plane::run;
 use nodes::{
     Result,
-    load::{Failure, Load},
+    load::{Failure, Load, Outcome},
     wait,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::{API_SERVER, NAMESPACE, PACE, RELEASE, TAGS, WITHIN, World, expect};
 
-/// A connection between an API server and the webhook rests between two creates. Creates further apart go through API servers of their
-/// own: each has connections of its own.
+/// How often a connection rests, for so many seconds, between two creates, and through how many API servers this is tried at once.
+struct Gaps {
+    seconds: u64,
+    count: usize,
+    api_servers: usize,
+}
+
+/// A connection between an API server and the webhook rests between two creates. An API server has connections of its own, so creates
+/// through others do not disturb it.
 pub fn idle_connections(world: &mut World) -> Result<String> {
-    let gaps: &[(u64, usize)] =
-        if world.is_quick { &[(5, 40)] } else { &[(5, 300), (30, 20), (60, 20), (89, 20), (91, 20)] };
-    let mut loads = Vec::new();
-    for (port, (gap, count)) in (API_SERVER..).zip(gaps) {
-        if port != API_SERVER {
-            world.cluster.start_api_server(port)?;
-        }
-        let name = world.set();
-        loads.push((gap, Load::start_limited(&world.cluster, port, &name, Duration::from_secs(*gap), *count)?));
+    let gaps = |seconds, count, api_servers| Gaps { seconds, count, api_servers };
+    let gaps = if world.is_quick {
+        vec![gaps(5, 40, 2)]
+    } else {
+        vec![gaps(5, 300, 3), gaps(30, 20, 1), gaps(60, 20, 2), gaps(89, 20, 3), gaps(91, 20, 3)]
+    };
+    let mut ports = API_SERVER..;
+    let mut sets = Vec::new();
+    for Gaps { seconds, count, api_servers } in gaps {
+        let loads = ports.by_ref().take(api_servers).map(|port| {
+            if port != API_SERVER {
+                world.cluster.start_api_server(port)?;
+            }
+            let (name, interval) = (world.set(), Duration::from_secs(seconds));
+            Load::start_limited(&world.cluster, port, &name, interval, count.div_ceil(api_servers) + 1)
+        });
+        sets.push((seconds, loads.collect::<Result<Vec<_>>>()?));
     }
     let mut figures = Vec::new();
     let mut failed = 0;
-    for (gap, load) in loads {
-        let outcome = load.finish()?;
-        failed += outcome.failures.len();
-        figures.push(format!("{gap} s apart {}", outcome.summary()));
+    for (seconds, loads) in sets {
+        let mut together = Outcome::default();
+        for load in loads {
+            let outcome = load.finish()?;
+            together.sent += outcome.sent;
+            together.failures.extend(outcome.failures);
+        }
+        failed += together.failures.len();
+        figures.push(format!("{seconds} s apart {}", together.summary()));
     }
-    for port in (API_SERVER + 1..).take(gaps.len() - 1) {
+    for port in API_SERVER + 1..ports.start {
         world.cluster.end_on_first_node(&format!("kube-apiserver-{port}"));
     }
     let figures = figures.join("; ");
