@@ -6,10 +6,10 @@
 
 mod files;
 mod issue;
-mod keeper;
 mod rotation;
+mod self_managed;
 mod tls;
 
 pub use files::Files;
-pub use keeper::{Keeper, Settings};
+pub use self_managed::{SelfManagedCertificate, Settings};
 pub use tls::{Clients, Publisher, TlsError};

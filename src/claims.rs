@@ -3,7 +3,7 @@
 use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
-use crate::core::claim::{AdmitStep, Answer, Claim, Request, Seen, Stored, Undecidable, Write, admit};
+use crate::core::claim::{AdmitStep, Claim, Decision, LiveConversation, Observation, Request, Undecided, Write, admit};
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::{ClaimWrite, Metrics, WriteOutcome};
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a create waits for another one, or for a release, before it is told to come again. Longer waits would hold seats of
 /// the API server.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// The first pause between two looks at a claim, doubled each time up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(80);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The first pause between two looks at a claim, doubled each time up to [`MAX_POLL_INTERVAL`].
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(80);
 
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
@@ -41,16 +41,16 @@ pub enum Error {
     /// An AddressBinding does not bear the name of its binding. Only somebody who went around the admission policy of the
     /// chart can have made it, and only they can delete it.
     #[error("AddressBinding {0} does not belong to the binding that it is named after: delete it")]
-    Foreign(BindingName),
+    NameMismatch(BindingName),
 }
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It took effect.
-    Done,
+    Applied,
     /// A precondition did not hold: what it rested on has changed.
-    Lost,
+    Conflict,
 }
 
 impl Claims {
@@ -68,22 +68,22 @@ impl Claims {
     }
 
     /// Claims the binding for a create, or says why not. Nothing is written after `deadline`.
-    pub async fn admit(&self, request: &Request, deadline: Instant) -> Answer {
-        let give_up_waiting = deadline.min(self.clock.monotonic() + LONGEST_WAIT);
+    pub async fn admit(&self, request: &Request, deadline: Instant) -> Decision {
+        let give_up_waiting = deadline.min(self.clock.monotonic() + WAIT_TIMEOUT);
         let grace_period = u64::try_from(self.grace_period.as_millis()).unwrap_or(u64::MAX);
-        let mut pause = FIRST_PAUSE;
-        let mut seen = Seen::Nothing;
+        let mut pause = MIN_POLL_INTERVAL;
+        let mut seen = Observation::Nothing;
         loop {
-            if seen == Seen::Changed && self.clock.monotonic() >= give_up_waiting {
-                return Answer::Undecidable(Undecidable::InFlight);
+            if seen == Observation::Changed && self.clock.monotonic() >= give_up_waiting {
+                return Decision::Undecided(Undecided::InFlight);
             }
             let step = admit(request, seen, self.clock.now(), grace_period);
             let observed = match step {
-                AdmitStep::Answer(answer) => return answer,
+                AdmitStep::Decide(answer) => return answer,
                 AdmitStep::Wait => {
                     sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    seen = Seen::Changed;
+                    pause = (pause * 2).min(MAX_POLL_INTERVAL);
+                    seen = Observation::Changed;
                     continue;
                 }
                 step => timeout_at(deadline, self.observe(request, step)).await,
@@ -92,25 +92,25 @@ impl Claims {
                 Ok(Ok(seen)) => seen,
                 Ok(Err(error)) => {
                     tracing::warn!(error = %ErrorChain(&error), binding = %request.binding.name(), "cannot reach the claims");
-                    return Answer::Undecidable(Undecidable::ApiServer);
+                    return Decision::Undecided(Undecided::ApiServer);
                 }
-                Err(_) => return Answer::Undecidable(Undecidable::ApiServer),
+                Err(_) => return Decision::Undecided(Undecided::ApiServer),
             };
         }
     }
 
-    async fn observe(&self, request: &Request, step: AdmitStep) -> Result<Seen, Error> {
+    async fn observe(&self, request: &Request, step: AdmitStep) -> Result<Observation, Error> {
         match step {
-            AdmitStep::ReadClaim => Ok(Seen::Claim(self.read(&request.binding.name()).await?)),
+            AdmitStep::ReadClaim => Ok(Observation::Claim(self.read(&request.binding.name()).await?)),
             AdmitStep::ReadHolder(claim) => {
                 let stored = self.stored(&claim.holder).await?;
-                Ok(Seen::Holder(claim, stored))
+                Ok(Observation::Holder(claim, stored))
             }
             AdmitStep::Write(write) => Ok(match self.write(&request.binding, write).await? {
-                Outcome::Done => Seen::Written,
-                Outcome::Lost => Seen::Changed,
+                Outcome::Applied => Observation::Written,
+                Outcome::Conflict => Observation::Changed,
             }),
-            AdmitStep::Wait | AdmitStep::Answer(_) => Ok(Seen::Changed),
+            AdmitStep::Wait | AdmitStep::Decide(_) => Ok(Observation::Changed),
         }
     }
 
@@ -118,14 +118,14 @@ impl Claims {
     pub async fn read(&self, name: &BindingName) -> Result<Option<Claim>, Error> {
         match Api::<AddressBinding>::all(self.client.clone()).get_opt(name.as_str()).await? {
             None => Ok(None),
-            Some(object) => claim_of(&object).map(Some).ok_or_else(|| Error::Foreign(name.clone())),
+            Some(object) => claim_of(&object).map(Some).ok_or_else(|| Error::NameMismatch(name.clone())),
         }
     }
 
     /// Reads a conversation from etcd, as far as the protocol cares.
-    pub async fn stored(&self, place: &ConversationReference) -> Result<Option<Stored>, Error> {
+    pub async fn stored(&self, place: &ConversationReference) -> Result<Option<LiveConversation>, Error> {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
-        Ok(conversations.get_opt(&place.name).await?.as_ref().map(Stored::of))
+        Ok(conversations.get_opt(&place.name).await?.as_ref().map(LiveConversation::of))
     }
 
     /// Carries one write out, under its preconditions.
@@ -163,8 +163,10 @@ impl Claims {
             }
         };
         let (counted, outcome) = match result {
-            Ok(()) => (WriteOutcome::Done, Ok(Outcome::Done)),
-            Err(kube::Error::Api(status)) if lost.contains(&status.code) => (WriteOutcome::Lost, Ok(Outcome::Lost)),
+            Ok(()) => (WriteOutcome::Applied, Ok(Outcome::Applied)),
+            Err(kube::Error::Api(status)) if lost.contains(&status.code) => {
+                (WriteOutcome::Conflict, Ok(Outcome::Conflict))
+            }
             Err(error) => (WriteOutcome::Failed, Err(error.into())),
         };
         self.metrics.claim_write(kind, counted);

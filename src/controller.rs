@@ -1,13 +1,13 @@
 //! Watch, decide, apply, schedule: what the leader does. It must not know the webhook; what both share is `core` and `claims`.
 //!
-//! One task owns the index and the queue and is the only one to change them: events and finished work come in, work goes out
+//! One task owns the index and the queue and is the only one to change them: events and finished jobs come in, work goes out
 //! to a bounded number of tasks that talk to the API server. Every replica keeps the index, the leader alone works.
 
-mod census;
-mod compact;
+mod event_recorder;
 mod index;
+mod keys;
 mod queue;
-mod teller;
+mod stats;
 mod watch;
 mod work;
 
@@ -20,29 +20,29 @@ use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Readiness;
 use crate::telemetry::metrics::Metrics;
-use compact::Place;
+use event_recorder::EventRecorder;
 use futures::StreamExt;
 use index::{ClaimPlan, ConversationPlan, Index};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use keys::NamespacedName;
 use kube::Client;
 use kube::runtime::watcher::{self, Config, Event};
 use queue::{Queue, Task};
 use std::time::Duration;
-use teller::Teller;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use watch::{Stored, Unreadable, watch};
-use work::{Finished, Next, Worker};
+use watch::{Guarded, InvalidObject, watch};
+use work::{JobOutcome, JobResult, Worker};
 
 /// How many pieces of work talk to the API server at once.
 const CONCURRENCY: usize = 16;
 /// How many tasks are looked at before events are: much may be due at once.
-const AT_ONCE: usize = 256;
+const MAX_TASKS_PER_TURN: usize = 256;
 /// How long after a status that follows activity the next one of the same conversation is written, however often it is reported.
-const BETWEEN_ROUTINE_WRITES: Duration = Duration::from_secs(1);
+const ROUTINE_WRITE_COOLDOWN: Duration = Duration::from_secs(1);
 /// What came about no longer ago may not have been told by who led before: a Lease expires, and a process starts, in less.
-const MAYBE_UNTOLD_MILLISECONDS: u64 = 120_000;
+const EVENT_BACKFILL_WINDOW_MILLISECONDS: u64 = 120_000;
 
 /// The controller.
 pub struct Controller {
@@ -54,10 +54,10 @@ pub struct Controller {
     index: Index,
     queue: Queue,
     worker: Worker,
-    teller: Teller,
+    event_recorder: EventRecorder,
     grace_period: Duration,
     /// Whether this replica led when it last looked. The queue of one that does not is empty.
-    leads: bool,
+    is_leader: bool,
 }
 
 impl Controller {
@@ -75,7 +75,7 @@ impl Controller {
     ) -> Self {
         let grace_period = claims.grace_period();
         let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics.clone());
-        let teller = Teller::new(client.clone(), events);
+        let event_recorder = EventRecorder::new(client.clone(), events);
         let queue = Queue::default();
         Self {
             client,
@@ -86,9 +86,9 @@ impl Controller {
             index: Index::default(),
             queue,
             worker,
-            teller,
+            event_recorder,
             grace_period,
-            leads: false,
+            is_leader: false,
         }
     }
 
@@ -100,15 +100,15 @@ impl Controller {
         let mut conversations = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(OPEN)));
         let mut closed = Box::pin(watch::<Conversation>(self.client.clone(), Config::default().fields(CLOSED)));
         let mut claims = Box::pin(watch::<AddressBinding>(self.client.clone(), Config::default()));
-        let mut jobs: JoinSet<Finished> = JoinSet::new();
+        let mut jobs: JoinSet<JobResult> = JoinSet::new();
         loop {
             let wake = self.wake(jobs.len() < CONCURRENCY);
             tokio::select! {
                 Some(event) = conversations.next() => self.conversation(event),
                 Some(event) = claims.next() => self.claim(event),
                 Some(event) = closed.next() => self.closed(event),
-                Some(finished) = jobs.join_next() => self.finished(finished?),
-                () = self.teller.progress() => {}
+                Some(job_finished) = jobs.join_next() => self.job_finished(job_finished?),
+                () = self.event_recorder.progress() => {}
                 () = self.leadership.changed() => {}
                 () = sleep_until(wake) => {}
                 () = shutdown.cancelled() => break,
@@ -119,50 +119,50 @@ impl Controller {
             self.readiness.synced();
             self.publish();
             self.follow_leadership();
-            if self.leads {
-                self.queue.wake(self.clock.now(), self.clock.monotonic());
+            if self.is_leader {
+                self.queue.promote_due(self.clock.now(), self.clock.monotonic());
                 self.work(&mut jobs);
             }
         }
         // What they wrote on their last way is told as well: no status tells the next leader of what is deleted.
-        while let Some(finished) = jobs.join_next().await {
-            self.finished(finished?);
+        while let Some(job_finished) = jobs.join_next().await {
+            self.job_finished(job_finished?);
         }
-        self.teller.end().await;
+        self.event_recorder.end().await;
         Ok(())
     }
 
     fn publish(&self) {
-        for (channel, state, count) in self.index.census().open() {
+        for (channel, state, count) in self.index.stats().open() {
             self.metrics.conversations(channel, state, count);
         }
-        let (count, oldest) = self.index.census().unassigned();
+        let (count, oldest) = self.index.stats().unassigned();
         self.metrics.unassigned(count, oldest);
         self.metrics.unreadable(self.index.unreadable());
     }
 
     fn follow_leadership(&mut self) {
-        let led = std::mem::replace(&mut self.leads, self.leadership.leads());
-        if self.leads && !led {
+        let led = std::mem::replace(&mut self.is_leader, self.leadership.is_leader());
+        if self.is_leader && !led {
             let now = self.clock.now();
-            let (to_do, asleep) = self.index.survey(|place| self.is_under_way(place), now);
+            let (to_do, asleep) = self.index.plan_all(|key| self.is_in_progress(key), now);
             for task in to_do {
                 self.queue.add_due(task);
             }
-            for (place, wake) in asleep {
-                self.queue.set_deadline(&place, Some(wake));
+            for (key, wake) in asleep {
+                self.queue.set_deadline(&key, Some(wake));
             }
-            let since = now.before(MAYBE_UNTOLD_MILLISECONDS);
-            for place in self.index.changed_lately(since) {
-                self.teller.tell_since(place, since);
+            let since = now.before(EVENT_BACKFILL_WINDOW_MILLISECONDS);
+            for key in self.index.recently_changed(since) {
+                self.event_recorder.backfill_since(key, since);
             }
-        } else if led && !self.leads {
+        } else if led && !self.is_leader {
             self.queue.clear();
         }
     }
 
-    fn work(&mut self, jobs: &mut JoinSet<Finished>) {
-        for _ in 0..AT_ONCE {
+    fn work(&mut self, jobs: &mut JoinSet<JobResult>) {
+        for _ in 0..MAX_TASKS_PER_TURN {
             if jobs.len() >= CONCURRENCY {
                 return;
             }
@@ -181,17 +181,17 @@ impl Controller {
         now + wake.unwrap_or(Duration::from_hours(1))
     }
 
-    fn conversation(&mut self, event: watcher::Result<Event<Stored<Conversation>>>) {
+    fn conversation(&mut self, event: watcher::Result<Event<Guarded<Conversation>>>) {
         let now = self.clock.monotonic();
         let affected = match event {
             Ok(Event::Init) => {
                 self.index.conversations_begin();
                 Vec::new()
             }
-            Ok(Event::InitApply(Stored(object)) | Event::Apply(Stored(object))) => match object {
+            Ok(Event::InitApply(Guarded(object)) | Event::Apply(Guarded(object))) => match object {
                 Ok(conversation) => self.index.conversation_seen(&conversation, now),
                 Err(unreadable) => {
-                    passed_over(&unreadable);
+                    log_invalid(&unreadable);
                     self.index.conversation_unreadable(&unreadable, now)
                 }
             },
@@ -202,22 +202,22 @@ impl Controller {
                 Vec::new()
             }
         };
-        self.ask_for(affected);
+        self.enqueue(affected);
     }
 
-    fn closed(&mut self, event: watcher::Result<Event<Stored<Conversation>>>) {
+    fn closed(&mut self, event: watcher::Result<Event<Guarded<Conversation>>>) {
         let affected = match event {
             Ok(Event::Init) => {
                 self.index.closed_begin();
                 Vec::new()
             }
-            Ok(Event::InitApply(Stored(object)) | Event::Apply(Stored(object))) => match object {
+            Ok(Event::InitApply(Guarded(object)) | Event::Apply(Guarded(object))) => match object {
                 Ok(conversation) => {
-                    let untold = self.clock.now().before(MAYBE_UNTOLD_MILLISECONDS);
+                    let untold = self.clock.now().before(EVENT_BACKFILL_WINDOW_MILLISECONDS);
                     self.index.closed_seen(&conversation, untold)
                 }
                 Err(unreadable) => {
-                    passed_over(&unreadable);
+                    log_invalid(&unreadable);
                     self.index.closed_unreadable(&unreadable)
                 }
             },
@@ -234,10 +234,10 @@ impl Controller {
                 Vec::new()
             }
         };
-        self.ask_for(affected);
+        self.enqueue(affected);
     }
 
-    fn claim(&mut self, event: watcher::Result<Event<Stored<AddressBinding>>>) {
+    fn claim(&mut self, event: watcher::Result<Event<Guarded<AddressBinding>>>) {
         let now = self.clock.monotonic();
         let affected = match event {
             Ok(Event::Init) => {
@@ -252,11 +252,11 @@ impl Controller {
                         "an AddressBinding cannot be read, or does not bear the name of its binding: delete it"
                     );
                     let affected = self.index.claim_gone(&BindingName::existing(name));
-                    return self.ask_for(affected);
+                    return self.enqueue(affected);
                 };
                 let affected = self.index.claim_seen(&claim, now);
                 // Creates in flight are looked at again when their grace period is over, if need be.
-                if self.leads && self.index.grace_ends(&claim.name, self.grace_period).is_some() {
+                if self.is_leader && self.index.grace_ends(&claim.name, self.grace_period).is_some() {
                     self.queue.add_at(Task::Claim(claim.name), now + self.grace_period);
                 }
                 affected
@@ -271,38 +271,38 @@ impl Controller {
                 Vec::new()
             }
         };
-        self.ask_for(affected);
+        self.enqueue(affected);
     }
 
-    fn ask_for(&mut self, tasks: Vec<Task>) {
-        if self.leads {
+    fn enqueue(&mut self, tasks: Vec<Task>) {
+        if self.is_leader {
             for task in tasks {
                 self.queue.add(task);
             }
         }
     }
 
-    fn begin(&mut self, task: Task, jobs: &mut JoinSet<Finished>) {
+    fn begin(&mut self, task: Task, jobs: &mut JoinSet<JobResult>) {
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
         match &task {
-            Task::Conversation(place) => match self.plan(place, now) {
-                ConversationPlan::Nothing { wake, look_at_first } => {
-                    self.queue.set_deadline(place, wake);
-                    self.ask_for(look_at_first);
-                    self.came_out_well(&task);
+            Task::Conversation(key) => match self.plan(key, now) {
+                ConversationPlan::Nothing { wake, blocked_on } => {
+                    self.queue.set_deadline(key, wake);
+                    self.enqueue(blocked_on);
+                    self.mark_succeeded(&task);
                 }
-                ConversationPlan::Report(telling) => {
-                    self.teller.tell(telling);
-                    self.came_out_well(&task);
+                ConversationPlan::Report(pending_event) => {
+                    self.event_recorder.record(pending_event);
+                    self.mark_succeeded(&task);
                 }
                 ConversationPlan::Write(write) => {
                     if write.is_routine {
-                        if let Some(until) = self.queue.rests(&task) {
-                            self.queue.set_deadline(place, write.wake);
+                        if let Some(until) = self.queue.cooldown_until(&task) {
+                            self.queue.set_deadline(key, write.wake);
                             self.queue.add_at(task.clone(), until);
-                            return self.came_out_well(&task);
+                            return self.mark_succeeded(&task);
                         }
-                        self.queue.rest(task.clone(), monotonic + BETWEEN_ROUTINE_WRITES);
+                        self.queue.start_cooldown(task.clone(), monotonic + ROUTINE_WRITE_COOLDOWN);
                     }
                     let worker = self.worker.clone();
                     jobs.spawn(async move { worker.write_status(task, write).await });
@@ -311,15 +311,15 @@ impl Controller {
                     let worker = self.worker.clone();
                     jobs.spawn(async move { worker.delete(task, deletion).await });
                 }
-                ConversationPlan::Resolve(question) => {
+                ConversationPlan::Resolve(lookup) => {
                     let worker = self.worker.clone();
-                    jobs.spawn(async move { worker.resolve(task, question).await });
+                    jobs.spawn(async move { worker.resolve(task, lookup).await });
                 }
             },
             Task::Claim(name) => match self.index.plan_claim(name, self.grace_period, monotonic) {
-                ClaimPlan::Nothing { look_at } => {
-                    self.ask_for(look_at);
-                    self.came_out_well(&task);
+                ClaimPlan::Nothing { enqueue } => {
+                    self.enqueue(enqueue);
+                    self.mark_succeeded(&task);
                 }
                 ClaimPlan::Release(release) => {
                     let worker = self.worker.clone();
@@ -329,73 +329,73 @@ impl Controller {
         }
     }
 
-    fn plan(&self, place: &Place, now: Time) -> ConversationPlan {
-        self.index.plan_conversation(place, |other| self.is_under_way(other), now)
+    fn plan(&self, key: &NamespacedName, now: Time) -> ConversationPlan {
+        self.index.plan_conversation(key, |other| self.is_in_progress(other), now)
     }
 
-    fn is_under_way(&self, place: &Place) -> bool {
-        self.queue.is_under_way(&Task::Conversation(place.clone()))
+    fn is_in_progress(&self, key: &NamespacedName) -> bool {
+        self.queue.is_in_progress(&Task::Conversation(key.clone()))
     }
 
-    fn came_out_well(&mut self, task: &Task) {
+    fn mark_succeeded(&mut self, task: &Task) {
         self.queue.done(task);
-        self.queue.succeeded(task);
+        self.queue.forget(task);
     }
 
-    fn finished(&mut self, finished: Finished) {
-        let Finished { task, mut next } = finished;
+    fn job_finished(&mut self, job_finished: JobResult) {
+        let JobResult { task, mut next } = job_finished;
         self.queue.done(&task);
-        if let (Task::Conversation(place), Next::Written { changed: Some(version), .. }) = (&task, &next) {
-            self.index.written(place, version);
+        if let (Task::Conversation(key), JobOutcome::Written { changed: Some(version), .. }) = (&task, &next) {
+            self.index.written(key, version);
         }
         // What was written is told, also by who leads no more.
-        if let Next::Written { tellings, .. } | Next::Deleted { tellings } = &mut next {
-            for telling in std::mem::take(tellings) {
-                self.teller.tell(telling);
+        if let JobOutcome::Written { pending_events, .. } | JobOutcome::Deleted { pending_events } = &mut next {
+            for pending_event in std::mem::take(pending_events) {
+                self.event_recorder.record(pending_event);
             }
         }
-        if !self.leads {
+        if !self.is_leader {
             return;
         }
-        if let Task::Conversation(place) = &task {
-            let waits_for_it = self.index.claimant(place);
-            self.ask_for(waits_for_it.into_iter().collect());
+        if let Task::Conversation(key) = &task {
+            let waits_for_it = self.index.claimant(key);
+            self.enqueue(waits_for_it.into_iter().collect());
         }
         match next {
-            Next::Nothing | Next::Deleted { .. } => self.queue.succeeded(&task),
-            Next::Wake(wake) | Next::Written { wake, .. } => {
-                self.queue.succeeded(&task);
-                if let Task::Conversation(place) = &task {
-                    self.queue.set_deadline(place, wake);
+            JobOutcome::Nothing | JobOutcome::Deleted { .. } => self.queue.forget(&task),
+            JobOutcome::Wake(wake) | JobOutcome::Written { wake, .. } => {
+                self.queue.forget(&task);
+                if let Task::Conversation(key) = &task {
+                    self.queue.set_deadline(key, wake);
                 }
             }
-            Next::LookAt(other) => {
-                self.queue.succeeded(&task);
+            JobOutcome::Enqueue(other) => {
+                self.queue.forget(&task);
                 self.queue.add(other);
             }
-            Next::AwaitGrace => {
-                self.queue.succeeded(&task);
+            JobOutcome::AwaitGrace => {
+                self.queue.forget(&task);
                 if let Task::Claim(name) = &task {
                     // Where none is in flight any more, it is time.
                     let ends = self.index.grace_ends(name, self.grace_period);
                     self.queue.add_at(task, ends.unwrap_or_else(|| self.clock.monotonic()));
                 }
             }
-            Next::Retry(backoff) => self.queue.retry(task, backoff, self.clock.monotonic()),
+            JobOutcome::Retry(backoff) => self.queue.add_rate_limited(task, backoff, self.clock.monotonic()),
         }
     }
 }
 
 /// A stored object that cannot be read stops nothing. Why it cannot is in its Event, since that may quote an address.
-fn passed_over(unreadable: &Unreadable) {
+fn log_invalid(unreadable: &InvalidObject) {
     let ObjectMeta { namespace, name, .. } = &unreadable.metadata;
     tracing::error!(
-        conversation = %Place::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
-        "a stored conversation cannot be read and is passed over: correct or delete it; its Event Unreadable says why"
+        conversation = %NamespacedName::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
+        "a stored conversation cannot be read and is passed over: correct or delete it; its Event InvalidObject says why"
     );
 }
 
-fn metadata<K: watch::Kind>(object: &Stored<K>) -> &ObjectMeta {
+fn metadata<K: watch::Watched>(object: &Guarded<K>) -> &ObjectMeta {
     kube::Resource::meta(object)
 }
 

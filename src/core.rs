@@ -5,5 +5,5 @@
 pub mod address;
 pub mod binding;
 pub mod claim;
+pub mod denial;
 pub mod lifecycle;
-pub mod refusal;

@@ -43,19 +43,19 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Leadership {
     clock: Clock,
-    leads_until: watch::Receiver<Option<Instant>>,
+    leader_until: watch::Receiver<Option<Instant>>,
 }
 
 impl Leadership {
     /// Whether this replica may write now.
     #[must_use]
-    pub fn leads(&self) -> bool {
-        self.leads_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
+    pub fn is_leader(&self) -> bool {
+        self.leader_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
     }
 
     /// Waits until the Lease was acquired, renewed or lost.
     pub async fn changed(&mut self) {
-        if self.leads_until.changed().await.is_err() {
+        if self.leader_until.changed().await.is_err() {
             // The elector has ended, and with it the process is about to.
             std::future::pending::<()>().await;
         }
@@ -73,7 +73,7 @@ pub enum Error {
     NoAnswer,
     /// The Lease is older than it was: etcd was restored from a backup, and what the watches have shown is of another history.
     #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
-    WentBack {
+    HistoryRewound {
         /// The resourceVersion at which the Lease was last observed.
         before: u64,
         /// Its present one.
@@ -82,13 +82,13 @@ pub enum Error {
 }
 
 /// What the duration of a Lease says that was given back, in seconds: here as in client-go.
-const GIVEN_BACK: i32 = 1;
+const RELEASED_DURATION: i32 = 1;
 
 /// How long giving the Lease back may take: the process is about to end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Competes for the Lease.
-pub struct Elector {
+pub struct LeaderElector {
     leases: Api<Lease>,
     reviews: Api<SelfSubjectReview>,
     owner: Owner,
@@ -96,7 +96,7 @@ pub struct Elector {
     is_owner_fixed: bool,
     settings: Settings,
     clock: Clock,
-    leads_until: watch::Sender<Option<Instant>>,
+    leader_until: watch::Sender<Option<Instant>>,
     observed: Option<Observed>,
 }
 
@@ -162,17 +162,17 @@ impl Observed {
     fn held_until(&self, identity: &str, leads: bool, ours: Duration) -> Option<Instant> {
         let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
         let is_ours = self.holder() == identity && (leads || !self.is_gone);
-        let is_given_back = self.holder().is_empty() && recorded == GIVEN_BACK;
+        let is_given_back = self.holder().is_empty() && recorded == RELEASED_DURATION;
         let duration = ours.max(Duration::from_secs(u64::try_from(recorded).unwrap_or_default()));
         (!is_ours && !is_given_back).then(|| self.since + duration)
     }
 }
 
-impl Elector {
+impl LeaderElector {
     /// One that competes with `settings`, and what tells of its success.
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock) -> (Self, Leadership) {
-        let (leads_until, receiver) = watch::channel(None);
+        let (leader_until, receiver) = watch::channel(None);
         let (leases, reviews) = (Api::namespaced(client.clone(), &settings.namespace), Api::all(client));
         let elector = Self {
             leases,
@@ -181,16 +181,16 @@ impl Elector {
             is_owner_fixed: false,
             settings,
             clock,
-            leads_until,
+            leader_until,
             observed: None,
         };
-        (elector, Leadership { clock, leads_until: receiver })
+        (elector, Leadership { clock, leader_until: receiver })
     }
 
     /// Competes until `shutdown`, and gives the Lease back once `stopped` says that nothing is written any more.
     ///
     /// # Errors
-    /// [`Error::WentBack`]: whatever this process knows is to be forgotten.
+    /// [`Error::HistoryRewound`]: whatever this process knows is to be forgotten.
     pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
@@ -201,7 +201,7 @@ impl Elector {
                     self.lead_until(leads.then(|| began + self.settings.renew_deadline));
                     !leads
                 }
-                Err(error @ Error::WentBack { .. }) => {
+                Err(error @ Error::HistoryRewound { .. }) => {
                     self.lead_until(None);
                     return Err(error);
                 }
@@ -212,7 +212,7 @@ impl Elector {
             };
             let rest = async {
                 if stands_by {
-                    self.stand_by().await
+                    self.watch_until_expired().await
                 } else {
                     sleep(self.settings.retry_period).await;
                     Ok(())
@@ -240,22 +240,22 @@ impl Elector {
     /// The Lease was not reached: what it allowed before is allowed until its time is over.
     fn failed(&self, error: &Error) {
         tracing::warn!(error = %ErrorChain(error), "cannot reach the Lease");
-        if !self.leads() {
+        if !self.is_leader() {
             self.lead_until(None);
         }
     }
 
-    fn leads(&self) -> bool {
-        self.leads_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
+    fn is_leader(&self) -> bool {
+        self.leader_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
     }
 
     fn lead_until(&self, until: Option<Instant>) {
-        let (leads, led) = (until.is_some(), self.leads_until.borrow().is_some());
+        let (leads, led) = (until.is_some(), self.leader_until.borrow().is_some());
         if leads != led {
             let identity = &self.settings.identity;
             if leads { tracing::info!(%identity, "leading") } else { tracing::info!(%identity, "no longer leading") }
         }
-        self.leads_until.send_replace(until);
+        self.leader_until.send_replace(until);
     }
 
     /// One attempt to acquire or to renew: whether this replica holds the Lease after it. Where there is none and never was one that
@@ -276,13 +276,13 @@ impl Elector {
     /// Until when another one may write, as far as is known.
     fn held_until(&self) -> Option<Instant> {
         let observed = self.observed.as_ref()?;
-        observed.held_until(&self.settings.identity, self.leads(), self.settings.duration)
+        observed.held_until(&self.settings.identity, self.is_leader(), self.settings.duration)
     }
 
     /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. Each attempt
     /// reads the Lease first, so what is missed here costs time alone; and where nothing comes for longer than a leader that can
     /// renew is ever silent, there is an attempt too, and another watch after it.
-    async fn stand_by(&mut self) -> Result<(), Error> {
+    async fn watch_until_expired(&mut self) -> Result<(), Error> {
         let mut heard = self.clock.monotonic();
         let mut earliest = heard + self.settings.retry_period;
         let observed = self.observed.as_ref().and_then(|observed| observed.lease.metadata.resource_version.clone());
@@ -327,7 +327,7 @@ impl Elector {
             .map_or(now, |before| before.since);
         self.observed = Some(Observed { lease: lease.clone(), since, is_gone: false });
         match (before.as_ref().and_then(|before| version(&before.lease)), version(lease)) {
-            (Some(before), Some(now)) if now < before => Err(Error::WentBack { before, now }),
+            (Some(before), Some(now)) if now < before => Err(Error::HistoryRewound { before, now }),
             _ => Ok(()),
         }
     }
@@ -409,7 +409,7 @@ impl Elector {
             let now = MicroTime(self.clock.now().timestamp());
             let spec = LeaseSpec {
                 holder_identity: Some(String::new()),
-                lease_duration_seconds: Some(GIVEN_BACK),
+                lease_duration_seconds: Some(RELEASED_DURATION),
                 renew_time: Some(now),
                 ..spec
             };

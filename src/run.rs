@@ -1,19 +1,19 @@
 //! Wires everything into one supervised process: whatever part ends, ends the process.
 
-use crate::certificates::{self, Clients, Files, Keeper, Publisher, TlsError};
+use crate::certificates::{self, Clients, Files, Publisher, SelfManagedCertificate, TlsError};
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::controller::Controller;
-use crate::leader::{self, Elector};
+use crate::leader::{self, LeaderElector};
 use crate::listener;
 use crate::self_check::{self, SelfCheck};
 use crate::supervisor::{self, Supervisor};
-use crate::telemetry::calls::CallLayer;
+use crate::telemetry::client_metrics::ClientMetricsLayer;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
-use crate::webhook::{Admitter, Limits, Shutdown, serve};
+use crate::webhook::{AdmissionHandler, Limits, Shutdown, serve};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::{Stream, stream};
 use hyper::body::Bytes;
@@ -137,7 +137,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     }
     let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
     let health = listen(settings.health_address, "probes", "--health-address").await?;
-    let Connections { client, persistent, url } = configure(&metrics).await?;
+    let Connections { client, retrying, url } = configure(&metrics).await?;
     let mut supervisor = Supervisor::new(signals().map_err(Error::Signals)?, settings.drain_delay);
     supervisor.background("the probes' listener", health::serve(health, readiness.clone(), metrics.clone()));
     // What follows needs the API server, and would only repeat why it is not there.
@@ -146,10 +146,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     }
 
     let claims = |client| Claims::new(client, clock, settings.grace_period, metrics.clone());
-    let admitter = Admitter::new(persistent.clone(), claims(persistent));
+    let admitter = AdmissionHandler::new(retrying.clone(), claims(retrying));
     let claims = claims(client.clone());
     let events = Events::new(client.clone(), settings.lease.identity.clone());
-    let (elector, leadership) = Elector::new(client.clone(), settings.lease, clock);
+    let (elector, leadership) = LeaderElector::new(client.clone(), settings.lease, clock);
     metrics.leadership(leadership.clone());
     let controller = Controller::new(
         client.clone(),
@@ -165,7 +165,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     supervisor.background("the self-check", self_check.run());
     supervisor.background("the keeper of the certificate", async move {
         match settings.certificate {
-            Certificate::Kept(settings) => Keeper::new(client, settings, clock, publisher).run().await,
+            Certificate::Kept(settings) => SelfManagedCertificate::new(client, settings, clock, publisher).run().await,
             Certificate::Files(files) => files.run(publisher).await,
         }
     });
@@ -223,10 +223,10 @@ pub async fn check(namespace: &str) -> Result<(), Error> {
 
 /// What there is to call the API server by.
 struct Connections {
-    /// For whoever begins anew by itself, with pauses of its own, which those of a persistent one would multiply.
+    /// For whoever begins anew by itself, with pauses of its own, which those of the retrying client would multiply.
     client: Client,
     /// For whoever has an answer to give: what the API server is too busy for is asked again, within the time that is left for it.
-    persistent: Client,
+    retrying: Client,
     /// The address of the API server.
     url: String,
 }
@@ -239,9 +239,9 @@ async fn configure(metrics: &Metrics) -> Result<Connections, Error> {
         let mut config = config.clone();
         config.default_retry = default_retry;
         let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
-        Ok::<_, Error>(builder.with_layer(&CallLayer::new(metrics.clone())).build())
+        Ok::<_, Error>(builder.with_layer(&ClientMetricsLayer::new(metrics.clone())).build())
     };
-    Ok(Connections { client: client(false)?, persistent: client(true)?, url })
+    Ok(Connections { client: client(false)?, retrying: client(true)?, url })
 }
 
 /// Calls the API server until it answers. Every failure may pass without a restart: a network or a role can come later than the pod.

@@ -5,7 +5,7 @@
 use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
 use crate::core::binding::Binding;
-use crate::core::refusal::ALREADY_BOUND;
+use crate::core::denial::ALREADY_BOUND;
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::Metrics;
@@ -15,9 +15,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// How long between two attempts.
-const PAUSE: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one attempt may take: longer than the API server waits for the webhook (10 s), so that it can say that it did in vain.
-const PATIENCE: Duration = Duration::from_secs(12);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
 /// How many claims are looked at for one whose conversation holds it.
 const CLAIMS: u32 = 5;
 /// What the conversation that is never made would be called.
@@ -51,8 +51,8 @@ impl SelfCheck {
     /// Asks for as long as the process lives.
     pub async fn run(self) {
         loop {
-            if self.leadership.leads() {
-                match timeout(PATIENCE, self.ask()).await {
+            if self.leadership.is_leader() {
+                match timeout(CHECK_TIMEOUT, self.ask()).await {
                     Ok(Ok(found)) => {
                         if found == Some(false) {
                             tracing::error!("the API server admits a second holder without asking the webhook");
@@ -72,7 +72,7 @@ impl SelfCheck {
                     }
                 }
             }
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -97,7 +97,7 @@ impl SelfCheck {
         let claims = Api::<AddressBinding>::all(self.client.clone());
         for claim in claims.list(&ListParams::default().limit(CLAIMS)).await?.iter().filter_map(claim_of) {
             let holder = self.claims.stored(&claim.holder).await?;
-            if holder.is_some_and(|holder| holder.holds.as_ref() == Some(&claim.name)) {
+            if holder.is_some_and(|holder| holder.held_binding.as_ref() == Some(&claim.name)) {
                 return Ok(Some(claim.binding));
             }
         }

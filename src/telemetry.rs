@@ -1,6 +1,6 @@
 //! What the process tells of itself. It must not decide anything.
 
-pub mod calls;
+pub mod client_metrics;
 pub mod error_chain;
 pub mod events;
 pub mod health;

@@ -8,6 +8,6 @@ mod review;
 mod server;
 mod service;
 
-pub use review::{Asked, Review, Unreadable, respond};
+pub use review::{Review, ReviewKind, Unreadable, respond};
 pub use server::{Limits, Shutdown, Tls, serve};
-pub use service::Admitter;
+pub use service::AdmissionHandler;

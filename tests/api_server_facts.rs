@@ -10,8 +10,8 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE, create_namespace};
-use common::reviewer::{Review, Reviewer, Verdict};
+use common::cluster::{TIMEOUT, TestNamespace, create_namespace};
+use common::fake_webhook::{FakeWebhook, Review, Verdict};
 use common::shared_control_plane;
 use control_plane::{ControlPlane, Kubernetes};
 use futures::{StreamExt, TryStreamExt};
@@ -36,23 +36,23 @@ async fn client_of(control_plane: &ControlPlane) -> Client {
     Client::try_from(config).unwrap()
 }
 
-async fn desk_on(control_plane: &ControlPlane) -> Desk {
+async fn desk_on(control_plane: &ControlPlane) -> TestNamespace {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let client = client_of(control_plane).await;
     let namespace = format!("fact-{number}");
     create_namespace(&client, &namespace).await;
-    Desk { client, namespace, contact: format!("+1555{number:07}"), proxy: "+15017122661".to_owned() }
+    TestNamespace { client, namespace, contact: format!("+1555{number:07}"), proxy: "+15017122661".to_owned() }
 }
 
-async fn desk() -> Desk {
+async fn desk() -> TestNamespace {
     desk_on(shared_control_plane()).await
 }
 
 /// A webhook that allows all but the first `count` reviews, which it answers with `verdict`.
-async fn at_first(desk: &Desk, count: usize, verdict: Verdict) -> Reviewer {
+async fn at_first(desk: &TestNamespace, count: usize, verdict: Verdict) -> FakeWebhook {
     let decide = move |review: Review| async move { if review.number < count { verdict } else { Verdict::Allow } };
-    Reviewer::start(&desk.client, &desk.namespace, 10, decide).await
+    FakeWebhook::start(&desk.client, &desk.namespace, 10, decide).await
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn api_server_has_the_version_that_is_asked_for() {
     assert_eq!(version.git_version, format!("v{expected}"));
 }
 
-async fn apply(desk: &Desk, name: &str, manager: &str, identity: &str) -> Result<Conversation, Box<Status>> {
+async fn apply(desk: &TestNamespace, name: &str, manager: &str, identity: &str) -> Result<Conversation, Box<Status>> {
     let object = desk.conversation(name, json!({"participants": [{"identity": identity}]}));
     match desk.conversations().patch(name, &PatchParams::apply(manager).force(), &Patch::Apply(&object)).await {
         Ok(object) => Ok(object),
@@ -75,7 +75,7 @@ async fn apply(desk: &Desk, name: &str, manager: &str, identity: &str) -> Result
     }
 }
 
-fn generated(desk: &Desk) -> Conversation {
+fn generated(desk: &TestNamespace) -> Conversation {
     let mut object = desk.conversation("", json!({}));
     object.metadata.name = None;
     object.metadata.generate_name = Some("inbound-".to_owned());
@@ -120,7 +120,7 @@ async fn a_generated_name_that_exists_already_is_replaced_by_a_new_one_with_a_ne
     let desk = desk().await;
     let (asked, taken) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (for_asked, for_taken) = (asked.clone(), taken.clone());
-    let reviewer = Reviewer::start(&desk.client, &desk.namespace, 10, move |review| {
+    let reviewer = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
         let (asked, taken) = (for_asked.clone(), for_taken.clone());
         async move {
             if review.number == 0 {
@@ -197,7 +197,7 @@ async fn a_review_that_answers_503_with_retry_after_reaches_the_client_as_such_a
 async fn of_two_racing_applies_of_one_name_the_second_becomes_an_update_and_its_uid_is_never_stored() {
     let desk = desk().await;
     let both = Arc::new(Barrier::new(2));
-    let reviewer = Reviewer::start(&desk.client, &desk.namespace, 10, move |_| {
+    let reviewer = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |_| {
         let both = both.clone();
         async move {
             both.wait().await;
@@ -219,7 +219,7 @@ async fn of_two_racing_applies_of_one_name_the_second_becomes_an_update_and_its_
 async fn a_webhook_that_answers_one_of_two_racing_applies_with_already_exists_makes_it_fail() {
     let desk = desk().await;
     let both = Arc::new(Barrier::new(2));
-    let reviewer = Reviewer::start(&desk.client, &desk.namespace, 10, move |review| {
+    let reviewer = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
         let both = both.clone();
         async move {
             both.wait().await;
@@ -268,7 +268,7 @@ async fn managed_fields_tell_an_apply_from_an_update_also_for_a_create_that_brin
     assert!(operations(forged).contains("Update"), "{:?}", forged.request["object"]["metadata"]);
 }
 
-fn claim(desk: &Desk) -> AddressBinding {
+fn claim(desk: &TestNamespace) -> AddressBinding {
     let spec = AddressBindingSpec {
         channel: Channel::Sms,
         contact_address: desk.contact.clone(),
@@ -320,7 +320,7 @@ async fn on_a_watch_of_what_is_not_closed_closing_arrives_as_deleted_with_the_ol
     let mut events = conversations.watch(&parameters, &version).await.unwrap().boxed();
     let closed = Patch::Merge(json!({"status": {"state": "Closed"}}));
     desk.conversations().patch_status("alice", &PatchParams::default(), &closed).await.unwrap();
-    let event = timeout(PATIENCE, events.try_next()).await.unwrap().unwrap();
+    let event = timeout(TIMEOUT, events.try_next()).await.unwrap().unwrap();
     let Some(WatchEvent::Deleted(left)) = event else { panic!("{event:?}") };
     assert_eq!(left.metadata.uid, alice.metadata.uid);
     assert_eq!(left.metadata.deletion_timestamp, None, "it looks as if it had been deleted, and was not");
@@ -333,7 +333,7 @@ async fn a_create_whose_admission_outlasts_the_request_timeout_is_given_up_and_n
     let control_plane = ControlPlane::builder().api_server_flag("--request-timeout=3s").start().unwrap();
     common::install_crds(&control_plane);
     let desk = desk_on(&control_plane).await;
-    let reviewer = Reviewer::start(&desk.client, &desk.namespace, 30, |review| async move {
+    let reviewer = FakeWebhook::start(&desk.client, &desk.namespace, 30, |review| async move {
         if review.number == 0 { std::future::pending().await } else { Verdict::Allow }
     })
     .await;

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{PATIENCE, until};
+use common::cluster::{TIMEOUT, until};
 use common::{shared_control_plane, succeed};
 use control_plane::ControlPlane;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -20,7 +20,7 @@ use kube::{Api, Client, Config};
 use serde_json::json;
 use std::time::Duration;
 use switchboard::clock::Clock;
-use switchboard::leader::{Elector, Leadership, Settings};
+use switchboard::leader::{LeaderElector, Leadership, Settings};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ const NAMESPACE: &str = "default";
 const SHORT: Duration = Duration::from_secs(4);
 /// So long that no test would see it expire.
 const LONG: Duration = Duration::from_hours(1);
-const PAUSE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A replica, as far as leadership goes.
 struct Candidate {
@@ -47,7 +47,7 @@ impl Candidate {
 
     fn start_with(client: Client, settings: Settings) -> Self {
         let identity = settings.identity.clone();
-        let (elector, leadership) = Elector::new(client, settings, Clock);
+        let (elector, leadership) = LeaderElector::new(client, settings, Clock);
         let shutdown = CancellationToken::new();
         let stopped = CancellationToken::new();
         stopped.cancel();
@@ -58,11 +58,11 @@ impl Candidate {
 
     async fn wait_until(&self, leads: bool) {
         let is_so = async {
-            while self.leadership.leads() != leads {
-                sleep(PAUSE).await;
+            while self.leadership.is_leader() != leads {
+                sleep(POLL_INTERVAL).await;
             }
         };
-        timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{}: leads is not {leads}", self.identity));
+        timeout(TIMEOUT, is_so).await.unwrap_or_else(|_| panic!("{}: leads is not {leads}", self.identity));
     }
 }
 
@@ -103,9 +103,9 @@ async fn exclusive_and_expires() {
         let done = done.clone();
         async move {
             while !done.is_cancelled() {
-                let leading = watched.iter().filter(|leadership| leadership.leads()).count();
+                let leading = watched.iter().filter(|leadership| leadership.is_leader()).count();
                 assert!(leading <= 1, "{leading} lead at once");
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
         }
     });
@@ -113,13 +113,13 @@ async fn exclusive_and_expires() {
     for _ in 0..3 {
         let leader = async {
             loop {
-                if let Some(leader) = candidates.iter().find(|candidate| candidate.leadership.leads()) {
+                if let Some(leader) = candidates.iter().find(|candidate| candidate.leadership.is_leader()) {
                     return leader;
                 }
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        let leader = timeout(PATIENCE, leader).await.expect("a leader in time");
+        let leader = timeout(TIMEOUT, leader).await.expect("a leader in time");
         assert!(!led.contains(&leader.identity), "the dead lead");
         led.push(leader.identity.clone());
         // It ends without a word, and is still said to lead by whoever asked last.
@@ -141,7 +141,7 @@ async fn renews() {
     let mut last = first.clone();
     for _ in 0..5 {
         last = wait_for(&client, "renews", |spec| spec.renew_time > last.renew_time).await;
-        assert!(leader.leadership.leads() && !other.leadership.leads());
+        assert!(leader.leadership.is_leader() && !other.leadership.is_leader());
     }
     assert_eq!(last, LeaseSpec { renew_time: last.renew_time.clone(), ..first }, "nothing but renewTime has changed");
 }
@@ -156,7 +156,7 @@ async fn vacates() {
     let other = Candidate::start_with(client.clone(), other);
     leader.shutdown.cancel();
     leader.task.await.unwrap();
-    assert!(!leader.leadership.leads());
+    assert!(!leader.leadership.is_leader());
     other.wait_until(true).await;
     let spec = spec(&client, "vacates").await;
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("other"), Some(1)));
@@ -198,7 +198,7 @@ async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
         leases(&client).delete("deleted", &DeleteParams::default()).await.unwrap();
         let made = wait_for(&client, "deleted", |spec| spec.renew_time > renewed.renew_time).await;
         assert_eq!(made.holder_identity.as_deref(), Some("leader"));
-        assert!(leader.leadership.leads() && !other.leadership.leads());
+        assert!(leader.leadership.is_leader() && !other.leadership.is_leader());
         renewed = made;
     }
 }

@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk};
+use common::cluster::{Cluster, TestNamespace};
 use common::succeed;
 use control_plane::{ControlPlane, Installation};
 use futures::StreamExt;
@@ -22,11 +22,11 @@ use std::collections::BTreeMap;
 /// Seats for everybody together. Of these the level of the service accounts has eight, and the operator's has one.
 const SEATS: usize = 20;
 /// Creates under way at any time: many more than there are seats.
-const AT_ONCE: usize = 100;
+const CONCURRENCY: usize = 100;
 const CREATES: u32 = 1_000;
 
 /// A service account that may create conversations: its requests are in the level in which the operator's would be by default.
-async fn service_account(cluster: &Cluster, desk: &Desk) -> Client {
+async fn service_account(cluster: &Cluster, desk: &TestNamespace) -> Client {
     let kubectl = |arguments: &[&str]| succeed(cluster.control_plane.kubectl().args(arguments));
     let namespace = &["--namespace", &desk.namespace][..];
     kubectl(&[&["create", "serviceaccount", "flood"], namespace].concat());
@@ -57,7 +57,7 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
         .unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
     let desk = cluster.desk().await;
-    let flood = Desk { client: service_account(&cluster, &desk).await, ..desk.clone() };
+    let flood = TestNamespace { client: service_account(&cluster, &desk).await, ..desk.clone() };
 
     let creates = futures::stream::iter(0..CREATES).map(|number| {
         let flood = &flood;
@@ -65,7 +65,7 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
         async move { flood.create(&format!("flood-{number}"), contact).await }
     });
     let mut failures = BTreeMap::<_, usize>::new();
-    let mut creates = creates.buffer_unordered(AT_ONCE);
+    let mut creates = creates.buffer_unordered(CONCURRENCY);
     while let Some(result) = creates.next().await {
         if let Err(status) = result {
             *failures.entry((status.code, status.message.clone())).or_default() += 1;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use switchboard::api::{Condition, ConditionStatus, ConditionType, Conversation};
-use switchboard::core::lifecycle::{Facts, Holding, decide};
+use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
 
 /// What both make of an object: kstatus and Argo CD, and the text that the latter shows.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,14 +66,14 @@ fn message(conversation: &Conversation, type_: ConditionType) -> Option<String> 
 fn every_situation_is_one_that_the_operator_brings_about() {
     for (path, text) in situations() {
         let stored: Conversation = serde_saphyr::from_str(&text).unwrap();
-        let facts = Facts::of(&stored).unwrap();
-        if !facts.is_observed() {
+        let input = LifecycleInput::of(&stored).unwrap();
+        if !input.is_observed() {
             continue;
         }
-        let held = facts.binding.clone().map(Holding::Held);
-        let holding = message(&stored, ConditionType::Stalled).map(Holding::HeldByAnother).or(held);
+        let held = input.binding.clone().map(BindingStatus::Held);
+        let holding = message(&stored, ConditionType::Stalled).map(BindingStatus::HeldByAnother).or(held);
         let status = stored.status.clone().unwrap();
-        let decided = decide(&facts, holding.as_ref(), status.state_transition_time.unwrap());
+        let decided = decide(&input, holding.as_ref(), status.state_transition_time.unwrap());
         assert_eq!(decided.status, status, "{}", path.display());
     }
 }

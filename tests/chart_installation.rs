@@ -11,7 +11,7 @@
 mod common;
 
 use common::chart::{CHART, Case, NAMESPACE, documents, title};
-use common::cluster::PATIENCE;
+use common::cluster::TIMEOUT;
 use common::{eventually, fail, succeed};
 use control_plane::ControlPlane;
 use serde_json::{Value, json};
@@ -140,7 +140,7 @@ fn kubectl(arguments: &[&str]) -> String {
 
 /// A create that must be refused, since nobody answers the webhook, which an API server takes up a moment after it was installed.
 fn await_a_webhook_that_blocks(conversation: &Path) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let mut create = control_plane(&FOR_RELEASES).kubectl();
         create.args(["create", "--dry-run=server", "--filename"]).arg(conversation);

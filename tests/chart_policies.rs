@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk};
+use common::cluster::{Cluster, TestNamespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -25,7 +25,7 @@ fn assert_forbidden<T: std::fmt::Debug>(result: kube::Result<T>, words: &[&str])
     }
 }
 
-async fn ready(desk: &Desk) {
+async fn ready(desk: &TestNamespace) {
     desk.create("alice", json!({})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
 }
@@ -73,7 +73,7 @@ async fn nobody_but_the_operator_writes_a_status_but_for_the_reported_activity()
 }
 
 /// Gives `user` a role of the chart in the namespace of `desk`, and returns the desk as that user sees it.
-async fn desk_as(desk: &Desk, user: &str, role: &str) -> Desk {
+async fn desk_as(desk: &TestNamespace, user: &str, role: &str) -> TestNamespace {
     let binding = serde_json::from_value(json!({
         "metadata": {"name": user},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
@@ -82,7 +82,7 @@ async fn desk_as(desk: &Desk, user: &str, role: &str) -> Desk {
     .unwrap();
     let bindings = Api::<RoleBinding>::namespaced(desk.client.clone(), &desk.namespace);
     bindings.create(&PostParams::default(), &binding).await.unwrap();
-    Desk { client: Cluster::shared().client_as(user, 0).await, ..desk.clone() }
+    TestNamespace { client: Cluster::shared().client_as(user, 0).await, ..desk.clone() }
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@
 mod common;
 
 use common::chart::NAMESPACE;
-use common::cluster::{Cluster, PATIENCE, metrics};
-use common::reviewer::{Reviewer, Verdict};
+use common::cluster::{Cluster, TIMEOUT, metrics};
+use common::fake_webhook::{FakeWebhook, Verdict};
 use common::succeed;
 use control_plane::installation::OPERATOR;
 use control_plane::{ControlPlane, Installation};
@@ -24,7 +24,7 @@ use switchboard::api::{ConditionStatus, ConditionType};
 use tokio::time::{sleep, timeout};
 
 /// Between two looks at something that tells nobody that it has changed.
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Everything that the operator asks for, and nothing that others do.
 const AUDIT_POLICY: &str = "
@@ -154,7 +154,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     desk.create("alice", json!({})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
     // A holder in another namespace is named only to those who may read it.
-    let elsewhere = common::cluster::Desk { contact: desk.contact.clone(), ..cluster.desk().await };
+    let elsewhere = common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
     desk.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     desk.wait_for_event("alice", "Closed").await;
@@ -162,7 +162,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
 
     // A create that another webhook denies leaves a claim behind, to which the next one of its name is added. And the leader tries
     // whether the webhook refuses a second holder of what bob holds.
-    let _other = Reviewer::start(&desk.client, &desk.namespace, 10, |review| async move {
+    let _other = FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
         if review.number == 0 { Verdict::Deny(403, "Forbidden") } else { Verdict::Allow }
     })
     .await;
@@ -182,10 +182,10 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
                     return;
                 }
             }
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(PATIENCE, has_found_out).await.expect("the self-check finds out that the webhook is in force");
+    timeout(TIMEOUT, has_found_out).await.expect("the self-check finds out that the webhook is in force");
 
     let role = |kind: &str| -> Value {
         let mut kubectl = cluster.control_plane.kubectl();
@@ -197,9 +197,9 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     let unused = |requests: &[Request]| -> Vec<&Permission> {
         permissions.iter().filter(|permission| !requests.iter().any(|request| permission.permits(request))).collect()
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !unused(&requests(&log)).is_empty() && Instant::now() < deadline {
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let requests = requests(&log);
     assert_eq!(unused(&requests), Vec::<&Permission>::new(), "permissions that the operator has no use for");

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk, create_namespace};
+use common::cluster::{Cluster, TestNamespace, create_namespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -146,7 +146,7 @@ async fn an_unassigned_holder_is_named_with_the_ways_out_that_apply() {
 }
 
 /// Lets a user do in a namespace what a `ClusterRole` says.
-async fn grant(desk: &Desk, namespace: &str, user: &str, role: &str) {
+async fn grant(desk: &TestNamespace, namespace: &str, user: &str, role: &str) {
     let binding = serde_json::from_value(json!({
         "metadata": {"name": format!("{user}-{role}")},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
@@ -173,7 +173,7 @@ async fn a_holder_in_another_namespace_is_named_only_to_those_who_may_read_it() 
         let (desk, elsewhere) = (desk.clone(), elsewhere.clone());
         async move {
             let client = cluster.client_as(user, 0).await;
-            let desk = Desk { client, namespace: elsewhere, ..desk };
+            let desk = TestNamespace { client, namespace: elsewhere, ..desk };
             desk.create("bob", json!({})).await.unwrap_err()
         }
     };

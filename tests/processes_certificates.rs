@@ -10,10 +10,10 @@
 
 mod common;
 
-use common::caller::Caller;
-use common::cluster::{Cluster, PATIENCE, until};
+use common::cluster::{Cluster, TIMEOUT, until};
 use common::creates::{CreateStream, Creates, create_until};
-use common::proxy::{Call, Fate, Proxy, Stage};
+use common::proxy::{Call, Fault, Proxy, Stage};
+use common::webhook_client::WebhookClient;
 use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{Authority, ControlPlane, Installation, Replica, ServingCertificate};
 use futures::StreamExt;
@@ -72,7 +72,7 @@ async fn served(
     let configurations = configurations(client);
     let mut trusted = bundle(&configurations.get("switchboard").await.unwrap());
     loop {
-        let error = match Caller::new(&trusted, identity).connect(replica.webhook_address()).await {
+        let error = match WebhookClient::new(&trusted, identity).connect(replica.webhook_address()).await {
             Ok(stream) => return Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()),
             Err(error) => error,
         };
@@ -93,7 +93,7 @@ async fn wait_until_served(
     expected: &CertificateDer<'static>,
 ) {
     let is_served = async { while served(client, replica, identity).await.ok().as_ref() != Some(expected) {} };
-    timeout(PATIENCE, is_served).await.expect("the certificate of the Secret is served in time");
+    timeout(TIMEOUT, is_served).await.expect("the certificate of the Secret is served in time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,7 +115,7 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
             for replica in cluster.installation.replicas() {
                 let trusted =
                     async { while served(&client, replica, None).await.expect("trusted at every moment") != *new {} };
-                timeout(PATIENCE, trusted).await.expect("the new certificate is served in time");
+                timeout(TIMEOUT, trusted).await.expect("the new certificate is served in time");
             }
             before = after;
         }
@@ -284,7 +284,7 @@ fn install_behind(proxy: &Proxy, control_plane: ControlPlane, replicas: usize) -
 async fn timer_mends_the_ca_bundle_where_watches_are_dead() {
     let (control_plane, proxy) = start_behind_proxy().await;
     let watches = ["/validatingwebhookconfigurations", "/secrets"].map(|path| {
-        proxy.inflict(Stage::After, Fate::Pass, move |call| {
+        proxy.inject(Stage::After, Fault::Pass, move |call| {
             call.is("GET", path)
                 && call.query.contains("watch=true")
                 && call.query.contains("fieldSelector=metadata.name%3Dswitchboard")
@@ -314,7 +314,7 @@ async fn lost_secret_comes_back_only_with_a_registration() {
     let before = wait_for_secret(&client, |_| true).await;
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
     let looks =
-        proxy.inflict(Stage::After, Fate::Pass, |call| call.is("GET", "/validatingwebhookconfigurations/switchboard"));
+        proxy.inject(Stage::After, Fault::Pass, |call| call.is("GET", "/validatingwebhookconfigurations/switchboard"));
     // When it looks for the second time, whatever followed from the first one is done.
     looks.wait_for(2).await;
     assert!(secrets.get_opt(SECRET).await.unwrap().is_none());
@@ -386,7 +386,7 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     assert_eq!(certificates(&part(&secret, "ca.crt")).len(), 1, "of two that started at once one has given way");
 
     let review = |identity: Option<ServingCertificate>| {
-        let caller = Caller::new(&part(&secret, "ca.crt"), identity.as_ref());
+        let caller = WebhookClient::new(&part(&secret, "ca.crt"), identity.as_ref());
         let address = cluster.installation.replica(0).webhook_address();
         async move { caller.review(address, b"{}").await }
     };
@@ -430,7 +430,7 @@ async fn of_two_replicas_that_make_a_certificate_at_once_the_second_gives_way() 
     // Both read that it is of no use, and both make another one.
     let is_write = |call: &Call| call.is("PUT", &format!("/secrets/{SECRET}"));
     let mut writes = proxy.hold(Stage::Before, is_write);
-    let answers = proxy.inflict(Stage::After, Fate::Pass, is_write);
+    let answers = proxy.inject(Stage::After, Fault::Pass, is_write);
     let spoilt = json!({"data": {"tls.crt": null}});
     secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(spoilt)).await.unwrap();
     let (first, second) = (writes.next().await, writes.next().await);

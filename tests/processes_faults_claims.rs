@@ -10,10 +10,10 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE, condition};
-use common::faulty::{Faulty, PAUSE, Witness, create_as_soon_as_possible, shared};
+use common::cluster::{TIMEOUT, TestNamespace, condition};
+use common::fault_cluster::{FaultCluster, HistoryChecker, POLL_INTERVAL, create_as_soon_as_possible, shared};
 use common::oracle::Oracle;
-use common::proxy::{Fate, Stage};
+use common::proxy::{Fault, Stage};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -23,11 +23,11 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
 /// A cluster on which somebody has removed what keeps hands off.
-async fn unguarded() -> &'static Faulty {
-    static UNGUARDED: OnceCell<Faulty> = OnceCell::const_new();
+async fn unguarded() -> &'static FaultCluster {
+    static UNGUARDED: OnceCell<FaultCluster> = OnceCell::const_new();
     UNGUARDED
         .get_or_init(|| async {
-            let faulty = Faulty::start(1).await;
+            let faulty = FaultCluster::start(1).await;
             let policies = Api::<ValidatingAdmissionPolicyBinding>::all(faulty.client().await);
             for policy in ["switchboard-claims", "switchboard-status"] {
                 policies.delete(policy, &DeleteParams::default()).await.unwrap();
@@ -39,33 +39,33 @@ async fn unguarded() -> &'static Faulty {
 }
 
 /// The API server takes the removal up a moment later.
-async fn wait_until_hands_are_free(faulty: &Faulty) {
+async fn wait_until_hands_are_free(faulty: &FaultCluster) {
     let (desk, _) = faulty.desk().await;
     desk.create("probe", json!({})).await.unwrap();
     desk.bound("probe").await;
     let dry_run = DeleteParams { dry_run: true, ..DeleteParams::default() };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while desk.claims().delete(desk.binding().as_str(), &dry_run).await.is_err()
         || patch_status(&desk, "probe", json!({"closedTime": "2020-01-01T00:00:00Z"}), true).await.is_err()
     {
         assert!(Instant::now() < deadline, "the policies stay in force");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-async fn unguarded_desk() -> (&'static Faulty, Desk, Witness) {
+async fn unguarded_desk() -> (&'static FaultCluster, TestNamespace, HistoryChecker) {
     let faulty = unguarded().await;
     let (desk, _) = faulty.desk().await;
     let witness = faulty.witness(&desk, Oracle::default().with_claims_changed_by_hand());
     (faulty, desk, witness)
 }
 
-async fn patch_status(desk: &Desk, name: &str, status: Value, dry_run: bool) -> kube::Result<Conversation> {
+async fn patch_status(desk: &TestNamespace, name: &str, status: Value, dry_run: bool) -> kube::Result<Conversation> {
     let parameters = PatchParams { dry_run, ..PatchParams::default() };
     desk.conversations().patch_status(name, &parameters, &Patch::Merge(json!({"status": status}))).await
 }
 
-async fn edit_claim(desk: &Desk, spec: Value) -> kube::Result<AddressBinding> {
+async fn edit_claim(desk: &TestNamespace, spec: Value) -> kube::Result<AddressBinding> {
     let patch = Patch::Merge(json!({"spec": spec}));
     desk.claims().patch(desk.binding().as_str(), &PatchParams::default(), &patch).await
 }
@@ -137,10 +137,10 @@ async fn who_gets_in_while_a_claim_is_missing_is_bound_and_the_former_holder_is_
         if held.call.mentions(desk.binding().as_str()) {
             break held;
         }
-        held.meet(Fate::Pass);
+        held.resolve(Fault::Pass);
     };
     desk.create("bob", json!({})).await.expect("nothing says that alice holds it");
-    too_late.meet(Fate::Pass);
+    too_late.resolve(Fault::Pass);
     drop(again);
     let (alice, reason) = desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::False).await;
     assert_eq!(reason, ConditionReason::AddressAlreadyBound);

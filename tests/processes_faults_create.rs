@@ -10,14 +10,14 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE};
-use common::faulty::{
-    Faulty, GRACE_PERIOD, PAUSE, Witness, claim_create, claim_delete, claim_replace, claim_use,
+use common::cluster::{TIMEOUT, TestNamespace};
+use common::fake_webhook::{FakeWebhook, Verdict};
+use common::fault_cluster::{
+    FaultCluster, GRACE_PERIOD, HistoryChecker, POLL_INTERVAL, claim_create, claim_delete, claim_replace, claim_use,
     create_as_soon_as_possible, create_denied, is_to_be_repeated, shared, status_write,
 };
 use common::oracle::Oracle;
-use common::proxy::{Call, Fate, Stage};
-use common::reviewer::{Reviewer, Verdict};
+use common::proxy::{Call, Fault, Stage};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -28,13 +28,13 @@ use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversa
 use tokio::sync::{Barrier, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
-async fn desk() -> (Arc<Faulty>, Desk, Witness) {
+async fn desk() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
     let faulty = shared().await;
     let (desk, witness) = faulty.desk().await;
     (faulty, desk, witness)
 }
 
-async fn admissions(desk: &Desk) -> usize {
+async fn admissions(desk: &TestNamespace) -> usize {
     desk.claim().await.map_or(0, |claim| claim.spec.admissions.len())
 }
 
@@ -45,7 +45,7 @@ fn once() -> impl Fn() -> bool + Send + 'static {
 }
 
 /// A create of alice was admitted and never stored. She can be created at once, and somebody else when its grace period is over.
-async fn alice_at_once_or_another_later(desk: &Desk, witness: &mut Witness, alice_at_once: bool) {
+async fn alice_at_once_or_another_later(desk: &TestNamespace, witness: &mut HistoryChecker, alice_at_once: bool) {
     let winner = if alice_at_once { "alice" } else { "bob" };
     if alice_at_once {
         desk.create("alice", json!({})).await.expect("the same name at once");
@@ -95,12 +95,12 @@ async fn a_quota_that_refuses_after_the_claim_was_made_leaves_the_binding_usable
     // No controller manager runs, whose work this is.
     let status = Patch::Merge(json!({"status": {"hard": {resource: "0"}, "used": {resource: "0"}}}));
     quotas.patch_status("none", &PatchParams::default(), &status).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let probe = json!({"contact": null});
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     while desk.create_object(&desk.conversation("probe", probe.clone()), &dry_run).await.is_ok() {
         assert!(Instant::now() < deadline, "the quota does not come into force");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let refusal = desk.create("alice", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("exceeded quota"), "{refusal:?}");
@@ -126,17 +126,17 @@ async fn a_client_that_disconnects_while_its_create_is_reviewed_leaves_the_bindi
     let mut held = faulty.proxy.hold(Stage::After, claim_create(&desk));
     let began = Instant::now();
     let (client, _rest) = faulty.desk().await;
-    let client = Desk { client: client.client, ..desk.clone() };
+    let client = TestNamespace { client: client.client, ..desk.clone() };
     let create = tokio::spawn(async move { client.create("alice", json!({})).await });
     let request = held.next().await;
     create.abort();
     assert!(create.await.unwrap_err().is_cancelled());
-    request.meet(Fate::Pass);
+    request.resolve(Fault::Pass);
     drop(held);
     // Whether alice was stored all the same is up to the API server.
     let refusal_or_bob = loop {
         match desk.create("bob", json!({})).await {
-            Err(status) if is_to_be_repeated(&status) && began.elapsed() < PATIENCE => sleep(PAUSE).await,
+            Err(status) if is_to_be_repeated(&status) && began.elapsed() < TIMEOUT => sleep(POLL_INTERVAL).await,
             other => break other,
         }
     };
@@ -150,7 +150,7 @@ async fn a_client_that_disconnects_while_its_create_is_reviewed_leaves_the_bindi
 #[tokio::test]
 async fn an_answer_that_is_lost_after_the_claim_was_made_costs_one_503_and_no_binding() {
     let (faulty, desk, mut witness) = desk().await;
-    let lost = faulty.proxy.inflict(Stage::After, Fate::Cut, claim_create(&desk));
+    let lost = faulty.proxy.inject(Stage::After, Fault::Cut, claim_create(&desk));
     let refusal = desk.create("alice", json!({})).await.unwrap_err();
     assert!(is_to_be_repeated(&refusal), "{refusal:?}");
     assert!(lost.count() > 0);
@@ -162,7 +162,7 @@ async fn an_answer_that_is_lost_after_the_claim_was_made_costs_one_503_and_no_bi
 #[tokio::test]
 async fn a_claim_that_is_made_twice_by_the_network_is_made_once() {
     let (faulty, desk, mut witness) = desk().await;
-    let twice = faulty.proxy.inflict(Stage::Before, Fate::Twice, claim_create(&desk));
+    let twice = faulty.proxy.inject(Stage::Before, Fault::Twice, claim_create(&desk));
     desk.create("alice", json!({})).await.unwrap();
     assert!(twice.count() > 0);
     witness.show_rest().await;
@@ -172,11 +172,11 @@ async fn a_claim_that_is_made_twice_by_the_network_is_made_once() {
 #[tokio::test]
 async fn every_write_that_is_carried_twice_or_whose_answer_is_lost_once_leads_to_the_same() {
     let (faulty, desk, mut witness) = desk().await;
-    for fate in [Fate::Twice, Fate::Cut, Fate::Answer(500), Fate::Answer(429)] {
-        let stage = if matches!(fate, Fate::Twice) { Stage::Before } else { Stage::After };
+    for fate in [Fault::Twice, Fault::Cut, Fault::Answer(500), Fault::Answer(429)] {
+        let stage = if matches!(fate, Fault::Twice) { Stage::Before } else { Stage::After };
         let (is_claim, is_status) = (claim_use(&desk), status_write(&desk, "alice"));
         let (first_claim, first_status) = (once(), once());
-        let writes = faulty.proxy.inflict(stage, fate, move |call| {
+        let writes = faulty.proxy.inject(stage, fate, move |call| {
             call.method != "GET" && ((is_claim(call) && first_claim()) || (is_status(call) && first_status()))
         });
         create_as_soon_as_possible(&desk, "alice", json!({})).await;
@@ -185,7 +185,7 @@ async fn every_write_that_is_carried_twice_or_whose_answer_is_lost_once_leads_to
         drop(writes);
         let release = once();
         let is_delete = claim_delete(&desk);
-        let releases = faulty.proxy.inflict(stage, fate, move |call| is_delete(call) && release());
+        let releases = faulty.proxy.inject(stage, fate, move |call| is_delete(call) && release());
         desk.delete("alice").await;
         desk.wait_until_free().await;
         releases.wait_for(1).await;
@@ -220,7 +220,7 @@ async fn the_same_create_denied_again_and_again_does_not_keep_the_binding_from_o
 async fn a_generated_name_that_collides_costs_no_more_than_the_grace_period() {
     let (_faulty, desk, mut witness) = desk().await;
     let taker = desk.clone();
-    let other = Reviewer::start(&desk.client, &desk.namespace, 10, move |review| {
+    let other = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
         let desk = taker.clone();
         async move {
             // The name that was generated first is taken while its create is reviewed.
@@ -239,8 +239,8 @@ async fn a_generated_name_that_collides_costs_no_more_than_the_grace_period() {
         match desk.create_object(&object, &PostParams::default()).await {
             Ok(stored) => break stored,
             Err(status) => {
-                assert!(is_to_be_repeated(&status) && began.elapsed() < PATIENCE, "{status:?}");
-                sleep(PAUSE).await;
+                assert!(is_to_be_repeated(&status) && began.elapsed() < TIMEOUT, "{status:?}");
+                sleep(POLL_INTERVAL).await;
             }
         }
     };
@@ -257,7 +257,7 @@ async fn a_release_that_rests_on_a_stale_read_takes_nothing_from_who_was_created
     desk.delete("alice").await;
     let request = release.next().await;
     let again = desk.create("alice", json!({})).await.expect("the same name at once");
-    request.meet(Fate::Pass);
+    request.resolve(Fault::Pass);
     drop(release);
     desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
     witness.show_rest().await;
@@ -274,7 +274,7 @@ async fn a_release_that_rests_on_a_stale_read_takes_nothing_from_who_replaced_th
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     let request = release.next().await;
     desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
-    request.meet(Fate::Pass);
+    request.resolve(Fault::Pass);
     drop(release);
     desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
     witness.show_rest().await;
@@ -289,7 +289,7 @@ async fn a_create_that_is_late_with_its_claim_meets_the_one_that_came_first() {
     let request = late.next().await;
     drop(late);
     desk.create("alice", json!({})).await.unwrap();
-    request.meet(Fate::Pass);
+    request.resolve(Fault::Pass);
     let refusal = bob.await.unwrap().expect_err("alice was first");
     assert!(refusal.message.contains("48031"), "{refusal:?}");
     witness.show_rest().await;
@@ -311,9 +311,9 @@ async fn of_two_creates_that_replace_the_claim_of_a_closed_one_at_once_one_wins(
     let (bob, carol) = (create("bob"), create("carol"));
     let (one, other) = (replace.next().await, replace.next().await);
     drop(replace);
-    one.meet(Fate::Pass);
-    other.meet(Fate::Pass);
-    to_release.meet(Fate::Pass);
+    one.resolve(Fault::Pass);
+    other.resolve(Fault::Pass);
+    to_release.resolve(Fault::Pass);
     drop(release);
     let outcomes = [bob.await.unwrap(), carol.await.unwrap()];
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
@@ -324,7 +324,7 @@ async fn of_two_creates_that_replace_the_claim_of_a_closed_one_at_once_one_wins(
 async fn of_two_racing_applies_of_one_name_the_uid_that_was_never_stored_does_not_stay_in_the_claim() {
     let (_faulty, desk, mut witness) = desk().await;
     let both = Arc::new(Barrier::new(2));
-    let _other = Reviewer::start(&desk.client, &desk.namespace, 10, move |review| {
+    let _other = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
         let both = both.clone();
         async move {
             if review.number < 2 {
@@ -353,13 +353,13 @@ async fn of_two_racing_applies_of_one_name_the_uid_that_was_never_stored_does_no
 
 #[tokio::test]
 async fn one_that_is_stored_after_the_grace_period_is_not_bound_and_the_claim_names_the_other() {
-    let faulty = Faulty::start_late().await;
+    let faulty = FaultCluster::start_late().await;
     let (desk, _) = faulty.desk().await;
     let mut witness = faulty.witness(&desk, Oracle::default().unseen_by_webhooks(|place| place.name == "alice"));
     let late = Arc::new(Notify::new());
     let for_reviews = late.clone();
     // Its answer comes as late as that of an API server would that was suspended after ours had allowed.
-    let other = Reviewer::start(&desk.client, &desk.namespace, 30, move |review| {
+    let other = FakeWebhook::start(&desk.client, &desk.namespace, 30, move |review| {
         let late = for_reviews.clone();
         async move {
             if review.object_name() == "alice" {
@@ -410,7 +410,7 @@ async fn what_an_admission_reads_comes_from_etcd_and_no_cache() {
             let is_of_desk = call.path.contains(&place) || (call.path.clone() + &call.query).contains(&binding);
             call.method == "GET" && is_of_desk && call.query.contains("resourceVersion") == is_cached
         };
-        faulty.proxy.inflict(Stage::Before, Fate::Pass, is_read)
+        faulty.proxy.inject(Stage::Before, Fault::Pass, is_read)
     };
     let (live, cached) = (reads(false), reads(true));
     let refusal = desk.create("bob", json!({})).await.unwrap_err();
@@ -426,11 +426,11 @@ async fn what_an_admission_reads_comes_from_etcd_and_no_cache() {
 async fn while_the_claims_cannot_be_reached_the_answer_is_503_in_time_and_never_an_allow() {
     let (faulty, desk, mut witness) = desk().await;
     let is_claim = claim_use(&desk);
-    let cut = faulty.proxy.inflict(Stage::Before, Fate::Cut, is_claim);
+    let cut = faulty.proxy.inject(Stage::Before, Fault::Cut, is_claim);
     let refusal = desk.create("alice", json!({})).await.unwrap_err();
     assert!(is_to_be_repeated(&refusal), "{refusal:?}");
     drop(cut);
-    let refused = faulty.proxy.inflict(Stage::Before, Fate::Answer(500), claim_use(&desk));
+    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(500), claim_use(&desk));
     let refusal = desk.create("alice", json!({})).await.unwrap_err();
     assert!(is_to_be_repeated(&refusal), "{refusal:?}");
     drop(refused);

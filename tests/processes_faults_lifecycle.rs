@@ -10,10 +10,10 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE, condition, metrics};
-use common::faulty::{Faulty, PAUSE, alone, claim_use, kill_around, status_write};
+use common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
+use common::fault_cluster::{FaultCluster, POLL_INTERVAL, claim_use, exclusive_cluster, kill_around, status_write};
 use common::oracle::{Change, Kind};
-use common::proxy::{Call, Fate, Stage};
+use common::proxy::{Call, Fault, Stage};
 use common::recorder::Recorder;
 use control_plane::ControlPlane;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -29,13 +29,13 @@ fn status(conversation: &Conversation) -> &ConversationStatus {
 }
 
 /// The operator closes a conversation of this desk.
-fn closing(desk: &Desk, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
+fn closing(desk: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
     let writes = status_write(desk, name);
     move |call| writes(call) && call.mentions("\"state\":\"Closed\"")
 }
 
 /// The operator tells something at this desk.
-fn event(desk: &Desk, reason: &'static str) -> impl Fn(&Call) -> bool + Send + 'static {
+fn event(desk: &TestNamespace, reason: &'static str) -> impl Fn(&Call) -> bool + Send + 'static {
     let path = format!("/namespaces/{}/events", desk.namespace);
     move |call| call.is("POST", &path) && call.mentions(reason)
 }
@@ -51,7 +51,7 @@ fn is_write(call: &Call) -> bool {
 
 #[tokio::test]
 async fn activity_that_arrives_between_the_decision_to_close_and_the_write_keeps_it_open() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     // Every attempt to close waits for this test, so that it stays open for as long as it is looked at.
     let mut closings = faulty.proxy.hold(Stage::Before, closing(&desk, "alice"));
@@ -59,10 +59,10 @@ async fn activity_that_arrives_between_the_decision_to_close_and_the_write_keeps
     let decided = closings.next().await;
     let now = Clock.now();
     desk.report_activity("alice", &now.to_string()).await.unwrap();
-    decided.meet(Fate::Pass);
+    decided.resolve(Fault::Pass);
     let alice = desk.wait_for("alice", "active", |alice| status(alice).last_activity_time == Some(now)).await;
     assert_eq!(status(&alice).state, Some(State::Active), "the decision was stale");
-    closings.next().await.meet(Fate::Pass);
+    closings.next().await.resolve(Fault::Pass);
     let alice = desk.wait_for_state("alice", State::Closed).await;
     assert!(status(&alice).closed_time.unwrap() >= now.after(2_000), "two seconds after the activity");
     witness.show_rest().await;
@@ -70,13 +70,13 @@ async fn activity_that_arrives_between_the_decision_to_close_and_the_write_keeps
 
 #[tokio::test]
 async fn a_participant_who_arrives_between_the_decision_to_close_and_the_write_keeps_it_open() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let mut closings = faulty.proxy.hold(Stage::Before, closing(&desk, "alice"));
     desk.create("alice", json!({"participants": [], "timers": {"closeUnassignedAfter": "1s"}})).await.unwrap();
     let decided = closings.next().await;
     desk.change("alice", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
-    decided.meet(Fate::Pass);
+    decided.resolve(Fault::Pass);
     let (alice, _) = desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
     assert_eq!((status(&alice).state, &status(&alice).deadlines), (Some(State::Active), &None));
     assert_eq!(closings.count(), 1, "and nothing wants to close it any more");
@@ -85,14 +85,14 @@ async fn a_participant_who_arrives_between_the_decision_to_close_and_the_write_k
 
 #[tokio::test]
 async fn a_longer_time_to_live_that_arrives_between_the_decision_to_delete_and_the_delete_keeps_it() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     let path = format!("/namespaces/{}/conversations/alice", desk.namespace);
     let mut deletes = faulty.proxy.hold(Stage::Before, move |call| call.is("DELETE", &path));
     desk.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     let decided = deletes.next().await;
     let changed = desk.change("alice", json!({"ttlAfterClosed": "87600h"})).await.unwrap();
-    decided.meet(Fate::Pass);
+    decided.resolve(Fault::Pass);
     desk.wait_for("alice", "observed", |alice| status(alice).observed_generation == changed.metadata.generation).await;
     assert_eq!(deletes.count(), 1);
 }
@@ -101,7 +101,7 @@ async fn a_longer_time_to_live_that_arrives_between_the_decision_to_delete_and_t
 
 #[tokio::test]
 async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once_by_the_state_that_results() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     faulty.replica().kill();
     // What needs no claim is created without a webhook.
@@ -112,11 +112,11 @@ async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once
         last = Time::from(created.metadata.creation_timestamp.as_ref().unwrap()).after(2_000);
     }
     while Clock.now() < last {
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let ours = format!("/namespaces/{}/", desk.namespace);
     let is_ours = move |call: &Call| is_write_of_status(call) && call.path.contains(&ours);
-    let closings = faulty.proxy.inflict(Stage::Before, Fate::Pass, is_ours);
+    let closings = faulty.proxy.inject(Stage::Before, Fault::Pass, is_ours);
     faulty.replica().start().unwrap();
     for number in 0..150 {
         let closed = desk.wait_for_state(&format!("c{number}"), State::Closed).await;
@@ -132,10 +132,10 @@ fn is_write_of_status(call: &Call) -> bool {
 
 #[tokio::test]
 async fn a_timer_whose_write_fails_is_honoured_as_soon_as_writes_succeed_again() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
-    for fate in [Fate::Answer(500), Fate::Cut, Fate::Answer(403)] {
-        let failing = faulty.proxy.inflict(Stage::Before, fate, closing(&desk, "alice"));
+    for fate in [Fault::Answer(500), Fault::Cut, Fault::Answer(403)] {
+        let failing = faulty.proxy.inject(Stage::Before, fate, closing(&desk, "alice"));
         desk.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
         failing.wait_for(1).await;
         drop(failing);
@@ -148,7 +148,7 @@ async fn a_timer_whose_write_fails_is_honoured_as_soon_as_writes_succeed_again()
 
 #[tokio::test]
 async fn a_duration_of_ten_years_is_a_deadline_like_any_other() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     let timers = json!({"inactiveAfter": "87599h", "closeAfter": "87600h", "closeUnassignedAfter": "87600h"});
     let created = desk.create("alice", json!({"timers": timers, "ttlAfterClosed": "87600h"})).await.unwrap();
@@ -162,11 +162,11 @@ async fn a_duration_of_ten_years_is_a_deadline_like_any_other() {
 #[tokio::test]
 async fn a_flood_of_reports_is_followed_once_a_second() {
     const REPORTS: usize = 400;
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
     desk.bound("alice").await;
-    let writes = faulty.proxy.inflict(Stage::Before, Fate::Pass, status_write(&desk, "alice"));
+    let writes = faulty.proxy.inject(Stage::Before, Fault::Pass, status_write(&desk, "alice"));
     let began = Instant::now();
     for _ in 0..REPORTS {
         desk.report_activity("alice", &Clock.now().to_string()).await.unwrap();
@@ -184,14 +184,14 @@ async fn a_flood_of_reports_is_followed_once_a_second() {
 
 #[tokio::test]
 async fn a_whole_life_costs_five_writes_and_rest_none() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let recorder = Recorder::start(&faulty.cluster.control_plane);
     // A write that changes nothing leaves no trace in etcd, but it is a call.
     let (of_claim, of_status) = (claim_use(&desk), status_write(&desk, "alice"));
     let calls = faulty
         .proxy
-        .inflict(Stage::Before, Fate::Pass, move |call| is_write(call) && (of_claim(call) || of_status(call)));
+        .inject(Stage::Before, Fault::Pass, move |call| is_write(call) && (of_claim(call) || of_status(call)));
     desk.create("alice", json!({"timers": {"closeAfter": "2s"}})).await.unwrap();
     desk.wait_for_state("alice", State::Closed).await;
     desk.wait_until_free().await;
@@ -201,9 +201,9 @@ async fn a_whole_life_costs_five_writes_and_rest_none() {
     assert_eq!(calls.count(), 4, "the claim, two statuses, the release");
     drop(calls);
 
-    let writes = faulty.proxy.inflict(Stage::Before, Fate::Pass, is_write);
+    let writes = faulty.proxy.inject(Stage::Before, Fault::Pass, is_write);
     // The Lease is the clock: some five seconds, in which the leader looks at its deadlines at least twice.
-    faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| call.path.contains("/leases")).wait_for(20).await;
+    faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(20).await;
     assert_eq!(writes.count(), 0, "at rest nothing is written");
 
     let binding = desk.binding();
@@ -221,7 +221,7 @@ async fn a_whole_life_costs_five_writes_and_rest_none() {
 
 #[tokio::test]
 async fn sixteen_writes_are_under_way_at_once_and_no_more() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     let mut writes = faulty.proxy.hold(Stage::Before, is_write_of_status);
     for number in 0..20 {
@@ -232,7 +232,7 @@ async fn sixteen_writes_are_under_way_at_once_and_no_more() {
         held.push(writes.next().await);
     }
     // The Lease is the clock: two seconds, in which one more would have come.
-    faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
+    faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
     assert_eq!(writes.count(), 16);
     drop((held, writes));
     for number in 0..20 {
@@ -243,7 +243,7 @@ async fn sixteen_writes_are_under_way_at_once_and_no_more() {
 // ---- What people are told ----
 
 async fn told_once_around(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -271,7 +271,7 @@ async fn killed_after_a_fact_was_told_the_next_leader_does_not_tell_it_twice() {
 
 #[tokio::test]
 async fn what_is_done_on_the_way_out_is_told_too() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let path = format!("/namespaces/{}/conversations/alice", desk.namespace);
     let mut deletion = faulty.proxy.hold(Stage::After, move |call| call.is("DELETE", &path));
@@ -284,18 +284,18 @@ async fn what_is_done_on_the_way_out_is_told_too() {
     let before = goodbyes();
     replica.terminate();
     while goodbyes() == before {
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
-    answer.meet(Fate::Pass);
+    answer.resolve(Fault::Pass);
     desk.wait_for_event("alice", "TTLExpired").await;
-    assert!(replica.wait(PATIENCE).expect("it ends").success());
+    assert!(replica.wait(TIMEOUT).expect("it ends").success());
     replica.start().unwrap();
     witness.show_rest().await;
 }
 
 #[tokio::test]
 async fn an_api_server_that_takes_no_events_holds_nothing_up() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     // It neither takes nor refuses them.
     let held = faulty.proxy.hold(Stage::Before, event(&desk, "alice"));
@@ -308,7 +308,7 @@ async fn an_api_server_that_takes_no_events_holds_nothing_up() {
     held.wait_for(1).await;
     drop(held);
     // It fails, and takes them later.
-    let failing = faulty.proxy.inflict(Stage::Before, Fate::Answer(500), event(&desk, "bob"));
+    let failing = faulty.proxy.inject(Stage::Before, Fault::Answer(500), event(&desk, "bob"));
     desk.create("bob", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
     desk.wait_for_state("bob", State::Closed).await;
     desk.wait_until_free().await;
@@ -328,13 +328,13 @@ fn is_list(call: &Call, streamed: bool) -> bool {
 
 #[tokio::test]
 async fn lists_are_streamed_and_fetched_by_pages_where_the_server_does_not_stream_them() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
     faulty.replica().kill();
-    let streamed = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| is_list(call, true));
-    let paged = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| is_list(call, false));
+    let streamed = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, true));
+    let paged = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, false));
     faulty.replica().start().unwrap();
     desk.change("alice", json!({"participants": []})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
@@ -342,7 +342,7 @@ async fn lists_are_streamed_and_fetched_by_pages_where_the_server_does_not_strea
 
     faulty.replica().kill();
     drop(streamed);
-    let refused = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| is_list(call, true));
+    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
     faulty.replica().start().unwrap();
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     desk.wait_for_state("alice", State::Closed).await;
@@ -361,14 +361,14 @@ fn controller_warnings(log: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let log = || std::fs::read_to_string(faulty.replica().log()).unwrap();
 
     // As Kubernetes 1.31 and 1.33 answer.
     faulty.replica().kill();
     let before = log().len();
-    let unsupported = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| is_list(call, true));
+    let unsupported = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
     faulty.replica().start().unwrap();
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -380,15 +380,15 @@ async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
     faulty.replica().kill();
     let before = log().len();
     // The same answer where there is nothing left to fall back to.
-    let failing = faulty.proxy.inflict(Stage::Before, Fate::Answer(422), |call| {
+    let failing = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| {
         let kind = call.path.ends_with("/conversations") || call.path.ends_with("/addressbindings");
         kind && call.query.contains("watch=true")
     });
     faulty.replica().start_without_waiting().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while controller_warnings(&log()[before..]).len() < 3 {
         assert!(Instant::now() < deadline, "watches that fail are no warning: {}", &log()[before..]);
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     drop((unsupported, failing));
     faulty.replica().wait_until_ready().unwrap();
@@ -396,7 +396,7 @@ async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
 }
 
 /// Changes what the schema of conversations says of `spec.timers`, and returns what it said.
-async fn change_schema_of_timers(faulty: &Faulty, timers: Value) -> Value {
+async fn change_schema_of_timers(faulty: &FaultCluster, timers: Value) -> Value {
     let crds = Api::<CustomResourceDefinition>::all(faulty.client().await);
     let mut crd = serde_json::to_value(crds.get("conversations.switchboard.dev").await.unwrap()).unwrap();
     let place = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/timers").unwrap();
@@ -407,7 +407,13 @@ async fn change_schema_of_timers(faulty: &Faulty, timers: Value) -> Value {
 }
 
 /// Changes the spec whatever the client makes of it, or as if, and returns what kubectl complains of.
-fn patch(control_plane: &ControlPlane, desk: &Desk, name: &str, spec: &Value, dry_run: &str) -> Result<(), String> {
+fn patch(
+    control_plane: &ControlPlane,
+    desk: &TestNamespace,
+    name: &str,
+    spec: &Value,
+    dry_run: &str,
+) -> Result<(), String> {
     let mut command = control_plane.kubectl();
     command.args(["patch", "conversation", name, "--namespace", &desk.namespace, "--type=merge", "--patch"]);
     let output = command.arg(json!({"spec": spec}).to_string()).arg(format!("--dry-run={dry_run}")).output().unwrap();
@@ -416,7 +422,7 @@ fn patch(control_plane: &ControlPlane, desk: &Desk, name: &str, spec: &Value, dr
 
 #[tokio::test]
 async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, _) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     let control_plane = &faulty.cluster.control_plane;
@@ -427,10 +433,10 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
 
     let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let timers = change_schema_of_timers(&faulty, anything).await;
-    let (unreadable, deadline) = (json!({"timers": {"closeAfter": "tomorrow"}}), Instant::now() + PATIENCE);
+    let (unreadable, deadline) = (json!({"timers": {"closeAfter": "tomorrow"}}), Instant::now() + TIMEOUT);
     while let Err(complaint) = patch(control_plane, &desk, "alice", &unreadable, "none") {
         assert!(Instant::now() < deadline, "the schema stays as it was: {complaint}");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     change_schema_of_timers(&faulty, timers).await;
     // The API server takes it up, and its storage anew, a moment later.
@@ -438,7 +444,7 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
         .is_err_and(|why| why.contains("must be a duration"))
     {
         assert!(Instant::now() < deadline, "the schema is not what it was");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let told = desk.wait_for_event("alice", "Unreadable").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));

@@ -10,13 +10,13 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE};
-use common::faulty::{
-    Faulty, PAUSE, alone, claim_create, claim_delete, claim_replace, create_as_soon_as_possible, create_denied,
-    is_to_be_repeated, kill_around, status_write,
+use common::cluster::{TIMEOUT, TestNamespace};
+use common::fake_webhook::{FakeWebhook, Verdict};
+use common::fault_cluster::{
+    FaultCluster, POLL_INTERVAL, claim_create, claim_delete, claim_replace, create_as_soon_as_possible, create_denied,
+    exclusive_cluster, is_to_be_repeated, kill_around, status_write,
 };
-use common::proxy::{Call, Fate, Proxy, Stage};
-use common::reviewer::{Reviewer, Verdict};
+use common::proxy::{Call, Fault, Proxy, Stage};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
@@ -25,14 +25,14 @@ use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, State};
 use tokio::time::{sleep, timeout};
 
 /// A create that is under way when the operator is killed fails, or is stored.
-async fn create_while_it_dies(desk: &Desk, name: &str) {
+async fn create_while_it_dies(desk: &TestNamespace, name: &str) {
     let answer = desk.create(name, json!({})).await;
     assert!(answer.is_err(), "a create that nobody answered was admitted: {answer:?}");
 }
 
 #[tokio::test]
 async fn killed_before_a_claim_is_made_nothing_is_claimed() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     kill_around(&faulty, Stage::Before, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
     desk.create("bob", json!({})).await.expect("nothing was claimed");
@@ -42,7 +42,7 @@ async fn killed_before_a_claim_is_made_nothing_is_claimed() {
 
 #[tokio::test]
 async fn killed_after_a_claim_was_made_the_same_name_has_it_at_once() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     kill_around(&faulty, Stage::After, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
     let refusal = desk.create("bob", json!({})).await.expect_err("alice may still be stored");
@@ -53,7 +53,7 @@ async fn killed_after_a_claim_was_made_the_same_name_has_it_at_once() {
 
 #[tokio::test]
 async fn killed_after_a_claim_was_made_others_have_it_after_the_grace_period() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     kill_around(&faulty, Stage::After, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
     // The lease of the one that was killed has to expire, too.
@@ -62,7 +62,7 @@ async fn killed_after_a_claim_was_made_others_have_it_after_the_grace_period() {
 }
 
 async fn killed_around_an_addition(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let _other = faulty.deny_some(&desk).await;
     create_denied(&desk, "alice").await;
@@ -83,12 +83,12 @@ async fn killed_after_a_uid_was_added_the_same_name_has_the_claim_at_once() {
 }
 
 async fn killed_around_a_replacement(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
     // The leader cannot release it, so that it is replaced.
-    let no_release = faulty.proxy.inflict(Stage::Before, Fate::Answer(500), claim_delete(&desk));
+    let no_release = faulty.proxy.inject(Stage::Before, Fault::Answer(500), claim_delete(&desk));
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     kill_around(&faulty, stage, claim_replace(&desk), create_while_it_dies(&desk, "bob")).await;
     drop(no_release);
@@ -108,7 +108,7 @@ async fn killed_after_a_claim_was_replaced_the_same_name_has_it_at_once() {
 }
 
 async fn killed_around_a_status(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let create = async { drop(desk.create("alice", json!({})).await.unwrap()) };
     kill_around(&faulty, stage, status_write(&desk, "alice"), create).await;
@@ -127,7 +127,7 @@ async fn killed_after_a_status_was_written_it_stays_true() {
 }
 
 async fn killed_around_a_release(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -148,7 +148,7 @@ async fn killed_after_a_claim_was_released_it_is_free() {
 }
 
 async fn killed_around_a_pruning(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let _other = faulty.deny_some(&desk).await;
     create_denied(&desk, "alice").await;
@@ -170,7 +170,7 @@ async fn killed_after_a_claim_was_pruned_it_stays_as_it_is() {
 }
 
 async fn killed_around_a_renewal(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let before = faulty.wait_for_leader_other_than("").await;
     let (desk, mut witness) = faulty.desk().await;
     let is_lease = |call: &Call| call.is("PUT", "/leases/switchboard");
@@ -194,10 +194,10 @@ async fn killed_after_the_lease_was_renewed_another_leads_once_it_has_expired() 
 #[tokio::test]
 async fn an_api_server_that_is_killed_between_admission_and_storage_leaves_the_binding_usable() {
     for winner in ["alice", "bob"] {
-        let faulty = alone().await;
+        let faulty = exclusive_cluster().await;
         let (desk, mut witness) = faulty.desk().await;
         // Ours allows, and the API server waits for the other one.
-        let other = Reviewer::start(&desk.client, &desk.namespace, 10, |review| async move {
+        let other = FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
             if review.number == 0 { std::future::pending().await } else { Verdict::Allow }
         })
         .await;
@@ -215,7 +215,7 @@ async fn an_api_server_that_is_killed_between_admission_and_storage_leaves_the_b
         api_server.kill();
         create.await.unwrap().unwrap_err();
         api_server.start().unwrap();
-        let desk = Desk { client: faulty.client().await, ..desk };
+        let desk = TestNamespace { client: faulty.client().await, ..desk };
         create_as_soon_as_possible(&desk, winner, json!({})).await;
         witness.show_rest().await;
         assert_eq!(desk.held_by().await.as_deref(), Some(winner));
@@ -224,7 +224,7 @@ async fn an_api_server_that_is_killed_between_admission_and_storage_leaves_the_b
 
 #[tokio::test]
 async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let installation = &faulty.cluster.installation;
     let webhook = faulty.replica().webhook_address();
     let between = Proxy::to_webhook(webhook, installation.authority());
@@ -235,7 +235,7 @@ async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
     faulty.replica().start().unwrap();
 
     let (desk, mut witness) = faulty.desk().await;
-    let twice = between.inflict(Stage::Before, Fate::Twice, |call| call.is("POST", "/admit"));
+    let twice = between.inject(Stage::Before, Fault::Twice, |call| call.is("POST", "/admit"));
     desk.create("alice", json!({})).await.unwrap();
     assert_eq!(twice.count(), 1);
     drop(twice);
@@ -243,7 +243,7 @@ async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
     assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
 
     let (desk, mut witness) = faulty.desk().await;
-    let lost = between.inflict(Stage::After, Fate::Cut, |call| call.is("POST", "/admit"));
+    let lost = between.inject(Stage::After, Fault::Cut, |call| call.is("POST", "/admit"));
     create_while_it_dies(&desk, "alice").await;
     drop(lost);
     assert_eq!(desk.held_by().await.as_deref(), Some("alice"));
@@ -258,7 +258,7 @@ async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
 
 #[tokio::test]
 async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that_its_successor_decided() {
-    let faulty = Faulty::start(2).await;
+    let faulty = FaultCluster::start(2).await;
     let identity = faulty.wait_for_leader_other_than("").await;
     let leader = faulty.replica_of(&identity);
     let (desk, mut witness) = faulty.desk().await;
@@ -283,8 +283,8 @@ async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that
     other.wait_for_state("alice", State::Closed).await;
     create_as_soon_as_possible(&other, "bob", json!({})).await;
 
-    release_of_old.meet(Fate::Pass);
-    status_of_old.meet(Fate::Pass);
+    release_of_old.resolve(Fault::Pass);
+    status_of_old.resolve(Fault::Pass);
     leader.resume();
     leader.wait_until_ready().unwrap();
     other.bound("bob").await;
@@ -296,7 +296,7 @@ async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that
 
 #[tokio::test]
 async fn with_watches_that_are_open_and_dead_admission_stays_right_and_the_rest_follows_when_they_live_again() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -320,7 +320,7 @@ async fn with_watches_that_are_open_and_dead_admission_stays_right_and_the_rest_
 
 #[tokio::test]
 async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
@@ -336,12 +336,12 @@ async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
 
 #[tokio::test]
 async fn who_stands_by_with_a_dead_watch_and_can_open_no_other_leads_all_the_same() {
-    let faulty = Faulty::start(2).await;
+    let faulty = FaultCluster::start(2).await;
     let identity = faulty.wait_for_leader_other_than("").await;
     let leader = faulty.replica_of(&identity);
     faulty.cluster.installation.balancer().remove(leader.webhook_address());
     let is_watch = |call: &Call| call.path.ends_with("/leases") && call.query.contains("watch=true");
-    let refused = faulty.proxy.inflict(Stage::Before, Fate::Answer(403), is_watch);
+    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(403), is_watch);
     faulty.proxy.kill_watches();
     // The silence is noticed, and another watch is asked for again and again.
     refused.wait_for(3).await;
@@ -351,14 +351,14 @@ async fn who_stands_by_with_a_dead_watch_and_can_open_no_other_leads_all_the_sam
 
 #[tokio::test]
 async fn an_operator_that_is_cut_off_for_longer_than_its_lease_admits_nothing_and_recovers() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     other.create("alice", json!({})).await.unwrap();
     other.bound("alice").await;
     faulty.proxy.freeze_watches(true);
-    let cut = faulty.proxy.inflict(Stage::Before, Fate::Cut, |call| !call.path.contains("/leases/"));
-    let cut_from_lease = faulty.proxy.inflict(Stage::Before, Fate::Cut, |call| call.path.contains("/leases/"));
+    let cut = faulty.proxy.inject(Stage::Before, Fault::Cut, |call| !call.path.contains("/leases/"));
+    let cut_from_lease = faulty.proxy.inject(Stage::Before, Fault::Cut, |call| call.path.contains("/leases/"));
     let refusal = desk.create("alice", json!({})).await.unwrap_err();
     assert!(is_to_be_repeated(&refusal), "{refusal:?}");
     other.delete("alice").await;
@@ -374,12 +374,12 @@ async fn an_operator_that_is_cut_off_for_longer_than_its_lease_admits_nothing_an
 }
 
 /// Creates and deletes for ever, whatever the answers are.
-async fn be_busy(desk: Desk) {
+async fn be_busy(desk: TestNamespace) {
     for round in 0.. {
         let name = ["alice", "bob"][round % 2];
         let conversation = desk.conversation(name, json!({}));
         if desk.conversations().create(&PostParams::default(), &conversation).await.is_err() {
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
         let _ = desk.conversations().delete(name, &kube::api::DeleteParams::default()).await;
     }
@@ -387,7 +387,7 @@ async fn be_busy(desk: Desk) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_server_that_is_killed_under_load_and_started_again_finds_all_in_order() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let busy = tokio::spawn(be_busy(desk.clone()));
     witness.wait_for_tenures(&desk, 3).await;
@@ -403,14 +403,14 @@ async fn an_api_server_that_is_killed_under_load_and_started_again_finds_all_in_
 
 #[tokio::test]
 async fn an_etcd_that_is_killed_and_started_again_finds_all_in_order() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
     let etcd = faulty.cluster.control_plane.etcd();
     etcd.kill();
     let (conversations, bob) = (desk.conversations(), desk.conversation("bob", json!({})));
-    let undecided = timeout(PATIENCE, conversations.create(&PostParams::default(), &bob)).await;
+    let undecided = timeout(TIMEOUT, conversations.create(&PostParams::default(), &bob)).await;
     let undecided = undecided.expect("an answer in time");
     assert!(undecided.is_err(), "admitted without a look at the claims: {undecided:?}");
     etcd.start().unwrap();
@@ -424,7 +424,7 @@ async fn an_etcd_that_is_killed_and_started_again_finds_all_in_order() {
 
 #[tokio::test]
 async fn while_its_rights_are_withdrawn_nothing_is_admitted_and_what_was_missed_follows_when_they_are_given_back() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
@@ -435,13 +435,13 @@ async fn while_its_rights_are_withdrawn_nothing_is_admitted_and_what_was_missed_
     let mut rights = api.get("switchboard").await.unwrap();
     api.delete("switchboard", &DeleteParams::default()).await.unwrap();
     // An open watch stays open whatever becomes of the right to it: one that begins now is refused.
-    let watches = faulty.proxy.inflict(Stage::Before, Fate::Pass, |call| call.query.contains("watch=true"));
-    let closings = faulty.proxy.inflict(Stage::Before, Fate::Pass, status_write(&other, "alice"));
+    let watches = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.query.contains("watch=true"));
+    let closings = faulty.proxy.inject(Stage::Before, Fault::Pass, status_write(&other, "alice"));
     let api_server = faulty.cluster.control_plane.api_server(0);
     api_server.kill();
     api_server.start().unwrap();
-    let desk = Desk { client: faulty.client().await, ..desk };
-    let other = Desk { client: faulty.client().await, ..other };
+    let desk = TestNamespace { client: faulty.client().await, ..desk };
+    let other = TestNamespace { client: faulty.client().await, ..other };
     watches.wait_for(2).await;
     closings.wait_for(1).await;
     let refusal = desk.create("bob", json!({})).await.unwrap_err();

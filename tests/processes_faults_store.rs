@@ -10,11 +10,13 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk, PATIENCE, until};
+use common::cluster::{Cluster, TIMEOUT, TestNamespace, until};
 use common::etcd::{compact, set_disk_full};
-use common::faulty::{Faulty, PAUSE, alone, create_as_soon_as_possible, is_to_be_repeated};
+use common::fault_cluster::{
+    FaultCluster, POLL_INTERVAL, create_as_soon_as_possible, exclusive_cluster, is_to_be_repeated,
+};
 use common::oracle::Oracle;
-use common::proxy::{Fate, Stage};
+use common::proxy::{Fault, Stage};
 use control_plane::{ControlPlane, Installation};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
@@ -28,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 #[tokio::test]
 async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     other.create("alice", json!({})).await.unwrap();
@@ -52,7 +54,7 @@ async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost(
 #[tokio::test]
 async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() {
     // Not one that others get afterwards: their witnesses look back to the first revision.
-    let faulty = Faulty::start(1).await;
+    let faulty = FaultCluster::start(1).await;
     let (desk, mut witness) = faulty.desk().await;
     let (other, mut other_witness) = faulty.desk().await;
     for desk in [&desk, &other] {
@@ -60,7 +62,7 @@ async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() 
         desk.bound("alice").await;
     }
     let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
-    let gone = faulty.proxy.inflict(Stage::Before, Fate::Answer(503), is_watch);
+    let gone = faulty.proxy.inject(Stage::Before, Fault::Answer(503), is_watch);
     faulty.proxy.freeze_watches(true);
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();
     desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
@@ -75,8 +77,8 @@ async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() 
     api_server.start().unwrap();
     drop(gone);
     faulty.proxy.freeze_watches(false);
-    let desk = Desk { client: faulty.client().await, ..desk };
-    let other = Desk { client: faulty.client().await, ..other };
+    let desk = TestNamespace { client: faulty.client().await, ..desk };
+    let other = TestNamespace { client: faulty.client().await, ..other };
     desk.wait_until_free().await;
     other.wait_until_free().await;
     create_as_soon_as_possible(&desk, "carol", json!({})).await;
@@ -99,7 +101,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[tokio::test]
 async fn an_etcd_that_is_restored_from_a_backup_makes_each_replica_begin_anew_and_rest_is_as_it_should_be() {
-    let faulty = Faulty::start(2).await;
+    let faulty = FaultCluster::start(2).await;
     let control_plane = &faulty.cluster.control_plane;
     let (desk, _) = faulty.desk().await;
     desk.create("alice", json!({})).await.unwrap();
@@ -122,14 +124,14 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_each_replica_begin_anew_an
     control_plane.etcd().start().unwrap();
     control_plane.api_server(0).start().unwrap();
     for replica in faulty.cluster.installation.replicas() {
-        let ended = replica.wait(PATIENCE).expect("what it knows is of another history: it ends");
+        let ended = replica.wait(TIMEOUT).expect("what it knows is of another history: it ends");
         assert!(!ended.success(), "so that it is started anew: {ended}");
     }
     for replica in faulty.cluster.installation.replicas() {
         replica.start().unwrap();
     }
 
-    let desk = Desk { client: faulty.client().await, ..desk };
+    let desk = TestNamespace { client: faulty.client().await, ..desk };
     let mut witness = faulty.witness(&desk, Oracle::default());
     let refusal = desk.create("carol", json!({})).await.expect_err("alice is open again, as she was");
     assert!(refusal.message.contains("48031") && refusal.message.contains("/alice"), "{refusal:?}");
@@ -164,14 +166,14 @@ async fn a_namespace_that_goes_with_a_thousand_conversations_leaves_no_claim() {
     namespaces.delete(&desk.namespace, &DeleteParams::default()).await.unwrap();
     let gone = conditions::is_deleted(&uid);
     until(namespaces, &desk.namespace, |namespace| gone.matches_object(namespace)).await.expect("the namespace goes");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let left: Vec<AddressBinding> = desk.claims().list(&ListParams::default()).await.unwrap().items;
         if left.is_empty() {
             break;
         }
         assert!(Instant::now() < deadline, "{} claims stay, such as {:?}", left.len(), left[0]);
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let again = cluster.desk().await;
     let bob = again.conversation("bob", json!({"contact": {"address": "+16660000000"}}));

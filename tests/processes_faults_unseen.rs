@@ -10,8 +10,10 @@
 
 mod common;
 
-use common::cluster::{Desk, PATIENCE};
-use common::faulty::{Faulty, PAUSE, Witness, alone, claim_create, kill_around};
+use common::cluster::{TIMEOUT, TestNamespace};
+use common::fault_cluster::{
+    FaultCluster, HistoryChecker, POLL_INTERVAL, claim_create, exclusive_cluster, kill_around,
+};
 use common::oracle::Oracle;
 use common::proxy::Stage;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -23,14 +25,14 @@ use switchboard::api::{ConditionReason, ConditionStatus, ConditionType};
 use tokio::time::{Instant, sleep};
 
 /// A desk all of whose conversations may have been made while no webhook was installed.
-async fn desk_of(faulty: &Faulty) -> (Desk, Witness) {
+async fn desk_of(faulty: &FaultCluster) -> (TestNamespace, HistoryChecker) {
     let (desk, _) = faulty.desk().await;
     let witness = faulty.witness(&desk, Oracle::default().unseen_by_webhooks(|place| place.name.starts_with("unseen")));
     (desk, witness)
 }
 
 /// Creates these, in this order, while no webhook is installed.
-async fn create_unseen(faulty: &Faulty, desk: &Desk, names: &[&str]) {
+async fn create_unseen(faulty: &FaultCluster, desk: &TestNamespace, names: &[&str]) {
     // What it holds tells whether the webhook is asked.
     let (guard, _) = faulty.desk().await;
     guard.create("guard", json!({})).await.unwrap();
@@ -48,18 +50,18 @@ async fn create_unseen(faulty: &Faulty, desk: &Desk, names: &[&str]) {
 }
 
 /// A dry run of the binding that is held is refused if and only if a webhook is asked.
-async fn wait_until_the_webhook_is_asked(desk: &Desk, is_asked: bool) {
+async fn wait_until_the_webhook_is_asked(desk: &TestNamespace, is_asked: bool) {
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let probe = desk.conversation("probe", json!({}));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while desk.create_object(&probe, &dry_run).await.is_ok() == is_asked {
         assert!(Instant::now() < deadline, "it stays as it was");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Waits until the conversation is told that another one holds its binding, and returns what it is told.
-async fn not_bound(desk: &Desk, name: &str) -> String {
+async fn not_bound(desk: &TestNamespace, name: &str) -> String {
     let (conversation, reason) = desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::False).await;
     assert_eq!(reason, ConditionReason::AddressAlreadyBound);
     let conditions = conversation.status.unwrap().conditions;
@@ -67,9 +69,9 @@ async fn not_bound(desk: &Desk, name: &str) -> String {
 }
 
 /// Waits for an event of that reason about the conversation, and returns its note.
-async fn event(desk: &Desk, name: &str, reason: &str) -> String {
+async fn event(desk: &TestNamespace, name: &str, reason: &str) -> String {
     let events = Api::<Event>::namespaced(desk.client.clone(), &desk.namespace);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let all = events.list(&ListParams::default()).await.unwrap().items;
         let is_it = |event: &&Event| {
@@ -80,12 +82,12 @@ async fn event(desk: &Desk, name: &str, reason: &str) -> String {
             return event.note.clone().unwrap_or_default();
         }
         assert!(Instant::now() < deadline, "no event {reason} of {name} among {all:?}");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Those two in the order in which they get the binding: the older one first, and of two of the same second the one with the lower UID.
-async fn in_order<'a>(desk: &Desk, names: [&'a str; 2]) -> [&'a str; 2] {
+async fn in_order<'a>(desk: &TestNamespace, names: [&'a str; 2]) -> [&'a str; 2] {
     let mut ages = Vec::new();
     for name in names {
         let metadata = desk.conversations().get(name).await.unwrap().metadata;
@@ -97,7 +99,7 @@ async fn in_order<'a>(desk: &Desk, names: [&'a str; 2]) -> [&'a str; 2] {
 
 #[tokio::test]
 async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     create_unseen(&faulty, &desk, &["unseen"]).await;
     wait_until_the_webhook_is_asked(&desk, true).await;
@@ -114,7 +116,7 @@ async fn a_conversation_that_no_webhook_saw_is_found_and_bound() {
 
 #[tokio::test]
 async fn of_two_for_one_binding_the_older_is_bound_and_the_other_as_soon_as_it_is_free() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     // The leader sees neither before it begins anew, and then both in one list.
     faulty.proxy.freeze_watches(true);
@@ -136,7 +138,7 @@ async fn of_two_for_one_binding_the_older_is_bound_and_the_other_as_soon_as_it_i
 
 #[tokio::test]
 async fn who_finds_the_binding_held_is_told_so_in_an_event() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -149,7 +151,7 @@ async fn who_finds_the_binding_held_is_told_so_in_an_event() {
 
 #[tokio::test]
 async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
@@ -163,7 +165,7 @@ async fn one_that_no_webhook_saw_does_not_take_the_binding_from_its_holder() {
 }
 
 async fn killed_around_the_claim_for_one_that_no_webhook_saw(stage: Stage) {
-    let faulty = alone().await;
+    let faulty = exclusive_cluster().await;
     let (desk, mut witness) = desk_of(&faulty).await;
     kill_around(&faulty, stage, claim_create(&desk), create_unseen(&faulty, &desk, &["unseen"])).await;
     wait_until_the_webhook_is_asked(&desk, true).await;

@@ -9,25 +9,25 @@
 
 mod common;
 
-use common::caller::{self, Caller, review};
-use common::cluster::{Cluster, PATIENCE};
-use common::faulty::{self, Faulty};
+use common::cluster::{Cluster, TIMEOUT};
+use common::fault_cluster::{self, FaultCluster};
+use common::webhook_client::{self, WebhookClient, review};
 use control_plane::{ControlPlane, Installation};
 use serde_json::{Value, json};
 use switchboard::api::{ConditionStatus, ConditionType, State};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
-fn caller(faulty: &Faulty) -> Caller {
-    Caller::new(faulty.cluster.installation.authority().certificate().as_bytes(), None)
+fn caller(faulty: &FaultCluster) -> WebhookClient {
+    WebhookClient::new(faulty.cluster.installation.authority().certificate().as_bytes(), None)
 }
 
-async fn ask(faulty: &Faulty, body: &[u8]) -> caller::Answer {
+async fn ask(faulty: &FaultCluster, body: &[u8]) -> webhook_client::Answer {
     caller(faulty).review(faulty.replica().webhook_address(), body).await.expect("an answer")
 }
 
 /// The answer in the body of an answer.
-fn response(answer: &caller::Answer) -> Value {
+fn response(answer: &webhook_client::Answer) -> Value {
     assert_eq!(answer.code, 200, "{answer:?}");
     serde_json::from_str::<Value>(&answer.body).unwrap()["response"].take()
 }
@@ -38,7 +38,7 @@ fn deep(depth: usize) -> String {
 
 #[tokio::test]
 async fn what_is_no_review_of_a_conversation_is_told_so() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let (desk, _) = faulty.desk().await;
     let good = review(&desk, "alice", "u1");
     let with = |pointer: &str, value: Value| {
@@ -106,7 +106,7 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
 
 #[tokio::test]
 async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let (desk, _) = faulty.desk().await;
     let mut good = review(&desk, "alice", "u1");
     good["request"]["dryRun"] = true.into();
@@ -149,7 +149,7 @@ async fn what_an_api_server_might_send_some_day_is_a_review_all_the_same() {
 
 #[tokio::test]
 async fn webhook_speaks_http_1_1_alone() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let address = faulty.replica().webhook_address();
     let stream = caller(&faulty).offering(&["h2", "http/1.1"]).connect(address).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "so that the API server speaks it here too");
@@ -158,13 +158,17 @@ async fn webhook_speaks_http_1_1_alone() {
 
 #[tokio::test]
 async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let (caller, address) = (caller(&faulty), faulty.replica().webhook_address());
     let mut large = caller.connect(address).await.unwrap();
-    caller::send(&mut large, &caller::request(9 << 20, b"{")).await.unwrap();
-    assert_eq!(caller::answer(&mut large).await.unwrap().code, 413, "what says that it is too large is not waited for");
+    webhook_client::send(&mut large, &webhook_client::request(9 << 20, b"{")).await.unwrap();
+    assert_eq!(
+        webhook_client::answer(&mut large).await.unwrap().code,
+        413,
+        "what says that it is too large is not waited for"
+    );
     let mut slow = caller.connect(address).await.unwrap();
-    caller::send(&mut slow, &caller::request(1000, b"{")).await.unwrap();
+    webhook_client::send(&mut slow, &webhook_client::request(1000, b"{")).await.unwrap();
     let (mut answers, mut sends) = tokio::io::split(slow);
     let drip = async {
         while sends.write_all(b" ").await.is_ok() && sends.flush().await.is_ok() {
@@ -176,7 +180,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_told_so() {
         // The connection may be broken in the end, by the byte that came after the answer.
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut answers, &mut bytes).await;
     };
-    timeout(PATIENCE, async { tokio::join!(drip, answer) }).await.expect("it is not waited for without end");
+    timeout(TIMEOUT, async { tokio::join!(drip, answer) }).await.expect("it is not waited for without end");
     assert!(bytes.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&bytes));
 }
 
@@ -234,7 +238,7 @@ async fn sixty_four_largest_bodies_stay_within_the_charts_memory_limit() {
         let body = std::sync::Arc::new(body);
         let senders: Vec<_> = (0..64)
             .map(|_| {
-                let (caller, body) = (Caller::new(authority.as_bytes(), None), body.clone());
+                let (caller, body) = (WebhookClient::new(authority.as_bytes(), None), body.clone());
                 let address = replica.webhook_address();
                 tokio::spawn(async move { caller.review(address, &body).await })
             })
@@ -257,7 +261,7 @@ async fn sixty_four_largest_bodies_stay_within_the_charts_memory_limit() {
 
 #[tokio::test]
 async fn a_forged_review_makes_at_most_a_claim_that_is_collected() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let (desk, mut witness) = faulty.desk().await;
     let answer = response(&ask(&faulty, review(&desk, "nobody", "forged").to_string().as_bytes()).await);
     assert_eq!(answer["allowed"], true, "{answer}");
@@ -269,7 +273,7 @@ async fn a_forged_review_makes_at_most_a_claim_that_is_collected() {
 
 #[tokio::test]
 async fn a_forged_review_never_takes_a_claim_from_its_holder() {
-    let faulty = faulty::shared().await;
+    let faulty = fault_cluster::shared().await;
     let (desk, mut witness) = faulty.desk().await;
     let alice = desk.create("alice", json!({})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;

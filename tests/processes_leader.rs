@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, PATIENCE, metrics, until};
+use common::cluster::{Cluster, TIMEOUT, metrics, until};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -77,7 +77,7 @@ async fn who_stands_by_is_told_of_each_renewal_and_asks_nothing() {
         metrics(standby).await.lines().filter(|line| line.starts_with(&series)).map(str::to_owned).collect::<Vec<_>>()
     };
     let watches = async { while asked("watch").await.is_empty() {} };
-    timeout(PATIENCE, watches).await.expect("it watches the Lease");
+    timeout(TIMEOUT, watches).await.expect("it watches the Lease");
     let before = asked("get").await;
 
     let leases = Api::<Lease>::namespaced(cluster.client(0).await, NAMESPACE);
@@ -98,7 +98,7 @@ async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
     let (leader, _) = leader_and_standby(&cluster, &identity);
     cluster.installation.balancer().remove(leader.webhook_address());
     leader.terminate();
-    let status = leader.wait(PATIENCE).expect("it ends");
+    let status = leader.wait(TIMEOUT).expect("it ends");
     assert!(status.success(), "{status}");
     let log = std::fs::read_to_string(leader.log()).unwrap();
     assert!(log.contains("gave the Lease back"), "{log}");

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk, condition};
+use common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::path::Path;
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State, StateReason, Time};
@@ -97,7 +97,7 @@ async fn what_has_been_reported_before_the_creation_or_after_the_closing_moves_n
 }
 
 /// Applies what stands in `path`, which changes nothing and shows no difference, by this kind of apply.
-async fn assert_applied_without_drift(desk: &Desk, name: &str, path: &Path, arguments: &[&str]) {
+async fn assert_applied_without_drift(desk: &TestNamespace, name: &str, path: &Path, arguments: &[&str]) {
     let kubectl = |verb: &str| {
         let mut command = Cluster::shared().control_plane.kubectl();
         command.arg(verb).args(arguments).arg("--filename").arg(path);

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, PATIENCE};
+use common::cluster::{Cluster, TIMEOUT};
 use control_plane::installation::NAMESPACE;
 use control_plane::{ControlPlane, Installation, Replica};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use switchboard::api::{ConditionStatus, ConditionType};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What Rust's `{:?}` writes, and people do not.
 const DEBUG_SYNTAX: [&str; 6] = ["Some(", "None", "Ok(", "Err(", "{ ", "[\\\""];
@@ -37,7 +37,7 @@ async fn wait_for_line(replica: &Replica, message: &str) -> Value {
 
 /// Waits until a line has this message, and fields as they are wanted; returns them.
 async fn wait_for_line_where(replica: &Replica, message: &str, are_wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         // The last line may be half written.
         let log = std::fs::read_to_string(replica.log()).unwrap();
@@ -47,7 +47,7 @@ async fn wait_for_line_where(replica: &Replica, message: &str, are_wanted: impl 
             return fields;
         }
         assert!(Instant::now() < deadline, "no such line says {message:?}: {log}");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -88,7 +88,7 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
     replica.terminate();
     wait_for_line(replica, "SIGTERM: shutting down").await;
     replica.terminate();
-    assert_eq!(block_in_place(|| replica.wait(PATIENCE)).expect("it ends").code(), Some(1));
+    assert_eq!(block_in_place(|| replica.wait(TIMEOUT)).expect("it ends").code(), Some(1));
 
     let lines = lines(replica);
     let last = &lines.last().unwrap()["fields"];

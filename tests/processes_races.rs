@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::oracle::{Binding, Oracle, Tenure};
+use common::oracle::{Binding, HoldInterval, Oracle};
 use common::recorder::{Clock, Recorder};
 use control_plane::{ControlPlane, Installation};
 use futures::future::join_all;
@@ -34,9 +34,9 @@ const CREATES: usize = 50;
 /// How long a request may take to be answered: longer than that is a time-out.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 /// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 /// The pause between two looks at what is waited for.
-const PAUSE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const NAMESPACES: [&str; 2] = ["sales", "support"];
 
@@ -405,21 +405,21 @@ impl Races {
         self.tally.stored += tenures.len();
         self.tally.releases += expected - 1;
         self.oracle.forget(&binding);
-        tenures.into_iter().map(|Tenure { place, uid, .. }| Holder { place, uid }).collect()
+        tenures.into_iter().map(|HoldInterval { place, uid, .. }| Holder { place, uid }).collect()
     }
 
     /// Waits until all is at rest, with what the last rounds have stored and then without, and counts the claims that nobody holds.
     async fn rest(&mut self) {
-        self.recorder.show_rest(&mut self.oracle, PATIENCE).await;
+        self.recorder.show_rest(&mut self.oracle, TIMEOUT).await;
         let stored = std::mem::take(&mut self.stored);
         self.delete_all(stored.into_iter().flatten().collect()).await;
-        self.recorder.show_rest(&mut self.oracle, PATIENCE).await;
+        self.recorder.show_rest(&mut self.oracle, TIMEOUT).await;
         self.tally.stuck = self.oracle.stuck().len();
     }
 
     /// Asks until there is an answer other than 503.
     async fn ask(&self, pair: &Pair, ask: Ask) -> (Ask, Outcome, Duration) {
-        let (deadline, mut slowest) = (Instant::now() + PATIENCE, Duration::ZERO);
+        let (deadline, mut slowest) = (Instant::now() + TIMEOUT, Duration::ZERO);
         loop {
             let (since, began) = (self.recorder.revision(), Instant::now());
             let answer = timeout(ANSWERED_WITHIN, self.try_once(pair, &ask)).await;
@@ -439,7 +439,7 @@ impl Races {
                 422 if ask.verb == Verb::Apply => Outcome::Exists,
                 503 => {
                     self.tally.repeated.fetch_add(1, Ordering::Relaxed);
-                    assert!(Instant::now() < deadline, "{ask:?} cannot be decided within {PATIENCE:?}: {status:?}");
+                    assert!(Instant::now() < deadline, "{ask:?} cannot be decided within {TIMEOUT:?}: {status:?}");
                     sleep(asked_to_wait(&status)).await;
                     continue;
                 }
@@ -472,7 +472,7 @@ impl Races {
 
     /// Waits until somebody holds the binding. Once the creates of the round are over, creates one if need be.
     async fn holder(&self, pair: &Pair, is_over: &AtomicBool, heir: &Ask) -> Holder {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let was_over = is_over.load(Ordering::Relaxed);
             if let Some(holder) = self.look_for_holder(pair).await {
@@ -481,8 +481,8 @@ impl Races {
             if was_over && let (_, Outcome::Stored { place, uid }, _) = self.ask(pair, heir.clone()).await {
                 return Holder { place, uid };
             }
-            assert!(Instant::now() < deadline, "nobody holds {} after {PATIENCE:?}", pair.binding());
-            sleep(PAUSE).await;
+            assert!(Instant::now() < deadline, "nobody holds {} after {TIMEOUT:?}", pair.binding());
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -565,12 +565,12 @@ impl Races {
 
     /// Waits until the webhook is reached again, after a replica has gone.
     async fn wait_for_the_webhook(&self, pair: &Pair) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for api_server in 0..self.clients.len() {
             let ask = Ask { is_dry_run: true, ..Ask::plain(&format!("{DRY_RUN}once"), api_server) };
             while let Err(status) = self.try_once(pair, &ask).await {
-                assert!(Instant::now() < deadline, "the webhook is not reached after {PATIENCE:?}: {status:?}");
-                sleep(PAUSE).await;
+                assert!(Instant::now() < deadline, "the webhook is not reached after {TIMEOUT:?}: {status:?}");
+                sleep(POLL_INTERVAL).await;
             }
         }
     }

@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::cluster::{Cluster, Desk, condition};
+use common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::process::Command;
 use switchboard::api::{
@@ -24,7 +24,7 @@ fn status(conversation: &Conversation) -> &ConversationStatus {
 
 /// Somebody at a shell with kubectl, at whose desk `alice` holds the binding and `bob` wants it.
 struct User {
-    desk: Desk,
+    desk: TestNamespace,
 }
 
 impl User {
@@ -34,7 +34,7 @@ impl User {
 
     /// A conversation for this desk's binding, as it stands in a file; `rest` is more of its spec, a field a line.
     fn manifest(&self, name: &str, rest: &str) -> String {
-        let Desk { contact, proxy, .. } = &self.desk;
+        let TestNamespace { contact, proxy, .. } = &self.desk;
         let rest = rest.replace('\n', "\n  ");
         format!(
             "apiVersion: switchboard.dev/v1alpha1\nkind: Conversation\nmetadata:\n  name: {name}\nspec:\n  channel: SMS\n  \
@@ -85,7 +85,7 @@ impl User {
 
     /// Who has the binding, by the exact look-up.
     fn sees_who_holds_it(&self) -> String {
-        let Desk { contact, proxy, .. } = &self.desk;
+        let TestNamespace { contact, proxy, .. } = &self.desk;
         self.types(&format!(
             "kubectl get ab --field-selector=spec.contactAddress={contact},spec.proxyAddress={proxy} \
              --output=jsonpath='{{.items[*].spec.conversationRef.name}}'"
@@ -350,7 +350,7 @@ async fn out_of_48031_another_proxy_address_is_used() {
     let user = User::new().await;
     user.creates("alice", ALICE);
     assert!(user.is_told_48031().contains("for a separate, simultaneous conversation use another proxy address"));
-    let by_another_proxy = User { desk: Desk { proxy: "+15017122662".to_owned(), ..user.desk.clone() } };
+    let by_another_proxy = User { desk: TestNamespace { proxy: "+15017122662".to_owned(), ..user.desk.clone() } };
     by_another_proxy.creates("bob", BOB);
     assert_eq!((user.sees_who_holds_it(), by_another_proxy.sees_who_holds_it()), ("alice".into(), "bob".into()));
 }

@@ -9,8 +9,8 @@
 
 mod common;
 
-use common::caller::{self, Caller};
-use common::cluster::{Cluster, PATIENCE, metrics};
+use common::cluster::{Cluster, TIMEOUT, metrics};
+use common::webhook_client::{self, WebhookClient};
 use control_plane::{ControlPlane, Installation};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::Api;
@@ -104,7 +104,7 @@ async fn wait_for(cluster: &Cluster, sample: &str, value: f64) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("{sample} is not {value}"));
+    timeout(TIMEOUT, is_so).await.unwrap_or_else(|_| panic!("{sample} is not {value}"));
 }
 
 /// A cluster with one replica, which sends its traces to a collector of ours, for the tests that need no more or do it harm.
@@ -173,14 +173,14 @@ fn take(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
 async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector() {
     let (cluster, collector) = lone();
     let desk = cluster.desk().await;
-    let body = caller::review(&desk, "alice", "u1").to_string();
+    let body = webhook_client::review(&desk, "alice", "u1").to_string();
     let traceparent = "Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let request = String::from_utf8(caller::request(body.len(), body.as_bytes())).unwrap();
+    let request = String::from_utf8(webhook_client::request(body.len(), body.as_bytes())).unwrap();
     let request = request.replace("Host: webhook", &format!("Host: webhook\r\n{traceparent}"));
-    let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
     let mut stream = caller.connect(cluster.installation.replica(0).webhook_address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
-    assert_eq!(caller::answer(&mut stream).await.unwrap().code, 200);
+    assert_eq!(webhook_client::answer(&mut stream).await.unwrap().code, 200);
     let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes();
     let parent = 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes();
     let arrived = async {
@@ -190,7 +190,7 @@ async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, arrived).await.expect("the spans of the review and of its calls");
+    timeout(TIMEOUT, arrived).await.expect("the spans of the review and of its calls");
     assert!(!collector.has(&[desk.contact.as_bytes()]), "no address in a trace");
 }
 
@@ -208,7 +208,7 @@ async fn a_webhook_that_cannot_be_reached_or_is_taken_out_of_force_is_told() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, nothing_is_found_out).await.expect("the self-check fails");
+    timeout(TIMEOUT, nothing_is_found_out).await.expect("the self-check fails");
     assert!(!metrics(cluster.installation.replica(0)).await.contains(in_force), "what was found before is not told on");
     balancer.add(webhook);
     wait_for(cluster, in_force, 1.0).await;
@@ -219,7 +219,7 @@ async fn a_webhook_that_cannot_be_reached_or_is_taken_out_of_force_is_told() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, is_told).await.expect("it is told");
+    timeout(TIMEOUT, is_told).await.expect("it is told");
 }
 
 /// The value of a sample, summed over the replicas; a sample that is not there yet counts as 0.
@@ -242,7 +242,7 @@ async fn what_happens_to_a_conversation_is_counted() {
     let samples = [
         r#"switchboard_admission_requests_total{outcome="allowed",code="200"}"#,
         r#"switchboard_admission_requests_total{outcome="refused",code="403"}"#,
-        r#"switchboard_claim_writes_total{operation="create",outcome="done"}"#,
+        r#"switchboard_claim_writes_total{operation="create",outcome="applied"}"#,
         r#"switchboard_api_requests_total{verb="patch",resource="conversations/status",code="200"}"#,
         r#"switchboard_reconcile_duration_seconds_count{task="conversation"}"#,
         "switchboard_timer_lateness_seconds_count",
@@ -276,7 +276,7 @@ async fn a_certificate_that_changes_in_its_file_is_served_without_a_restart() {
     std::fs::write(directory.join("webhook.crt"), &renewed.certificate).unwrap();
     std::fs::write(directory.join("webhook.key"), &renewed.key).unwrap();
     let renewed = CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap();
-    let caller = Caller::new(authority.certificate().as_bytes(), None);
+    let caller = WebhookClient::new(authority.certificate().as_bytes(), None);
     for replica in cluster.installation.replicas() {
         let is_served = async {
             loop {
@@ -287,6 +287,6 @@ async fn a_certificate_that_changes_in_its_file_is_served_without_a_restart() {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, is_served).await.expect("the renewed one");
+        timeout(TIMEOUT, is_served).await.expect("the renewed one");
     }
 }

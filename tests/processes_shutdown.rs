@@ -9,9 +9,9 @@
 
 mod common;
 
-use common::caller::{self, Caller};
-use common::cluster::{Cluster, PATIENCE, until};
+use common::cluster::{Cluster, TIMEOUT, until};
 use common::creates::{count_until, create_once, without_retries};
+use common::webhook_client::{self, WebhookClient};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Whether a replica answers its readiness probe by a 200.
 async fn is_ready(replica: &Replica) -> bool {
@@ -57,12 +57,12 @@ async fn roll(cluster: &Cluster, replica: &Replica, name: &str) -> Option<Durati
     };
     let drain = async {
         while is_ready(replica).await {
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
         cluster.installation.balancer().remove(replica.webhook_address());
     };
     let (failover, ()) = tokio::join!(failover, drain);
-    let status = tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends");
+    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends");
     assert!(status.success(), "{status}");
     tokio::task::block_in_place(|| replica.start()).unwrap();
     cluster.installation.balancer().add(replica.webhook_address());
@@ -106,18 +106,18 @@ async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flig
     assert!(sent.iter().all(|count| *count > 0) && !failovers.is_empty());
 
     let replica = cluster.installation.replica(0);
-    let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
     let mut in_flight = caller.connect(replica.webhook_address()).await.unwrap();
     let body = b"no review, which is an answer too";
-    caller::send(&mut in_flight, &caller::request(body.len(), &body[..8])).await.unwrap();
+    webhook_client::send(&mut in_flight, &webhook_client::request(body.len(), &body[..8])).await.unwrap();
     replica.terminate();
     // It takes nobody in any more: now it waits for what is in flight alone.
     while TcpStream::connect(replica.webhook_address()).await.is_ok() {
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
-    caller::send(&mut in_flight, &body[8..]).await.unwrap();
-    assert_eq!(caller::answer(&mut in_flight).await.expect("an answer").code, 400);
-    assert!(tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends").success());
+    webhook_client::send(&mut in_flight, &body[8..]).await.unwrap();
+    assert_eq!(webhook_client::answer(&mut in_flight).await.expect("an answer").code, 400);
+    assert!(tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends").success());
 }
 
 /// The server's limit for a header, after which it once cut idle connections. The API server does not repeat a create that meets that.
@@ -163,15 +163,15 @@ async fn a_replica_that_is_to_end_says_so_by_its_probe_and_goes_on_answering_unt
     replica.terminate();
     let is_told = async {
         while is_ready(replica).await {
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(PATIENCE, is_told).await.expect("the probe fails");
-    let caller = Caller::new(cluster.installation.authority().certificate().as_bytes(), None);
+    timeout(TIMEOUT, is_told).await.expect("the probe fails");
+    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
     let mut new = caller.connect(replica.webhook_address()).await.expect("new connections are still taken");
-    let kept = String::from_utf8(caller::request(2, b"{}")).unwrap().replace("Connection: close\r\n", "");
-    caller::send(&mut new, kept.as_bytes()).await.unwrap();
-    let answer = timeout(PATIENCE, caller::answer(&mut new)).await.expect("the connection ends with its answer");
+    let kept = String::from_utf8(webhook_client::request(2, b"{}")).unwrap().replace("Connection: close\r\n", "");
+    webhook_client::send(&mut new, kept.as_bytes()).await.unwrap();
+    let answer = timeout(TIMEOUT, webhook_client::answer(&mut new)).await.expect("the connection ends with its answer");
     assert_eq!(answer.expect("an answer").code, 400);
     desk.create("alice", json!({})).await.expect("and reviews answered");
 }
@@ -186,12 +186,12 @@ async fn second_signal_ends_a_replica_at_once_with_an_error() {
     replica.terminate();
     let is_draining = async {
         while is_ready(replica).await {
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(PATIENCE, is_draining).await.expect("the probe fails");
+    timeout(TIMEOUT, is_draining).await.expect("the probe fails");
     replica.interrupt();
-    let status = tokio::task::block_in_place(|| replica.wait(PATIENCE)).expect("it ends at once");
+    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends at once");
     assert_eq!(status.code(), Some(1), "{status}");
     let log = std::fs::read_to_string(replica.log()).unwrap();
     let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();

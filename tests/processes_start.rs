@@ -9,9 +9,9 @@
 
 mod common;
 
-use common::cluster::{Cluster, PATIENCE};
-use common::faulty::Faulty;
-use common::proxy::{Fate, Stage};
+use common::cluster::{Cluster, TIMEOUT};
+use common::fault_cluster::FaultCluster;
+use common::proxy::{Fault, Stage};
 use control_plane::{ControlPlane, Installation, Replica};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a replica answers at `path`, head and body; nothing where it does not.
 fn probe(replica: &Replica, path: &str) -> String {
     let get = || {
         let mut stream = TcpStream::connect(replica.address())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: replica\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map(|_| answer)
@@ -36,14 +36,14 @@ fn probe(replica: &Replica, path: &str) -> String {
 
 /// Waits until the answer of a replica at `path` contains all of `parts`.
 async fn wait_for_answer(replica: &Replica, path: &str, parts: &[&str]) -> String {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = block_in_place(|| probe(replica, path));
         if parts.iter().all(|part| answer.contains(part)) {
             return answer;
         }
         assert!(Instant::now() < deadline, "{path}: {answer:?} does not contain {parts:?}");
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -78,7 +78,7 @@ async fn replica_waits_for_an_api_server_that_is_not_there_yet() {
     assert!(probe(replica, "/livez").contains("200 OK"), "it lives");
     let id = replica.id();
     while failed_attempts(replica) < 6 {
-        sleep(PAUSE).await;
+        sleep(POLL_INTERVAL).await;
     }
     let restarted = Instant::now();
     block_in_place(|| api_server.start()).unwrap();
@@ -96,11 +96,11 @@ async fn replica_waits_for_an_api_server_that_is_not_there_yet() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replica_waits_for_rights_that_come_later() {
-    let faulty = Faulty::start(1).await;
+    let faulty = FaultCluster::start(1).await;
     let replica = faulty.replica();
     replica.stop();
     for code in [401, 403] {
-        let refusals = faulty.proxy.inflict(Stage::Before, Fate::Answer(code), |call| call.path == "/version");
+        let refusals = faulty.proxy.inject(Stage::Before, Fault::Answer(code), |call| call.path == "/version");
         replica.start_without_waiting().unwrap();
         refusals.wait_for(3).await;
         let parts = ["503", "the API server has not been reached yet: ", &code.to_string()];
@@ -131,7 +131,7 @@ async fn signal_ends_the_wait_for_the_api_server() {
         wait_for_answer(replica, "/readyz", &["503", "the API server has not been reached yet"]).await;
         let asked = Instant::now();
         replica.terminate();
-        let status = block_in_place(|| replica.wait(PATIENCE)).expect("it ends");
+        let status = block_in_place(|| replica.wait(TIMEOUT)).expect("it ends");
         println!("ended {:?} after SIGTERM", asked.elapsed());
         assert!(status.success(), "{status}");
     }

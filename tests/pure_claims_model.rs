@@ -11,7 +11,7 @@
 mod claims_model;
 
 use claims_model::{
-    Budget, ClaimsModel, Configuration, Create, Mutation, NO_FLAW, ONE_BOUND, ONE_HOLDER, RECORDED, REST, Saw,
+    Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_FLAW, ONE_BOUND, ONE_HOLDER, RECORDED, REST,
 };
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;
@@ -40,7 +40,7 @@ fn configuration(name: &'static str, letters: &str) -> Configuration {
 }
 
 /// Checks every state that can be reached, and that the configuration reaches what it is there for.
-fn check(configuration: Configuration, expected: &[Saw]) {
+fn check(configuration: Configuration, expected: &[Coverage]) {
     let began = Instant::now();
     let name = configuration.name;
     let model = ClaimsModel::new(configuration).checker();
@@ -68,20 +68,20 @@ fn check(configuration: Configuration, expected: &[Saw]) {
 #[test]
 fn creates_of_two_names_a_close_and_a_deletion() {
     let expected = [
-        Saw::Claimed,
-        Saw::Added,
-        Saw::TakenOver,
-        Saw::LostWrite,
-        Saw::Wait,
-        Saw::Refused,
-        Saw::AlreadyExists,
-        Saw::NameTaken,
-        Saw::GraceAwaited,
-        Saw::GraceOver,
-        Saw::Released,
-        Saw::Pruned,
-        Saw::Adopted,
-        Saw::LostLeaderWrite,
+        Coverage::Claimed,
+        Coverage::Added,
+        Coverage::TakenOver,
+        Coverage::LostWrite,
+        Coverage::Wait,
+        Coverage::Refused,
+        Coverage::AlreadyExists,
+        Coverage::NameTaken,
+        Coverage::GraceAwaited,
+        Coverage::GraceOver,
+        Coverage::Released,
+        Coverage::Pruned,
+        Coverage::Adopted,
+        Coverage::LostLeaderWrite,
     ];
     let budget = Budget { releases: 1, deletions: 1, ..Budget::default() };
     check(Configuration { budget, ..configuration("two names", "aab") }, &expected);
@@ -90,40 +90,40 @@ fn creates_of_two_names_a_close_and_a_deletion() {
 #[test]
 fn server_side_applies_that_become_updates() {
     let budget = Budget { releases: 1, ..Budget::default() };
-    check(Configuration { budget, ..configuration("applies", "AAb") }, &[Saw::AppliedAsUpdate, Saw::Pruned]);
+    check(Configuration { budget, ..configuration("applies", "AAb") }, &[Coverage::AppliedAsUpdate, Coverage::Pruned]);
 }
 
 #[test]
 fn closings_by_the_status_which_leave_the_watch_as_deletions_do() {
     let budget = Budget { closings: 1, ..Budget::default() };
     let configuration = Configuration { budget, has_statuses: true, ..configuration("closings", "aab") };
-    check(configuration, &[Saw::Bound, Saw::TakenOver, Saw::Released]);
+    check(configuration, &[Coverage::Bound, Coverage::TakenOver, Coverage::Released]);
 }
 
 #[test]
 fn dry_runs_get_the_same_answer_and_write_nothing() {
     let budget = Budget { releases: 1, ..Budget::default() };
     let configuration = Configuration { budget, ..configuration("dry runs", "axy") };
-    check(configuration, &[Saw::DryRunAllowed, Saw::DryRunRefused]);
+    check(configuration, &[Coverage::DryRunAllowed, Coverage::DryRunRefused]);
 }
 
 #[test]
 fn reviews_that_are_repeated_and_reviews_that_nobody_waits_for() {
     let budget = Budget { repeats: 1, abandoned: 1, ..Budget::default() };
     let configuration = Configuration { budget, ..configuration("reviews", "aab") };
-    check(configuration, &[Saw::RepeatedReview, Saw::OrphanWrote]);
+    check(configuration, &[Coverage::RepeatedReview, Coverage::OrphanWrote]);
 }
 
 #[test]
 fn a_leader_that_begins_anew_and_watches_that_begin_anew_with_a_list() {
     let budget = Budget { restarts: 1, lists: 1, closings: 1, deletions: 1, ..Budget::default() };
-    check(Configuration { budget, ..configuration("restarts", "ab") }, &[Saw::Released, Saw::GraceOver]);
+    check(Configuration { budget, ..configuration("restarts", "ab") }, &[Coverage::Released, Coverage::GraceOver]);
 }
 
 #[test]
 fn two_who_believe_that_they_lead() {
     let configuration = Configuration { leaders: 2, ..configuration("two leaders", "ab") };
-    check(configuration, &[Saw::LostLeaderWrite, Saw::GraceOver]);
+    check(configuration, &[Coverage::LostLeaderWrite, Coverage::GraceOver]);
 }
 
 #[test]
@@ -131,21 +131,21 @@ fn leaders_of_which_nothing_is_known() {
     let budget = Budget { deletions: 1, releases: 1, ..Budget::default() };
     let configuration =
         Configuration { budget, leaders: 0, unknown_leaders: 1, ..configuration("unknown leaders", "aab") };
-    check(configuration, &[Saw::Pruned, Saw::Released, Saw::Adopted, Saw::LostLeaderWrite]);
+    check(configuration, &[Coverage::Pruned, Coverage::Released, Coverage::Adopted, Coverage::LostLeaderWrite]);
 }
 
 #[test]
 fn conversations_that_no_webhook_saw() {
     let budget = Budget { releases: 1, ..Budget::default() };
     let configuration = Configuration { budget, has_statuses: true, ..configuration("unseen", "uvb") };
-    check(configuration, &[Saw::Adopted, Saw::Bound, Saw::NotBound, Saw::Refused]);
+    check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound, Coverage::Refused]);
 }
 
 #[test]
 fn claims_that_are_deleted_by_hand() {
     let budget = Budget { hand_deletions: 1, closings: 1, lists: 1, ..Budget::default() };
     let configuration = Configuration { budget, has_statuses: true, ..configuration("hand deletions", "ab") };
-    check(configuration, &[Saw::Adopted, Saw::Bound, Saw::NotBound]);
+    check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound]);
 }
 
 /// The large configurations, in the order of their size.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// How long between two looks at the files. A Secret reaches a pod's volume within a minute or so.
-const PAUSE: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The files, PEM.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Files {
     /// Serves what the files hold, for as long as the process lives.
     pub async fn run(self, mut publisher: Publisher) {
         loop {
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
             if let Err(error) = self.publish(&mut publisher) {
                 // One file may have changed before the other: what was served is served on.
                 tracing::warn!(error = %ErrorChain(&error), "the files of the certificate are of no use; what was served before is served on");

@@ -3,14 +3,14 @@
 //! It holds what is decided from and no objects, in few bytes, since every replica holds all of it. No client, no async; the time
 //! is handed in.
 
-use super::census::{Census, Counted};
-use super::compact::{Place, Uid, Version};
+use super::keys::{NamespacedName, Uid, Version};
 use super::queue::Task;
-use super::watch::Unreadable;
+use super::stats::{Stats, StatsKey};
+use super::watch::InvalidObject;
 use crate::api::{Admission, Channel, Conversation, ConversationStatus, State, Time};
 use crate::core::binding::{Binding, BindingName};
-use crate::core::claim::{Claim, Standing};
-use crate::core::lifecycle::{Decision, Fact, Facts, Holding, decide, due, news, unreadable};
+use crate::core::claim::{Claim, CreateStatus};
+use crate::core::lifecycle::{BindingStatus, Decision, LifecycleInput, Notice, decide, due, new_notices, unreadable};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -18,25 +18,25 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the UID of a conversation that is gone is remembered, so that a claim that is seen only later counts it as decided.
-const REMEMBERED: Duration = Duration::from_mins(10);
+const TOMBSTONE_TTL: Duration = Duration::from_mins(10);
 
 /// What the watches have shown.
 #[derive(Debug, Default)]
 pub struct Index {
-    conversations: HashMap<Place, Box<Entry>>,
+    conversations: HashMap<NamespacedName, Box<Entry>>,
     /// What is known of each binding that an open conversation names, or that is claimed.
     bindings: HashMap<BindingName, Box<BindingEntry>>,
     /// The closed conversations about which something is left to do: few, and nothing is kept of the others.
-    closed: HashMap<Place, Box<Entry>>,
+    closed: HashMap<NamespacedName, Box<Entry>>,
     /// Those that closed lately, and when, in the order in which that was seen.
-    closed_lately: VecDeque<(Time, Place)>,
+    closed_lately: VecDeque<(Time, NamespacedName)>,
     /// What is stored as a conversation and cannot be read.
-    unreadable: HashMap<Place, UnreadableEntry>,
-    departed: Departed,
-    census: Census,
-    conversation_list: List,
-    claim_list: List,
-    closed_list: List,
+    unreadable: HashMap<NamespacedName, UnreadableEntry>,
+    tombstones: Tombstones,
+    stats: Stats,
+    conversation_list: ListEpoch,
+    claim_list: ListEpoch,
+    closed_list: ListEpoch,
 }
 
 /// What is known of one conversation.
@@ -44,19 +44,19 @@ pub struct Index {
 struct Entry {
     uid: Uid,
     version: Version,
-    facts: Facts,
+    input: LifecycleInput,
     /// Tells whether the stored status is the one that was decided.
     fingerprint: u64,
     /// The list that showed it last.
     list: u32,
     /// Whether its status was written since, which the watch has yet to show.
-    is_behind: bool,
+    awaiting_watch: bool,
 }
 
 #[derive(Debug)]
 struct UnreadableEntry {
     uid: Uid,
-    fact: Fact,
+    notice: Notice,
     /// Whether the watch of the closed ones showed it.
     is_closed: bool,
     /// The list of that watch that showed it last.
@@ -66,7 +66,7 @@ struct UnreadableEntry {
 #[derive(Debug, Default)]
 struct BindingEntry {
     /// The open conversations that name it as theirs: one but for what no webhook saw.
-    candidates: Vec<Place>,
+    candidates: Vec<NamespacedName>,
     claim: Option<ClaimEntry>,
 }
 
@@ -76,7 +76,7 @@ struct ClaimEntry {
     uid: Uid,
     version: Version,
     is_being_deleted: bool,
-    holder: Place,
+    holder: NamespacedName,
     admissions: Box<[AdmissionEntry]>,
     channel: Channel,
     /// The contact's address and the proxy's; neither has a line's end in it.
@@ -95,14 +95,14 @@ struct AdmissionEntry {
 
 /// The lists that a watch begins with, and begins anew with after it was interrupted.
 #[derive(Debug, Default)]
-struct List {
+struct ListEpoch {
     /// Whether one has been complete.
     is_complete: bool,
     /// How many have begun. What the last one has not shown when it is complete is gone.
     number: u32,
 }
 
-impl List {
+impl ListEpoch {
     fn begin(&mut self) {
         self.number += 1;
     }
@@ -110,15 +110,15 @@ impl List {
 
 /// UIDs that were shown and are gone, for a while.
 #[derive(Debug, Default)]
-struct Departed {
+struct Tombstones {
     since: HashMap<Uid, Instant>,
     in_order: VecDeque<(Instant, Uid)>,
 }
 
-impl Departed {
+impl Tombstones {
     fn insert(&mut self, uid: Uid, now: Instant) {
         while let Some((since, _)) = self.in_order.front()
-            && now.saturating_duration_since(*since) >= REMEMBERED
+            && now.saturating_duration_since(*since) >= TOMBSTONE_TTL
             && let Some((since, uid)) = self.in_order.pop_front()
         {
             if self.since.get(&uid) == Some(&since) {
@@ -143,7 +143,7 @@ impl ClaimEntry {
             uid: claim.uid.as_str().into(),
             version: claim.resource_version.as_str().into(),
             is_being_deleted: claim.is_being_deleted,
-            holder: Place::from(&claim.holder),
+            holder: NamespacedName::from(&claim.holder),
             admissions: admissions.collect(),
             channel: claim.binding.channel(),
             addresses: format!("{}\n{}", claim.binding.contact(), claim.binding.proxy()).into(),
@@ -171,13 +171,13 @@ impl ClaimEntry {
 #[derive(Debug)]
 pub struct StatusWrite {
     /// Which conversation.
-    pub place: Place,
+    pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
     /// The version that the status was decided on.
     pub version: Version,
     /// What people are to be told once it is written.
-    pub news: Vec<Fact>,
+    pub notices: Vec<Notice>,
     /// Whether it only follows activity, and may wait a little for more of it.
     pub is_routine: bool,
     /// The status, without what belongs to others.
@@ -192,7 +192,7 @@ pub struct StatusWrite {
 #[derive(Debug)]
 pub struct Deletion {
     /// Which conversation.
-    pub place: Place,
+    pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
     /// The version that was seen to be closed.
@@ -203,13 +203,13 @@ pub struct Deletion {
 
 /// Something that people are to be told of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Telling {
+pub struct PendingEvent {
     /// Which conversation.
-    pub place: Place,
+    pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
     /// What.
-    pub fact: Fact,
+    pub notice: Notice,
 }
 
 /// What is to be done about a conversation.
@@ -220,29 +220,29 @@ pub enum ConversationPlan {
         /// When its state will change by itself.
         wake: Option<Time>,
         /// What has to be seen to before it.
-        look_at_first: Vec<Task>,
+        blocked_on: Vec<Task>,
     },
     /// Write its status.
     Write(Box<StatusWrite>),
     /// Delete it.
     Delete(Deletion),
     /// Tell people that it cannot be read.
-    Report(Telling),
+    Report(PendingEvent),
     /// Find out who holds its binding, and write its status accordingly.
-    Resolve(Box<Question>),
+    Resolve(Box<ConversationLookup>),
 }
 
 /// A conversation whose binding the index does not show to be its own.
 #[derive(Debug)]
-pub struct Question {
+pub struct ConversationLookup {
     /// Which conversation.
-    pub place: Place,
+    pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
     /// The version that is known.
     pub version: Version,
     /// What is known of it.
-    pub facts: Facts,
+    pub input: LifecycleInput,
     /// The fingerprint of the stored status.
     pub fingerprint: u64,
     /// Whether, of the conversations that wait for the binding, it is the one to get it.
@@ -255,7 +255,7 @@ pub enum ClaimPlan {
     /// Nothing with the claim.
     Nothing {
         /// The conversation that waits for the binding.
-        look_at: Vec<Task>,
+        enqueue: Vec<Task>,
     },
     /// Read its conversation live, and see.
     Release(Box<Release>),
@@ -267,7 +267,7 @@ pub struct Release {
     /// The claim as the watch showed it.
     pub claim: Claim,
     /// What is known of each of its UIDs.
-    pub standings: HashMap<Uid, Standing>,
+    pub create_statuses: HashMap<Uid, CreateStatus>,
 }
 
 /// The fingerprint of the part of a status that switchboard writes.
@@ -286,8 +286,8 @@ impl Index {
     }
 
     /// The open conversations, counted.
-    pub fn census(&self) -> &Census {
-        &self.census
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// How many stored conversations cannot be read.
@@ -297,21 +297,25 @@ impl Index {
 
     /// What a new leader finds: what is to be worked on, first the conversations whose timers are due, in the order in which they
     /// are; and when to look again at those that are as they should be, which nearly all are.
-    pub fn survey(&self, is_under_way: impl Fn(&Place) -> bool, now: Time) -> (Vec<Task>, Vec<(Place, Time)>) {
+    pub fn plan_all(
+        &self,
+        is_in_progress: impl Fn(&NamespacedName) -> bool,
+        now: Time,
+    ) -> (Vec<Task>, Vec<(NamespacedName, Time)>) {
         let (mut to_do, mut asleep) = (Vec::new(), Vec::new());
-        let places = self.conversations.keys().chain(self.closed.keys()).chain(self.unreadable.keys());
-        for place in places {
-            match self.plan_conversation(place, &is_under_way, now) {
-                ConversationPlan::Nothing { wake, look_at_first } if look_at_first.is_empty() => {
-                    asleep.extend(wake.map(|wake| (place.clone(), wake)));
+        let keys = self.conversations.keys().chain(self.closed.keys()).chain(self.unreadable.keys());
+        for key in keys {
+            match self.plan_conversation(key, &is_in_progress, now) {
+                ConversationPlan::Nothing { wake, blocked_on } if blocked_on.is_empty() => {
+                    asleep.extend(wake.map(|wake| (key.clone(), wake)));
                 }
-                _ => to_do.push(place),
+                _ => to_do.push(key),
             }
         }
         // As of 1970 nothing is due, and all that will be lies ahead.
-        let deadline = |place: &Place| decide(&self.conversations.get(place)?.facts, None, Time::EPOCH).next;
-        to_do.sort_by_cached_key(|place| {
-            let deadline = deadline(place);
+        let deadline = |key: &NamespacedName| decide(&self.conversations.get(key)?.input, None, Time::EPOCH).next;
+        to_do.sort_by_cached_key(|key| {
+            let deadline = deadline(key);
             (deadline.is_none(), deadline)
         });
         (to_do.into_iter().cloned().map(Task::Conversation).chain(self.unsettled()).collect(), asleep)
@@ -324,10 +328,10 @@ impl Index {
     }
 
     /// The conversations of which people are told something that came about at `since` or later.
-    pub fn changed_lately(&self, since: Time) -> Vec<Place> {
-        let open = self.conversations.iter().filter(|(_, entry)| entry.facts.status.has_recent(since));
-        let closed = self.closed_lately.iter().filter(|(closed, _)| *closed >= since).map(|(_, place)| place);
-        open.map(|(place, _)| place).chain(closed).cloned().collect()
+    pub fn recently_changed(&self, since: Time) -> Vec<NamespacedName> {
+        let open = self.conversations.iter().filter(|(_, entry)| entry.input.status.has_notices_since(since));
+        let closed = self.closed_lately.iter().filter(|(closed, _)| *closed >= since).map(|(_, key)| key);
+        open.map(|(key, _)| key).chain(closed).cloned().collect()
     }
 
     /// A list of the conversations begins.
@@ -339,10 +343,10 @@ impl Index {
     pub fn conversations_listed(&mut self, now: Instant) -> Vec<Task> {
         self.conversation_list.is_complete = true;
         let number = self.conversation_list.number;
-        let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(place, _)| place);
+        let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(key, _)| key);
         let unreadable = self.unreadable.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
-        let gone: Vec<Place> = unlisted.chain(unreadable.map(|(place, _)| place)).cloned().collect();
-        let mut affected: Vec<Task> = gone.iter().flat_map(|place| self.forget(place, now)).collect();
+        let gone: Vec<NamespacedName> = unlisted.chain(unreadable.map(|(key, _)| key)).cloned().collect();
+        let mut affected: Vec<Task> = gone.iter().flat_map(|key| self.forget(key, now)).collect();
         // What came and went while no watch was open was never shown: nothing else tells that its claim is left.
         affected.extend(self.unsettled());
         affected
@@ -362,41 +366,41 @@ impl Index {
 
     /// A conversation is closed, as `conversation` says. Whether that has been told is not known if it closed at `untold` or later.
     pub fn closed_seen(&mut self, conversation: &Conversation, untold: Time) -> Vec<Task> {
-        let Some((place, uid, version)) = identity(&conversation.metadata) else { return Vec::new() };
+        let Some((key, uid, version)) = identity(&conversation.metadata) else { return Vec::new() };
         while self.closed_lately.pop_front_if(|(closed, _)| *closed < untold).is_some() {}
         if let Some(closed) = conversation.status.as_ref().and_then(|status| status.closed_time)
             && closed >= untold
         {
-            self.closed_lately.push_back((closed, place.clone()));
+            self.closed_lately.push_back((closed, key.clone()));
         }
-        let facts = Facts::of(conversation).ok();
-        let Some(facts) = facts.filter(|facts| !facts.is_observed() || facts.expiry().is_some()) else {
-            self.closed.remove(&place);
+        let input = LifecycleInput::of(conversation).ok();
+        let Some(input) = input.filter(|input| !input.is_observed() || input.expiry().is_some()) else {
+            self.closed.remove(&key);
             return Vec::new();
         };
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let entry = Entry { uid, version, facts, fingerprint, list: self.closed_list.number, is_behind: false };
-        self.closed.insert(place.clone(), Box::new(entry));
-        vec![Task::Conversation(place)]
+        let entry = Entry { uid, version, input, fingerprint, list: self.closed_list.number, awaiting_watch: false };
+        self.closed.insert(key.clone(), Box::new(entry));
+        vec![Task::Conversation(key)]
     }
 
     /// A closed conversation is gone.
     pub fn closed_gone(&mut self, metadata: &ObjectMeta) {
-        if let Some((place, ..)) = identity(metadata) {
-            self.closed.remove(&place);
-            self.unreadable.retain(|unreadable, entry| *unreadable != place || !entry.is_closed);
+        if let Some((key, ..)) = identity(metadata) {
+            self.closed.remove(&key);
+            self.unreadable.retain(|unreadable, entry| *unreadable != key || !entry.is_closed);
         }
     }
 
     /// A closed conversation cannot be read.
-    pub fn closed_unreadable(&mut self, stored: &Unreadable) -> Vec<Task> {
-        let Some((place, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
-        self.closed.remove(&place);
+    pub fn closed_unreadable(&mut self, stored: &InvalidObject) -> Vec<Task> {
+        let Some((key, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
+        self.closed.remove(&key);
         self.unreadable.insert(
-            place.clone(),
-            UnreadableEntry { uid, fact: fact_of(stored), is_closed: true, list: self.closed_list.number },
+            key.clone(),
+            UnreadableEntry { uid, notice: notice_of(stored), is_closed: true, list: self.closed_list.number },
         );
-        vec![Task::Conversation(place)]
+        vec![Task::Conversation(key)]
     }
 
     /// A list of the claims begins.
@@ -416,49 +420,49 @@ impl Index {
 
     /// A conversation is stored as `conversation` says.
     pub fn conversation_seen(&mut self, conversation: &Conversation, now: Instant) -> Vec<Task> {
-        let Some((place, uid, version)) = identity(&conversation.metadata) else {
+        let Some((key, uid, version)) = identity(&conversation.metadata) else {
             return Vec::new();
         };
-        let mut facts = match Facts::of(conversation) {
-            Ok(facts) => facts,
+        let mut input = match LifecycleInput::of(conversation) {
+            Ok(input) => input,
             Err(error) => {
-                let stored = Unreadable { metadata: conversation.metadata.clone(), error: error.to_string() };
+                let stored = InvalidObject { metadata: conversation.metadata.clone(), error: error.to_string() };
                 return self.conversation_unreadable(&stored, now);
             }
         };
-        self.unreadable.remove(&place);
+        self.unreadable.remove(&key);
         let mut affected = Vec::new();
-        if self.conversations.get(&place).is_some_and(|before| before.uid != uid) {
-            affected.extend(self.forget(&place, now));
+        if self.conversations.get(&key).is_some_and(|before| before.uid != uid) {
+            affected.extend(self.forget(&key, now));
         }
-        facts.binding = facts.binding.map(|name| self.shared_name(name));
-        let place = self.shared_place(place, facts.binding.as_ref());
-        let binding = facts.holds().cloned();
+        input.binding = input.binding.map(|name| self.shared_name(name));
+        let key = self.shared_place(key, input.binding.as_ref());
+        let binding = input.held_binding().cloned();
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
         let list = self.conversation_list.number;
-        let entry = Entry { uid, version, facts, fingerprint, list, is_behind: false };
-        self.census.add(Counted::of(&entry.facts));
-        let before = self.conversations.insert(place.clone(), Box::new(entry));
+        let entry = Entry { uid, version, input, fingerprint, list, awaiting_watch: false };
+        self.stats.add(StatsKey::of(&entry.input));
+        let before = self.conversations.insert(key.clone(), Box::new(entry));
         if let Some(before) = &before {
-            self.census.remove(Counted::of(&before.facts));
+            self.stats.remove(StatsKey::of(&before.input));
         }
-        let before = before.and_then(|before| before.facts.holds().cloned());
+        let before = before.and_then(|before| before.input.held_binding().cloned());
         if before != binding {
-            affected.extend(before.into_iter().flat_map(|name| self.give_up(&place, &name)));
+            affected.extend(before.into_iter().flat_map(|name| self.give_up(&key, &name)));
         }
         if let Some(name) = binding {
             let candidates = &mut self.bindings.entry(name.clone()).or_default().candidates;
-            if !candidates.contains(&place) {
+            if !candidates.contains(&key) {
                 candidates.reserve_exact(1);
-                candidates.push(place.clone());
+                candidates.push(key.clone());
             }
             // What another one of the same binding may do depends on what this one is known to be.
-            affected.extend(candidates.iter().filter(|other| **other != place).cloned().map(Task::Conversation));
+            affected.extend(candidates.iter().filter(|other| **other != key).cloned().map(Task::Conversation));
             if !self.is_settled(&name) {
                 affected.push(Task::Claim(name));
             }
         }
-        affected.push(Task::Conversation(place));
+        affected.push(Task::Conversation(key));
         affected
     }
 
@@ -467,71 +471,71 @@ impl Index {
         self.bindings.get_key_value(&name).map_or(name, |(known, _)| known.clone())
     }
 
-    /// The place as it is held already, so that its text is there once.
-    fn shared_place(&self, place: Place, binding: Option<&BindingName>) -> Place {
-        if let Some((known, _)) = self.conversations.get_key_value(&place) {
+    /// The key as it is held already, so that its text is there once.
+    fn shared_place(&self, key: NamespacedName, binding: Option<&BindingName>) -> NamespacedName {
+        if let Some((known, _)) = self.conversations.get_key_value(&key) {
             return known.clone();
         }
         let claimed = binding.and_then(|name| self.claim(name)).map(|claim| claim.holder.clone());
-        claimed.filter(|holder| *holder == place).unwrap_or(place)
+        claimed.filter(|holder| *holder == key).unwrap_or(key)
     }
 
     /// What is stored as a conversation cannot be read: nothing is known of it but that it was stored.
-    pub fn conversation_unreadable(&mut self, stored: &Unreadable, now: Instant) -> Vec<Task> {
-        let Some((place, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
-        let mut affected = self.forget(&place, now);
-        self.departed.insert(uid.clone(), now);
+    pub fn conversation_unreadable(&mut self, stored: &InvalidObject, now: Instant) -> Vec<Task> {
+        let Some((key, uid, _)) = identity(&stored.metadata) else { return Vec::new() };
+        let mut affected = self.forget(&key, now);
+        self.tombstones.insert(uid.clone(), now);
         self.unreadable.insert(
-            place.clone(),
-            UnreadableEntry { uid, fact: fact_of(stored), is_closed: false, list: self.conversation_list.number },
+            key.clone(),
+            UnreadableEntry { uid, notice: notice_of(stored), is_closed: false, list: self.conversation_list.number },
         );
-        affected.push(Task::Conversation(place));
+        affected.push(Task::Conversation(key));
         affected
     }
 
     /// The status of a conversation was changed by a write that rested on this version: the next event about it shows that.
-    pub fn written(&mut self, place: &Place, version: &Version) {
-        if let Some(entry) = self.conversations.get_mut(place)
+    pub fn written(&mut self, key: &NamespacedName, version: &Version) {
+        if let Some(entry) = self.conversations.get_mut(key)
             && entry.version == *version
         {
-            entry.is_behind = true;
+            entry.awaiting_watch = true;
         }
     }
 
     /// A conversation is gone from the watch: it was deleted, or its status says Closed.
     pub fn conversation_gone(&mut self, metadata: &ObjectMeta, now: Instant) -> Vec<Task> {
-        let Some((place, uid, _)) = identity(metadata) else {
+        let Some((key, uid, _)) = identity(metadata) else {
             return Vec::new();
         };
-        self.departed.insert(uid, now);
-        self.forget(&place, now)
+        self.tombstones.insert(uid, now);
+        self.forget(&key, now)
     }
 
-    fn forget(&mut self, place: &Place, now: Instant) -> Vec<Task> {
-        if self.unreadable.remove(place).is_some() {
+    fn forget(&mut self, key: &NamespacedName, now: Instant) -> Vec<Task> {
+        if self.unreadable.remove(key).is_some() {
             // Which binding it had is not known.
-            return self.claims_of(place).map(Task::Claim).collect();
+            return self.claims_of(key).map(Task::Claim).collect();
         }
-        let Some(entry) = self.conversations.remove(place) else {
+        let Some(entry) = self.conversations.remove(key) else {
             return Vec::new();
         };
-        self.census.remove(Counted::of(&entry.facts));
-        let binding = entry.facts.holds().cloned();
-        self.departed.insert(entry.uid, now);
-        let mut affected = binding.map(|name| self.give_up(place, &name)).unwrap_or_default();
-        affected.push(Task::Conversation(place.clone()));
+        self.stats.remove(StatsKey::of(&entry.input));
+        let binding = entry.input.held_binding().cloned();
+        self.tombstones.insert(entry.uid, now);
+        let mut affected = binding.map(|name| self.give_up(key, &name)).unwrap_or_default();
+        affected.push(Task::Conversation(key.clone()));
         affected
     }
 
-    fn claims_of<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = BindingName> {
-        let holds = move |entry: &BindingEntry| entry.claim.as_ref().is_some_and(|claim| claim.holder == *place);
+    fn claims_of<'a>(&'a self, key: &'a NamespacedName) -> impl Iterator<Item = BindingName> {
+        let holds = move |entry: &BindingEntry| entry.claim.as_ref().is_some_and(|claim| claim.holder == *key);
         self.bindings.iter().filter(move |(_, entry)| holds(entry)).map(|(name, _)| name.clone())
     }
 
-    /// `place` no longer needs the binding. Others may have waited for it.
-    fn give_up(&mut self, place: &Place, name: &BindingName) -> Vec<Task> {
+    /// `key` no longer needs the binding. Others may have waited for it.
+    fn give_up(&mut self, key: &NamespacedName, name: &BindingName) -> Vec<Task> {
         if let Some(entry) = self.bindings.get_mut(name) {
-            entry.candidates.retain(|candidate| candidate != place);
+            entry.candidates.retain(|candidate| candidate != key);
         }
         self.tidy(name);
         let mut affected = self.candidates_of(name);
@@ -550,7 +554,7 @@ impl Index {
         self.bindings.get(name)?.claim.as_ref()
     }
 
-    fn candidates(&self, name: &BindingName) -> &[Place] {
+    fn candidates(&self, name: &BindingName) -> &[NamespacedName] {
         self.bindings.get(name).map_or(&[], |entry| &entry.candidates)
     }
 
@@ -576,7 +580,7 @@ impl Index {
     pub fn claim_gone(&mut self, name: &BindingName) -> Vec<Task> {
         if let Some(claim) = self.bindings.get_mut(name).and_then(|entry| entry.claim.take()) {
             for admission in &claim.admissions {
-                self.departed.since.remove(&admission.uid);
+                self.tombstones.since.remove(&admission.uid);
             }
         }
         let affected = self.candidates_of(name);
@@ -590,7 +594,7 @@ impl Index {
 
     /// Whether a watch has shown this UID of the claim: it can never be stored again.
     fn is_decided(&self, claim: &ClaimEntry, uid: &Uid) -> bool {
-        self.departed.since.contains_key(uid)
+        self.tombstones.since.contains_key(uid)
             || self.conversations.get(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
 
@@ -598,7 +602,7 @@ impl Index {
     fn is_settled(&self, name: &BindingName) -> bool {
         self.claim(name).is_some_and(|claim| {
             self.conversations.get(&claim.holder).is_some_and(|holder| {
-                holder.facts.holds() == Some(name)
+                holder.input.held_binding() == Some(name)
                     && claim.admissions.iter().all(|admission| admission.uid == holder.uid)
             })
         })
@@ -611,68 +615,73 @@ impl Index {
         in_flight.map(|admission| admission.since + grace_period).max()
     }
 
-    /// The conversation that the claim on the binding of `place` names, where that is another one: it may wait for `place`.
-    pub fn claimant(&self, place: &Place) -> Option<Task> {
-        let binding = self.conversations.get(place)?.facts.holds()?;
+    /// The conversation that the claim on the binding of `key` names, where that is another one: it may wait for `key`.
+    pub fn claimant(&self, key: &NamespacedName) -> Option<Task> {
+        let binding = self.conversations.get(key)?.input.held_binding()?;
         let claimant = &self.claim(binding)?.holder;
-        (claimant != place && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
+        (claimant != key && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
     }
 
-    /// What is to be done about the conversation at `place`, given which others are being written.
+    /// What is to be done about the conversation at `key`, given which others are being written.
     pub fn plan_conversation(
         &self,
-        place: &Place,
-        is_under_way: impl Fn(&Place) -> bool,
+        key: &NamespacedName,
+        is_in_progress: impl Fn(&NamespacedName) -> bool,
         now: Time,
     ) -> ConversationPlan {
-        if let Some(UnreadableEntry { uid, fact, .. }) = self.unreadable.get(place) {
-            return ConversationPlan::Report(Telling { place: place.clone(), uid: uid.clone(), fact: fact.clone() });
+        if let Some(UnreadableEntry { uid, notice, .. }) = self.unreadable.get(key) {
+            return ConversationPlan::Report(PendingEvent {
+                key: key.clone(),
+                uid: uid.clone(),
+                notice: notice.clone(),
+            });
         }
-        let Some(entry) = self.conversations.get(place) else {
-            return self.plan_closed(place, now);
+        let Some(entry) = self.conversations.get(key) else {
+            return self.plan_closed(key, now);
         };
-        let unheld = decide(&entry.facts, None, now);
-        if entry.is_behind {
+        let unheld = decide(&entry.input, None, now);
+        if entry.awaiting_watch {
             // What would be decided rests on a version that is no more. The event that shows the next one is on its way.
-            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
+            return ConversationPlan::Nothing { wake: unheld.next, blocked_on: Vec::new() };
         }
-        let Some(name) = entry.facts.holds().filter(|_| unheld.status.state != Some(State::Closed)) else {
-            return Self::plan_status(place, entry, unheld);
+        let Some(name) = entry.input.held_binding().filter(|_| unheld.status.state != Some(State::Closed)) else {
+            return Self::plan_status(key, entry, unheld);
         };
-        if self.claim(name).is_none_or(|claim| claim.holder != *place) {
-            return ConversationPlan::Resolve(Box::new(Question {
-                place: place.clone(),
+        if self.claim(name).is_none_or(|claim| claim.holder != *key) {
+            return ConversationPlan::Resolve(Box::new(ConversationLookup {
+                key: key.clone(),
                 uid: entry.uid.clone(),
                 version: entry.version.clone(),
-                facts: entry.facts.clone(),
+                input: entry.input.clone(),
                 fingerprint: entry.fingerprint,
-                is_first: self.first_candidate(name) == Some(place),
+                is_first: self.first_candidate(name) == Some(key),
             }));
         }
         // Never two with Bound=True, also where somebody went around the admission policy: the other one gives way first, and
         // what is being or was just written of it, decided on an older claim, may say that it is bound.
-        let rivals = || self.candidates(name).iter().filter(|other| *other != place);
-        let is_behind = |other| self.conversations.get(other).is_some_and(|entry| entry.is_behind);
-        if rivals().any(|other| is_under_way(other) || is_behind(other)) {
-            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: Vec::new() };
+        let rivals = || self.candidates(name).iter().filter(|other| *other != key);
+        let awaiting_watch = |other| self.conversations.get(other).is_some_and(|entry| entry.awaiting_watch);
+        if rivals().any(|other| is_in_progress(other) || awaiting_watch(other)) {
+            return ConversationPlan::Nothing { wake: unheld.next, blocked_on: Vec::new() };
         }
-        let is_bound = |other: &&Place| self.conversations.get(*other).is_some_and(|other| other.facts.is_bound());
+        let is_bound =
+            |other: &&NamespacedName| self.conversations.get(*other).is_some_and(|other| other.input.is_bound());
         let bound_by_another: Vec<Task> = rivals().filter(is_bound).cloned().map(Task::Conversation).collect();
         if !bound_by_another.is_empty() {
-            return ConversationPlan::Nothing { wake: unheld.next, look_at_first: bound_by_another };
+            return ConversationPlan::Nothing { wake: unheld.next, blocked_on: bound_by_another };
         }
-        Self::plan_status(place, entry, decide(&entry.facts, Some(&Holding::Held(name.clone())), now))
+        Self::plan_status(key, entry, decide(&entry.input, Some(&BindingStatus::Held(name.clone())), now))
     }
 
-    fn plan_closed(&self, place: &Place, now: Time) -> ConversationPlan {
-        let nothing = |wake| ConversationPlan::Nothing { wake, look_at_first: Vec::new() };
-        let Some(entry) = self.closed.get(place) else { return nothing(None) };
-        if !entry.facts.is_observed() {
-            return Self::plan_status(place, entry, decide(&entry.facts, None, now));
+    fn plan_closed(&self, key: &NamespacedName, now: Time) -> ConversationPlan {
+        let nothing = |wake| ConversationPlan::Nothing { wake, blocked_on: Vec::new() };
+        let Some(entry) = self.closed.get(key) else { return nothing(None) };
+        if !entry.input.is_observed() {
+            return Self::plan_status(key, entry, decide(&entry.input, None, now));
         }
-        match entry.facts.expiry() {
+        match entry.input.expiry() {
             Some(expiry) if expiry <= now => ConversationPlan::Delete(Deletion {
-                place: place.clone(),
+                key: key.clone(),
                 uid: entry.uid.clone(),
                 version: entry.version.clone(),
                 expiry,
@@ -681,27 +690,27 @@ impl Index {
         }
     }
 
-    fn plan_status(place: &Place, entry: &Entry, decision: Decision) -> ConversationPlan {
+    fn plan_status(key: &NamespacedName, entry: &Entry, decision: Decision) -> ConversationPlan {
         if fingerprint(&decision.status) == entry.fingerprint {
-            return ConversationPlan::Nothing { wake: decision.next, look_at_first: Vec::new() };
+            return ConversationPlan::Nothing { wake: decision.next, blocked_on: Vec::new() };
         }
         ConversationPlan::Write(Box::new(StatusWrite {
-            place: place.clone(),
+            key: key.clone(),
             uid: entry.uid.clone(),
             version: entry.version.clone(),
-            news: news(&entry.facts.status, &decision.status),
-            due: due(&entry.facts, &decision.status),
-            is_routine: entry.facts.is_routine(&decision.status),
+            notices: new_notices(&entry.input.status, &decision.status),
+            due: due(&entry.input, &decision.status),
+            is_routine: entry.input.is_routine(&decision.status),
             status: decision.status,
             wake: decision.next,
         }))
     }
 
     /// Of the conversations that want a binding the one that had it, else the oldest, and of those the one with the lowest UID.
-    fn first_candidate(&self, name: &BindingName) -> Option<&Place> {
-        let age = |place: &&Place| {
-            let entry = self.conversations.get(*place);
-            entry.map(|entry| (!entry.facts.is_bound(), entry.facts.creation_time, entry.uid.to_string()))
+    fn first_candidate(&self, name: &BindingName) -> Option<&NamespacedName> {
+        let age = |key: &&NamespacedName| {
+            let entry = self.conversations.get(*key);
+            entry.map(|entry| (!entry.input.is_bound(), entry.input.creation_time, entry.uid.to_string()))
         };
         self.candidates(name).iter().min_by_key(age)
     }
@@ -710,34 +719,34 @@ impl Index {
     pub fn plan_claim(&self, name: &BindingName, grace_period: Duration, now: Instant) -> ClaimPlan {
         let Some(entry) = self.claim(name) else {
             let first = self.first_candidate(name).cloned().map(Task::Conversation);
-            return ClaimPlan::Nothing { look_at: first.into_iter().collect() };
+            return ClaimPlan::Nothing { enqueue: first.into_iter().collect() };
         };
         let claim = entry.claim(name).filter(|_| !self.is_settled(name));
         let Some(claim) = claim else {
-            return ClaimPlan::Nothing { look_at: Vec::new() };
+            return ClaimPlan::Nothing { enqueue: Vec::new() };
         };
-        let standing = |admission: &AdmissionEntry| {
+        let create_status = |admission: &AdmissionEntry| {
             if self.is_decided(entry, &admission.uid) {
-                Standing::Decided
+                CreateStatus::Decided
             } else if now.saturating_duration_since(admission.since) >= grace_period {
-                Standing::Expired
+                CreateStatus::Expired
             } else {
-                Standing::InFlight
+                CreateStatus::InFlight
             }
         };
-        let standings = entry.admissions.iter().map(|known| (known.uid.clone(), standing(known))).collect();
-        ClaimPlan::Release(Box::new(Release { claim, standings }))
+        let create_statuses = entry.admissions.iter().map(|known| (known.uid.clone(), create_status(known))).collect();
+        ClaimPlan::Release(Box::new(Release { claim, create_statuses }))
     }
 }
 
-fn fact_of(stored: &Unreadable) -> Fact {
+fn notice_of(stored: &InvalidObject) -> Notice {
     let creation_time = stored.metadata.creation_timestamp.as_ref().map(Time::from);
     unreadable(creation_time.unwrap_or(Time::EPOCH), &stored.error)
 }
 
-fn identity(metadata: &ObjectMeta) -> Option<(Place, Uid, Version)> {
-    let place = Place::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
-    Some((place, metadata.uid.as_deref()?.into(), metadata.resource_version.as_deref()?.into()))
+fn identity(metadata: &ObjectMeta) -> Option<(NamespacedName, Uid, Version)> {
+    let key = NamespacedName::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+    Some((key, metadata.uid.as_deref()?.into(), metadata.resource_version.as_deref()?.into()))
 }
 
 #[cfg(test)]
@@ -778,12 +787,12 @@ mod tests {
         claim_of(&object).unwrap()
     }
 
-    fn unreadable(name: &str) -> Unreadable {
-        Unreadable { metadata: conversation(name, UID, json!({})).metadata, error: "unknown channel".into() }
+    fn unreadable(name: &str) -> InvalidObject {
+        InvalidObject { metadata: conversation(name, UID, json!({})).metadata, error: "unknown channel".into() }
     }
 
-    fn place(name: &str) -> Place {
-        Place::new("sales", name)
+    fn key(name: &str) -> NamespacedName {
+        NamespacedName::new("sales", name)
     }
 
     /// An index that has seen lists with nothing in them.
@@ -811,11 +820,11 @@ mod tests {
         index.conversations_begin();
         index.claims_begin();
         index.conversation_seen(&conversation("bob", "u2", json!({"contact": null})), now);
-        assert_eq!(index.claims_listed(), [Task::Conversation(place("alice"))]);
+        assert_eq!(index.claims_listed(), [Task::Conversation(key("alice"))]);
         index.conversations_listed(now);
-        assert_eq!(index.conversations.keys().collect::<Vec<_>>(), [&place("bob")]);
+        assert_eq!(index.conversations.keys().collect::<Vec<_>>(), [&key("bob")]);
         assert!(index.bindings.is_empty(), "nothing is kept of a binding that nobody wants");
-        assert!(index.departed.since.contains_key(&Uid::from(UID)), "it was stored once");
+        assert!(index.tombstones.since.contains_key(&Uid::from(UID)), "it was stored once");
     }
 
     #[test]
@@ -824,21 +833,18 @@ mod tests {
         let alice = conversation("alice", UID, json!({}));
         index.conversation_seen(&alice, now);
         index.claim_seen(&claim("alice", &[UID]), now);
-        let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(place("alice")));
+        let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(key("alice")));
         let affected = index.conversation_unreadable(&unreadable("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
-        assert!(index.survey(|_| false, Time::EPOCH).0.contains(&task));
-        let ConversationPlan::Report(told) = index.plan_conversation(&place("alice"), |_| false, Time::EPOCH) else {
+        assert!(index.plan_all(|_| false, Time::EPOCH).0.contains(&task));
+        let ConversationPlan::Report(told) = index.plan_conversation(&key("alice"), |_| false, Time::EPOCH) else {
             panic!("nothing is reported");
         };
-        assert!(told.fact.note.contains("unknown channel") && told.fact.reason.is_warning());
+        assert!(told.notice.note.contains("unknown channel") && told.notice.reason.is_warning());
         assert!(index.conversation_gone(&alice.metadata, now).contains(&Task::Claim(name)), "it may be to be released");
         index.conversation_unreadable(&unreadable("alice"), now);
         index.conversation_seen(&alice, now);
-        assert!(!matches!(
-            index.plan_conversation(&place("alice"), |_| false, Time::EPOCH),
-            ConversationPlan::Report(_)
-        ));
+        assert!(!matches!(index.plan_conversation(&key("alice"), |_| false, Time::EPOCH), ConversationPlan::Report(_)));
     }
 
     #[test]
@@ -849,8 +855,8 @@ mod tests {
             let spec = json!({"contact": null, "timers": timers});
             index.conversation_seen(&conversation(number, number, spec), now);
         }
-        let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(place(name)));
-        assert_eq!(index.survey(|_| false, Time::EPOCH), (expected.to_vec(), Vec::new()));
+        let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(key(name)));
+        assert_eq!(index.plan_all(|_| false, Time::EPOCH), (expected.to_vec(), Vec::new()));
     }
 
     #[test]
@@ -859,14 +865,14 @@ mod tests {
         let mut alice = conversation("alice", UID, json!({"contact": null, "timers": {"closeAfter": "10m"}}));
         index.conversation_seen(&alice, now);
         let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
-        let ConversationPlan::Write(write) = index.plan_conversation(&place("alice"), |_| false, created) else {
+        let ConversationPlan::Write(write) = index.plan_conversation(&key("alice"), |_| false, created) else {
             panic!("its status is not written")
         };
         alice.status = Some(write.status);
         index.conversation_seen(&alice, now);
         let due = created.after(600_000);
-        assert_eq!(index.survey(|_| false, created), (Vec::new(), vec![(place("alice"), due)]));
-        assert_eq!(index.survey(|_| false, due), (vec![Task::Conversation(place("alice"))], Vec::new()));
+        assert_eq!(index.plan_all(|_| false, created), (Vec::new(), vec![(key("alice"), due)]));
+        assert_eq!(index.plan_all(|_| false, due), (vec![Task::Conversation(key("alice"))], Vec::new()));
     }
 
     #[test]
@@ -892,18 +898,18 @@ mod tests {
         index.conversation_seen(&alice, now);
         index.claim_seen(&claim("alice", &[UID]), now);
         let plan =
-            |index: &Index, name: &str, others: bool| index.plan_conversation(&place(name), |_| others, Time::EPOCH);
+            |index: &Index, name: &str, others: bool| index.plan_conversation(&key(name), |_| others, Time::EPOCH);
         let ConversationPlan::Write(of_alice) = plan(&index, "alice", false) else { panic!("alice is not bound") };
         // Somebody deletes the claim, and bob gets it.
         index.conversation_seen(&conversation("bob", "u2", json!({})), now);
         index.claim_seen(&claim("bob", &["u2"]), now);
         assert!(matches!(plan(&index, "bob", true), ConversationPlan::Nothing { .. }), "alice is being written");
-        assert_eq!(index.claimant(&place("alice")), Some(Task::Conversation(place("bob"))), "who waits for it");
-        assert_eq!(index.claimant(&place("bob")), None);
-        index.written(&place("alice"), &of_alice.version);
+        assert_eq!(index.claimant(&key("alice")), Some(Task::Conversation(key("bob"))), "who waits for it");
+        assert_eq!(index.claimant(&key("bob")), None);
+        index.written(&key("alice"), &of_alice.version);
         assert!(matches!(plan(&index, "bob", false), ConversationPlan::Nothing { .. }), "what of, is not shown yet");
         let affected = index.conversation_gone(&alice.metadata, now);
-        assert!(affected.contains(&Task::Conversation(place("bob"))), "{affected:?}");
+        assert!(affected.contains(&Task::Conversation(key("bob"))), "{affected:?}");
         assert!(matches!(plan(&index, "bob", false), ConversationPlan::Write(_)));
     }
 
@@ -912,11 +918,11 @@ mod tests {
         let (mut index, now) = (index(), Instant::now());
         let mut alice = conversation("alice", UID, json!({"contact": null}));
         index.conversation_seen(&alice, now);
-        let plan = |index: &Index| index.plan_conversation(&place("alice"), |_| false, Time::EPOCH);
+        let plan = |index: &Index| index.plan_conversation(&key("alice"), |_| false, Time::EPOCH);
         let ConversationPlan::Write(write) = plan(&index) else { panic!("its status is not written") };
-        index.written(&place("alice"), &"an older one".into());
+        index.written(&key("alice"), &"an older one".into());
         assert!(matches!(plan(&index), ConversationPlan::Write(_)), "another version was written");
-        index.written(&place("alice"), &write.version);
+        index.written(&key("alice"), &write.version);
         assert!(matches!(plan(&index), ConversationPlan::Nothing { .. }));
         alice.status = Some(write.status);
         alice.spec.state = Some(State::Inactive);
@@ -927,15 +933,15 @@ mod tests {
 
     #[test]
     fn uids_of_conversations_that_are_gone_are_forgotten_after_a_while() {
-        let (mut departed, now) = (Departed::default(), Instant::now());
-        departed.insert("a".into(), now);
-        departed.insert("a".into(), now + REMEMBERED / 2);
-        departed.insert("b".into(), now + REMEMBERED / 2);
-        departed.insert("c".into(), now + REMEMBERED);
-        let mut known: Vec<_> = departed.since.keys().map(Uid::to_string).collect();
+        let (mut tombstones, now) = (Tombstones::default(), Instant::now());
+        tombstones.insert("a".into(), now);
+        tombstones.insert("a".into(), now + TOMBSTONE_TTL / 2);
+        tombstones.insert("b".into(), now + TOMBSTONE_TTL / 2);
+        tombstones.insert("c".into(), now + TOMBSTONE_TTL);
+        let mut known: Vec<_> = tombstones.since.keys().map(Uid::to_string).collect();
         known.sort();
         assert_eq!(known, ["b", "c"]);
-        assert_eq!(departed.in_order.len(), 2);
+        assert_eq!(tombstones.in_order.len(), 2);
     }
 
     #[test]
@@ -952,7 +958,7 @@ mod tests {
         index.closed_seen(&closed("alice", "2026-11-24T10:00:00Z"), at("2026-11-24T10:00:00Z"));
         index.closed_seen(&closed("bob", "2026-11-24T10:01:00Z"), at("2026-11-24T10:01:00Z"));
         index.closed_seen(&closed("carol", "2025-11-24T10:01:00Z"), at("2026-11-24T10:01:00Z"));
-        assert_eq!(index.changed_lately(at("2026-11-24T10:00:30Z")), [place("bob")]);
+        assert_eq!(index.recently_changed(at("2026-11-24T10:00:30Z")), [key("bob")]);
         assert_eq!((index.closed_lately.len(), index.closed.len()), (1, 0));
     }
 }

@@ -1,7 +1,7 @@
 //! What is to be done, and when: no piece of work twice at once, failures with backoff, deadlines in the order in which they
 //! are due, and neither what is due nor what is new kept waiting by the other. It must not know what the work is.
 
-use super::compact::Place;
+use super::keys::NamespacedName;
 use crate::api::Time;
 use crate::core::binding::BindingName;
 use std::collections::hash_map::RandomState;
@@ -12,16 +12,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A queue that was long and is empty keeps room for no more than this.
-const ROOM: usize = 1024;
+const RETAINED_CAPACITY: usize = 1024;
 
 /// The longest sleep while a deadline is set, so that a clock that jumps is noticed.
-const LONGEST_SLEEP: Duration = Duration::from_secs(2);
+const MAX_SLEEP: Duration = Duration::from_secs(2);
 
 /// A piece of work.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Task {
     /// Bring a conversation's status up to date.
-    Conversation(Place),
+    Conversation(NamespacedName),
     /// See whether a claim is to be released.
     Claim(BindingName),
 }
@@ -29,7 +29,7 @@ pub enum Task {
 impl Display for Task {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Conversation(place) => write!(f, "conversation {place}"),
+            Self::Conversation(key) => write!(f, "conversation {key}"),
             Self::Claim(name) => write!(f, "claim {name}"),
         }
     }
@@ -78,8 +78,8 @@ pub struct Queue {
     /// What is to be looked at again some time from now.
     delayed: BTreeSet<(Instant, Task)>,
     /// When the state of a conversation will change by itself.
-    deadlines: BTreeSet<(Time, Place)>,
-    deadline_of: HashMap<Place, Time>,
+    deadlines: BTreeSet<(Time, NamespacedName)>,
+    deadline_of: HashMap<NamespacedName, Time>,
     /// How often in a row a task has failed.
     failures: HashMap<Task, u32>,
     /// Until when a task may rest that only follows what keeps changing, in the order in which that is over.
@@ -129,9 +129,9 @@ impl Queue {
         let second = if self.is_turn_of_due { Lane::Due } else { Lane::New };
         let taken = self.take(first).map(|task| (first, task)).or_else(|| Some((second, self.take(second)?)));
         let Some((lane, task)) = taken else {
-            self.queued.shrink_to(ROOM);
-            self.new.shrink_to(ROOM);
-            self.due.shrink_to(ROOM);
+            self.queued.shrink_to(RETAINED_CAPACITY);
+            self.new.shrink_to(RETAINED_CAPACITY);
+            self.due.shrink_to(RETAINED_CAPACITY);
             return None;
         };
         self.is_turn_of_due = lane == Lane::Due;
@@ -159,7 +159,7 @@ impl Queue {
     }
 
     /// Whether `task` has begun and not ended.
-    pub fn is_under_way(&self, task: &Task) -> bool {
+    pub fn is_in_progress(&self, task: &Task) -> bool {
         self.under_way.contains_key(task)
     }
 
@@ -171,13 +171,13 @@ impl Queue {
     }
 
     /// `task` has come out well: the next failure is the first.
-    pub fn succeeded(&mut self, task: &Task) {
+    pub fn forget(&mut self, task: &Task) {
         self.failures.remove(task);
     }
 
     /// Asks for `task` again after a while, a longer one after each failure in a row. The waits of different tasks differ, so
     /// that what failed together does not come again together.
-    pub fn retry(&mut self, task: Task, backoff: Backoff, now: Instant) {
+    pub fn add_rate_limited(&mut self, task: Task, backoff: Backoff, now: Instant) {
         let failures = self.failures.entry(task.clone()).or_default();
         let (first, longest) = backoff.bounds();
         let longest = first.saturating_mul(1 << (*failures).min(16)).min(longest);
@@ -189,34 +189,34 @@ impl Queue {
     }
 
     /// Lets `task` rest until `instant`; see [`Queue::rests`]. To be called with instants that only move forward.
-    pub fn rest(&mut self, task: Task, instant: Instant) {
+    pub fn start_cooldown(&mut self, task: Task, instant: Instant) {
         self.resting.insert(task.clone(), instant);
         self.rests.push_back((instant, task));
     }
 
     /// Until when `task` may rest.
-    pub fn rests(&self, task: &Task) -> Option<Instant> {
+    pub fn cooldown_until(&self, task: &Task) -> Option<Instant> {
         self.resting.get(task).copied()
     }
 
     /// From now on the conversation is asked for at `deadline`, or at no time.
-    pub fn set_deadline(&mut self, place: &Place, deadline: Option<Time>) {
+    pub fn set_deadline(&mut self, key: &NamespacedName, deadline: Option<Time>) {
         let before = match deadline {
-            Some(deadline) => self.deadline_of.insert(place.clone(), deadline),
-            None => self.deadline_of.remove(place),
+            Some(deadline) => self.deadline_of.insert(key.clone(), deadline),
+            None => self.deadline_of.remove(key),
         };
         if before != deadline {
             if let Some(before) = before {
-                self.deadlines.remove(&(before, place.clone()));
+                self.deadlines.remove(&(before, key.clone()));
             }
             if let Some(deadline) = deadline {
-                self.deadlines.insert((deadline, place.clone()));
+                self.deadlines.insert((deadline, key.clone()));
             }
         }
     }
 
     /// Takes up what is due.
-    pub fn wake(&mut self, now: Time, monotonic: Instant) {
+    pub fn promote_due(&mut self, now: Time, monotonic: Instant) {
         while let Some((instant, _)) = self.rests.front()
             && *instant <= monotonic
             && let Some((_, task)) = self.rests.pop_front()
@@ -231,10 +231,10 @@ impl Queue {
         }
         while let Some((deadline, _)) = self.deadlines.first()
             && *deadline <= now
-            && let Some((_, place)) = self.deadlines.pop_first()
+            && let Some((_, key)) = self.deadlines.pop_first()
         {
-            self.deadline_of.remove(&place);
-            self.add_due(Task::Conversation(place));
+            self.deadline_of.remove(&key);
+            self.add_due(Task::Conversation(key));
         }
     }
 
@@ -243,7 +243,7 @@ impl Queue {
         let delayed = self.delayed.first().map(|(instant, _)| instant.saturating_duration_since(monotonic));
         let deadline =
             self.deadlines.first().map(|(deadline, _)| Duration::from_millis(deadline.milliseconds_since(now)));
-        let deadline = deadline.map(|wait| wait.min(LONGEST_SLEEP));
+        let deadline = deadline.map(|wait| wait.min(MAX_SLEEP));
         delayed.into_iter().chain(deadline).min()
     }
 
@@ -263,8 +263,8 @@ mod tests {
         Task::Claim(BindingName::existing(name.to_owned()))
     }
 
-    fn place(name: &str) -> Place {
-        Place::new("sales", name)
+    fn key(name: &str) -> NamespacedName {
+        NamespacedName::new("sales", name)
     }
 
     fn in_turn(queue: &mut Queue) -> Vec<Task> {
@@ -321,15 +321,15 @@ mod tests {
     fn what_is_new_waits_for_one_of_ten_thousand_that_are_due_at_once() {
         let mut queue = Queue::default();
         for number in 0..10_000 {
-            queue.set_deadline(&place(&format!("c{number:05}")), Some(Time::EPOCH));
+            queue.set_deadline(&key(&format!("c{number:05}")), Some(Time::EPOCH));
         }
-        queue.wake(Time::EPOCH, Instant::now());
-        assert_eq!(queue.next(), Some(Task::Conversation(place("c00000"))));
+        queue.promote_due(Time::EPOCH, Instant::now());
+        assert_eq!(queue.next(), Some(Task::Conversation(key("c00000"))));
         for number in 1..100 {
             queue.add(task("new"));
             let two = [queue.next(), queue.next()];
             assert!(two.contains(&Some(task("new"))), "the new one waits for more than one");
-            assert!(two.contains(&Some(Task::Conversation(place(&format!("c{number:05}"))))), "the due ones wait");
+            assert!(two.contains(&Some(Task::Conversation(key(&format!("c{number:05}"))))), "the due ones wait");
             queue.done(&task("new"));
         }
     }
@@ -344,17 +344,17 @@ mod tests {
             let now = Instant::now();
             let mut waits = Vec::new();
             for _ in 0..12 {
-                queue.retry(task("a"), backoff, now);
+                queue.add_rate_limited(task("a"), backoff, now);
                 waits.push(queue.next_wake(Time::EPOCH, now).unwrap());
-                queue.wake(Time::EPOCH, now + longest);
+                queue.promote_due(Time::EPOCH, now + longest);
                 assert_eq!(queue.next(), Some(task("a")));
                 queue.done(&task("a"));
             }
             assert!((first / 2..=first).contains(&waits[0]), "{waits:?}");
             assert!((first..=first * 2).contains(&waits[1]), "{waits:?}");
             assert!((longest / 2..=longest).contains(&waits[11]), "{waits:?}");
-            queue.succeeded(&task("a"));
-            queue.retry(task("a"), backoff, now);
+            queue.forget(&task("a"));
+            queue.add_rate_limited(task("a"), backoff, now);
             assert!(queue.next_wake(Time::EPOCH, now).unwrap() <= first);
         }
     }
@@ -363,7 +363,7 @@ mod tests {
     fn what_failed_together_does_not_come_again_together() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         for number in 0..100 {
-            queue.retry(task(&number.to_string()), Backoff::Transient, now);
+            queue.add_rate_limited(task(&number.to_string()), Backoff::Transient, now);
         }
         let instants: std::collections::HashSet<_> = queue.delayed.iter().map(|(instant, _)| *instant).collect();
         assert!(instants.len() > 50, "{} different waits", instants.len());
@@ -373,28 +373,28 @@ mod tests {
     fn a_rest_is_over_when_it_is() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let later = now + Duration::from_secs(1);
-        queue.rest(task("a"), later);
-        queue.wake(Time::EPOCH, now);
-        assert_eq!((queue.rests(&task("a")), queue.rests(&task("b"))), (Some(later), None));
-        queue.wake(Time::EPOCH, later);
-        assert_eq!(queue.rests(&task("a")), None);
+        queue.start_cooldown(task("a"), later);
+        queue.promote_due(Time::EPOCH, now);
+        assert_eq!((queue.cooldown_until(&task("a")), queue.cooldown_until(&task("b"))), (Some(later), None));
+        queue.promote_due(Time::EPOCH, later);
+        assert_eq!(queue.cooldown_until(&task("a")), None);
     }
 
     #[test]
     fn a_deadline_that_moves_is_due_once() {
         let mut queue = Queue::default();
         let now = Instant::now();
-        queue.set_deadline(&place("a"), Some(Time::EPOCH.after(1_000)));
-        queue.set_deadline(&place("b"), Some(Time::EPOCH.after(2_000)));
-        queue.set_deadline(&place("a"), Some(Time::EPOCH.after(3_000)));
+        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(1_000)));
+        queue.set_deadline(&key("b"), Some(Time::EPOCH.after(2_000)));
+        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(3_000)));
         assert_eq!(queue.next_wake(Time::EPOCH, now), Some(Duration::from_secs(2)));
-        queue.wake(Time::EPOCH.after(1_999), now);
+        queue.promote_due(Time::EPOCH.after(1_999), now);
         assert_eq!(queue.next(), None);
-        queue.wake(Time::EPOCH.after(3_000), now);
+        queue.promote_due(Time::EPOCH.after(3_000), now);
         let due = [queue.next(), queue.next(), queue.next()];
-        assert_eq!(due, [Some(Task::Conversation(place("b"))), Some(Task::Conversation(place("a"))), None]);
-        queue.set_deadline(&place("c"), Some(Time::EPOCH.after(4_000)));
-        queue.set_deadline(&place("c"), None);
+        assert_eq!(due, [Some(Task::Conversation(key("b"))), Some(Task::Conversation(key("a"))), None]);
+        queue.set_deadline(&key("c"), Some(Time::EPOCH.after(4_000)));
+        queue.set_deadline(&key("c"), None);
         assert_eq!(queue.next_wake(Time::EPOCH, now), None);
     }
 
@@ -402,35 +402,35 @@ mod tests {
     fn ten_years_are_waited_for() {
         let (mut queue, monotonic) = (Queue::default(), Instant::now());
         let ten_years = 315_360_000_000;
-        queue.set_deadline(&place("a"), Some(Time::EPOCH.after(ten_years)));
-        queue.wake(Time::EPOCH.after(ten_years - 1), monotonic);
+        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(ten_years)));
+        queue.promote_due(Time::EPOCH.after(ten_years - 1), monotonic);
         assert_eq!(queue.next(), None);
         assert_eq!(queue.next_wake(Time::EPOCH.after(ten_years - 1), monotonic), Some(Duration::from_millis(1)));
-        queue.wake(Time::EPOCH.after(ten_years), monotonic);
-        assert_eq!(queue.next(), Some(Task::Conversation(place("a"))));
+        queue.promote_due(Time::EPOCH.after(ten_years), monotonic);
+        assert_eq!(queue.next(), Some(Task::Conversation(key("a"))));
     }
 
     #[test]
     fn a_clock_that_jumps_forward_makes_due_and_one_that_jumps_back_makes_nothing_late() {
         let (mut queue, monotonic) = (Queue::default(), Instant::now());
         let at = |second: u64| Time::EPOCH.after(second * 1_000);
-        queue.set_deadline(&place("a"), Some(at(100)));
-        queue.set_deadline(&place("b"), Some(at(200)));
-        assert_eq!(queue.next_wake(at(50), monotonic), Some(LONGEST_SLEEP), "so that a jump is noticed");
+        queue.set_deadline(&key("a"), Some(at(100)));
+        queue.set_deadline(&key("b"), Some(at(200)));
+        assert_eq!(queue.next_wake(at(50), monotonic), Some(MAX_SLEEP), "so that a jump is noticed");
         assert_eq!(queue.next_wake(at(99), monotonic), Some(Duration::from_secs(1)));
         // It was set back: the deadline is farther away by as much.
-        queue.wake(at(10), monotonic);
+        queue.promote_due(at(10), monotonic);
         assert_eq!(queue.next(), None);
         // It was set forward beyond both.
         assert_eq!(queue.next_wake(at(300), monotonic), Some(Duration::ZERO));
-        queue.wake(at(300), monotonic);
-        assert_eq!(in_turn(&mut queue), [place("a"), place("b")].map(Task::Conversation));
+        queue.promote_due(at(300), monotonic);
+        assert_eq!(in_turn(&mut queue), [key("a"), key("b")].map(Task::Conversation));
         // And back once more: what was set since then is due at its time by the clock of then.
-        queue.set_deadline(&place("c"), Some(at(20)));
-        queue.wake(at(19), monotonic);
+        queue.set_deadline(&key("c"), Some(at(20)));
+        queue.promote_due(at(19), monotonic);
         assert_eq!(queue.next(), None);
-        queue.wake(at(20), monotonic);
-        assert_eq!(queue.next(), Some(Task::Conversation(place("c"))));
+        queue.promote_due(at(20), monotonic);
+        assert_eq!(queue.next(), Some(Task::Conversation(key("c"))));
     }
 
     proptest! {
@@ -443,12 +443,12 @@ mod tests {
             // What was asked for since it last began.
             let mut wanted = std::collections::BTreeSet::new();
             for (step, which) in steps {
-                let place = place(&which.to_string());
-                let task = Task::Conversation(place.clone());
+                let key = key(&which.to_string());
+                let task = Task::Conversation(key.clone());
                 match step {
                     0 => { queue.add(task.clone()); wanted.insert(task); }
                     1 => { queue.add_due(task.clone()); wanted.insert(task); }
-                    2 => { queue.set_deadline(&place, Some(Time::EPOCH)); queue.wake(Time::EPOCH, now); wanted.insert(task); }
+                    2 => { queue.set_deadline(&key, Some(Time::EPOCH)); queue.promote_due(Time::EPOCH, now); wanted.insert(task); }
                     3 => if let Some(next) = queue.next() {
                         prop_assert!(!under_way.contains(&next), "twice at once");
                         prop_assert!(wanted.remove(&next), "nobody asked for it");

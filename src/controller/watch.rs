@@ -20,11 +20,11 @@ const STREAMED_ATTEMPTS: u32 = 3;
 
 /// A stored object, with as much of its metadata as is decided from; or why it cannot be read.
 #[derive(Clone, Debug)]
-pub struct Stored<K>(pub Result<K, Unreadable>);
+pub struct Guarded<K>(pub Result<K, InvalidObject>);
 
 /// A stored object that cannot be read.
 #[derive(Clone, Debug)]
-pub struct Unreadable {
+pub struct InvalidObject {
     /// Which object.
     pub metadata: ObjectMeta,
     /// Why.
@@ -32,18 +32,18 @@ pub struct Unreadable {
 }
 
 /// A kind that is watched.
-pub trait Kind: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
+pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
     /// An object of its parts; or which of them cannot be read, and why.
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String>;
 }
 
-impl Kind for Conversation {
+impl Watched for Conversation {
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String> {
         Ok(Self { metadata, spec: read("spec", spec)?, status: read("status", status)? })
     }
 }
 
-impl Kind for AddressBinding {
+impl Watched for AddressBinding {
     fn assemble(metadata: ObjectMeta, spec: Value, _: Value) -> Result<Self, String> {
         Ok(Self { metadata, spec: read("spec", spec)? })
     }
@@ -55,7 +55,7 @@ fn read<T: DeserializeOwned>(part: &str, value: Value) -> Result<T, String> {
 
 /// An object as it arrives. What is not named here, the managed fields above all, is skipped unread.
 #[derive(Deserialize)]
-struct Arrived {
+struct RawObject {
     metadata: Metadata,
     #[serde(default)]
     spec: Value,
@@ -75,9 +75,9 @@ struct Metadata {
     deletion_timestamp: Option<Time>,
 }
 
-impl<'de, K: Kind> Deserialize<'de> for Stored<K> {
+impl<'de, K: Watched> Deserialize<'de> for Guarded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Arrived { metadata, spec, status } = Arrived::deserialize(deserializer)?;
+        let RawObject { metadata, spec, status } = RawObject::deserialize(deserializer)?;
         let Metadata { namespace, name, uid, resource_version, generation, creation_timestamp, deletion_timestamp } =
             metadata;
         let metadata = ObjectMeta {
@@ -91,11 +91,11 @@ impl<'de, K: Kind> Deserialize<'de> for Stored<K> {
             ..ObjectMeta::default()
         };
         let object = K::assemble(metadata.clone(), spec, status);
-        Ok(Self(object.map_err(|error| Unreadable { metadata, error })))
+        Ok(Self(object.map_err(|error| InvalidObject { metadata, error })))
     }
 }
 
-impl<K: Kind> Resource for Stored<K> {
+impl<K: Watched> Resource for Guarded<K> {
     type DynamicType = ();
     type Scope = K::Scope;
 
@@ -127,8 +127,11 @@ impl<K: Kind> Resource for Stored<K> {
 /// All objects of a kind that `config` selects, as they are and as they change, for ever.
 ///
 /// The list that it begins with is streamed, one object at a time, where the server can do that, and fetched by pages otherwise.
-pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watcher::Result<Event<Stored<K>>>> + Send {
-    let (api, config) = (Api::<Stored<K>>::all(client), config.timeout(SECONDS));
+pub fn watch<K: Watched>(
+    client: Client,
+    config: Config,
+) -> impl Stream<Item = watcher::Result<Event<Guarded<K>>>> + Send {
+    let (api, config) = (Api::<Guarded<K>>::all(client), config.timeout(SECONDS));
     let streamed = events(api.clone(), config.clone().streaming_lists());
     stream::unfold((streamed, Some((api, config)), 0), |(mut now, mut paged, mut unfinished)| async move {
         loop {
@@ -158,7 +161,7 @@ pub fn watch<K: Kind>(client: Client, config: Config) -> impl Stream<Item = watc
     })
 }
 
-fn events<K: Kind>(api: Api<Stored<K>>, config: Config) -> BoxStream<'static, watcher::Result<Event<Stored<K>>>> {
+fn events<K: Watched>(api: Api<Guarded<K>>, config: Config) -> BoxStream<'static, watcher::Result<Event<Guarded<K>>>> {
     watcher(api, config).default_backoff().boxed()
 }
 
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn stored(spec: &Value) -> Stored<Conversation> {
+    fn stored(spec: &Value) -> Guarded<Conversation> {
         let metadata =
             json!({"name": "alice", "namespace": "sales", "resourceVersion": "7", "managedFields": "not read"});
         serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()

@@ -27,18 +27,18 @@ pub struct Claim {
 
 /// A conversation as it was read live, as far as the protocol cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct LiveConversation {
     /// Its UID. Whoever has read it live knows that the create with this UID was stored: it is *decided*.
     pub uid: String,
-    /// The binding that it holds: it is open and has a contact.
-    pub holds: Option<BindingName>,
+    /// The binding that it holds, while it is open and has a contact.
+    pub held_binding: Option<BindingName>,
     /// The state in effect.
     pub state: State,
     /// The identities of its participants.
     pub participants: Vec<String>,
 }
 
-impl Stored {
+impl LiveConversation {
     /// What the protocol sees of a conversation. One whose addresses are not canonical, which the schema excludes, holds
     /// nothing: no message can reach it.
     #[must_use]
@@ -49,7 +49,7 @@ impl Stored {
         let binding = Binding::of(spec).ok().flatten().filter(|_| is_open);
         Self {
             uid: conversation.metadata.uid.clone().unwrap_or_default(),
-            holds: binding.map(|binding| binding.name()),
+            held_binding: binding.map(|binding| binding.name()),
             state,
             participants: spec.participants.iter().flatten().map(|participant| participant.identity.clone()).collect(),
         }
@@ -118,7 +118,7 @@ pub struct Request {
 
 /// What the admission of a create knows so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum Observation {
     /// Nothing yet.
     Nothing,
     /// That what was known is no longer so: a write met a newer claim, or a wait is over.
@@ -126,7 +126,7 @@ pub enum Seen {
     /// The claim, read from etcd; none where there is none.
     Claim(Option<Claim>),
     /// The claim, and then the conversation that it names, both read from etcd in this order.
-    Holder(Claim, Option<Stored>),
+    Holder(Claim, Option<LiveConversation>),
     /// That our write took effect.
     Written,
 }
@@ -141,33 +141,33 @@ pub enum AdmitStep {
     /// Write.
     Write(Write),
     /// Wait for the claim or its holder to change, some milliseconds, and begin again; answer
-    /// [`Undecidable::InFlight`] where there is no time for that.
+    /// [`Undecided::InFlight`] where there is no time for that.
     Wait,
-    /// Answer.
-    Answer(Answer),
+    /// Decide.
+    Decide(Decision),
 }
 
 /// The answer to a create.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Decision {
     /// The binding is claimed for it.
     Allow,
     /// Another conversation holds the binding: 48031.
-    Refuse {
+    Deny {
         /// Where it is.
         holder: ConversationReference,
         /// What was read of it.
-        stored: Stored,
+        stored: LiveConversation,
     },
     /// A conversation of this name exists, and the create would fail for that reason. Answered here, it leaves no undecided UID.
     AlreadyExists,
     /// It cannot be said in time: to be repeated.
-    Undecidable(Undecidable),
+    Undecided(Undecided),
 }
 
 /// Why a create cannot be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Undecidable {
+pub enum Undecided {
     /// Another create for the binding is in flight, or a release is.
     InFlight,
     /// Creates of this name were admitted and never stored; the leader is about to release the claim.
@@ -180,44 +180,44 @@ pub enum Undecidable {
 ///
 /// `now` and `grace_period_milliseconds` decide only whether more UIDs may be added to a claim, never who holds it.
 #[must_use]
-pub fn admit(request: &Request, seen: Seen, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
+pub fn admit(request: &Request, seen: Observation, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
     let admission = || Admission { uid: request.uid.clone(), time: now };
     // I5: where a write would claim the binding, a dry run is told that it would.
     let write = |write| {
-        if request.is_dry_run { AdmitStep::Answer(Answer::Allow) } else { AdmitStep::Write(write) }
+        if request.is_dry_run { AdmitStep::Decide(Decision::Allow) } else { AdmitStep::Write(write) }
     };
     let create = || write(Write::Create { holder: request.conversation.clone(), admissions: vec![admission()] });
     match seen {
         // Most bindings are free: try the one write that claims it, and read only if that fails.
-        Seen::Nothing if !request.is_dry_run => create(),
-        Seen::Nothing | Seen::Changed => AdmitStep::ReadClaim,
-        Seen::Claim(None) => create(),
-        Seen::Claim(Some(claim)) if claim.is_being_deleted => AdmitStep::Wait,
+        Observation::Nothing if !request.is_dry_run => create(),
+        Observation::Nothing | Observation::Changed => AdmitStep::ReadClaim,
+        Observation::Claim(None) => create(),
+        Observation::Claim(Some(claim)) if claim.is_being_deleted => AdmitStep::Wait,
         // A repeated review. Its UID is undecided, so no release can have been decided since it was added.
-        Seen::Claim(Some(claim)) if claim.holder == request.conversation && claim.admits(&request.uid) => {
-            AdmitStep::Answer(Answer::Allow)
+        Observation::Claim(Some(claim)) if claim.holder == request.conversation && claim.admits(&request.uid) => {
+            AdmitStep::Decide(Decision::Allow)
         }
-        Seen::Claim(Some(claim)) => AdmitStep::ReadHolder(claim),
-        Seen::Holder(claim, stored) if claim.holder == request.conversation => {
+        Observation::Claim(Some(claim)) => AdmitStep::ReadHolder(claim),
+        Observation::Holder(claim, stored) if claim.holder == request.conversation => {
             if stored.is_some() && !request.is_server_side_apply {
-                return AdmitStep::Answer(Answer::AlreadyExists);
+                return AdmitStep::Decide(Decision::AlreadyExists);
             }
             let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
             let is_overdue = |admission: &Admission| now.milliseconds_since(admission.time) > grace_period_milliseconds;
             let is_stuck =
                 claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
             if is_stuck || claim.admissions.len() >= MAX_ADMISSIONS {
-                return AdmitStep::Answer(Answer::Undecidable(Undecidable::AwaitingRelease));
+                return AdmitStep::Decide(Decision::Undecided(Undecided::AwaitingRelease));
             }
             // Added, never replaced: an earlier create of the name may still be stored. And always written: the new
             // resourceVersion is what stops a release that was decided on the old one.
             let admissions = claim.admissions.iter().cloned().chain([admission()]).collect();
             write(Write::replace(&claim, request.conversation.clone(), admissions))
         }
-        Seen::Holder(claim, Some(stored)) if stored.holds.as_ref() == Some(&claim.name) => {
-            AdmitStep::Answer(Answer::Refuse { holder: claim.holder, stored })
+        Observation::Holder(claim, Some(stored)) if stored.held_binding.as_ref() == Some(&claim.name) => {
+            AdmitStep::Decide(Decision::Deny { holder: claim.holder, stored })
         }
-        Seen::Holder(claim, stored) => {
+        Observation::Holder(claim, stored) => {
             let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
             if claim.admissions.iter().all(|admission| is_decided(&admission.uid)) {
                 write(Write::replace(&claim, request.conversation.clone(), vec![admission()]))
@@ -225,7 +225,7 @@ pub fn admit(request: &Request, seen: Seen, now: Time, grace_period_milliseconds
                 AdmitStep::Wait
             }
         }
-        Seen::Written => AdmitStep::Answer(Answer::Allow),
+        Observation::Written => AdmitStep::Decide(Decision::Allow),
     }
 }
 
@@ -239,7 +239,7 @@ impl Claim {
 
 /// What the leader knows of one UID that a claim records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum CreateStatus {
     /// A watch has shown it, or it has just been read: it can never be stored again.
     Decided,
     /// It was admitted and never seen, and may still be stored.
@@ -261,21 +261,23 @@ pub enum ReleaseStep {
 
 /// What becomes of `claim`, given the conversation that it names, read live *after* the claim was.
 #[must_use]
-pub fn release(claim: &Claim, live: Option<&Stored>, standing: impl Fn(&str) -> Standing) -> ReleaseStep {
+pub fn release(
+    claim: &Claim,
+    live: Option<&LiveConversation>,
+    create_status: impl Fn(&str) -> CreateStatus,
+) -> ReleaseStep {
     if claim.is_being_deleted {
         return ReleaseStep::Keep;
     }
-    let standing = |uid: &str| match live {
-        Some(stored) if stored.uid == uid => Standing::Decided,
-        _ => standing(uid),
+    let create_status = |uid: &str| match live {
+        Some(stored) if stored.uid == uid => CreateStatus::Decided,
+        _ => create_status(uid),
     };
-    if let Some(holder) = live.filter(|stored| stored.holds.as_ref() == Some(&claim.name)) {
+    if let Some(holder) = live.filter(|stored| stored.held_binding.as_ref() == Some(&claim.name)) {
         // What is not the holder's UID only keeps the webhook from seeing at once, later, that the binding is free.
-        let (kept, pruned): (Vec<_>, Vec<_>) = claim
-            .admissions
-            .iter()
-            .cloned()
-            .partition(|admission| admission.uid == holder.uid || standing(&admission.uid) == Standing::InFlight);
+        let (kept, pruned): (Vec<_>, Vec<_>) = claim.admissions.iter().cloned().partition(|admission| {
+            admission.uid == holder.uid || create_status(&admission.uid) == CreateStatus::InFlight
+        });
         return if !pruned.is_empty() {
             ReleaseStep::Write(Write::replace(claim, claim.holder.clone(), kept))
         } else if kept.iter().any(|admission| admission.uid != holder.uid) {
@@ -284,7 +286,7 @@ pub fn release(claim: &Claim, live: Option<&Stored>, standing: impl Fn(&str) -> 
             ReleaseStep::Keep
         };
     }
-    if claim.admissions.iter().any(|admission| standing(&admission.uid) == Standing::InFlight) {
+    if claim.admissions.iter().any(|admission| create_status(&admission.uid) == CreateStatus::InFlight) {
         return ReleaseStep::AwaitGrace;
     }
     let Claim { uid, resource_version, .. } = claim.clone();
@@ -329,12 +331,17 @@ mod tests {
         }
     }
 
-    fn open(uid: &str) -> Stored {
-        Stored { uid: uid.into(), holds: Some(binding().name()), state: State::Active, participants: vec![] }
+    fn open(uid: &str) -> LiveConversation {
+        LiveConversation {
+            uid: uid.into(),
+            held_binding: Some(binding().name()),
+            state: State::Active,
+            participants: vec![],
+        }
     }
 
-    fn closed(uid: &str) -> Stored {
-        Stored { uid: uid.into(), holds: None, state: State::Closed, participants: vec![] }
+    fn closed(uid: &str) -> LiveConversation {
+        LiveConversation { uid: uid.into(), held_binding: None, state: State::Closed, participants: vec![] }
     }
 
     fn request(name: &str, uid: &str) -> Request {
@@ -347,7 +354,7 @@ mod tests {
         }
     }
 
-    fn step(request: &Request, seen: Seen) -> AdmitStep {
+    fn step(request: &Request, seen: Observation) -> AdmitStep {
         admit(request, seen, at(1), GRACE)
     }
 
@@ -364,20 +371,20 @@ mod tests {
                     object[part][field] = value.clone();
                 }
             }
-            Stored::of(&serde_json::from_value(object).unwrap())
+            LiveConversation::of(&serde_json::from_value(object).unwrap())
         };
         let json = |text: &str| serde_json::from_str(text).unwrap();
-        let alice = Stored { participants: vec!["agent-7".into()], ..open("u1") };
+        let alice = LiveConversation { participants: vec!["agent-7".into()], ..open("u1") };
         assert_eq!(stored(json("{}")), alice);
         assert_eq!(
             stored(json(r#"{"status": {"state": "Inactive"}}"#)),
-            Stored { state: State::Inactive, ..alice.clone() }
+            LiveConversation { state: State::Inactive, ..alice.clone() }
         );
         for closed_by in [r#"{"spec": {"state": "Closed"}}"#, r#"{"status": {"state": "Closed"}}"#] {
-            let closed = Stored { holds: None, state: State::Closed, ..alice.clone() };
+            let closed = LiveConversation { held_binding: None, state: State::Closed, ..alice.clone() };
             assert_eq!(stored(json(closed_by)), closed, "{closed_by}");
         }
-        assert_eq!(stored(json(r#"{"spec": {"contact": null}}"#)), Stored { holds: None, ..alice });
+        assert_eq!(stored(json(r#"{"spec": {"contact": null}}"#)), LiveConversation { held_binding: None, ..alice });
     }
 
     #[test]
@@ -398,19 +405,19 @@ mod tests {
     #[test]
     fn a_free_binding_is_claimed_by_one_write() {
         let bob = request("bob", "b1");
-        assert_eq!(uids(&step(&bob, Seen::Nothing)), ["b1"]);
-        assert_eq!(step(&bob, Seen::Written), AdmitStep::Answer(Answer::Allow));
+        assert_eq!(uids(&step(&bob, Observation::Nothing)), ["b1"]);
+        assert_eq!(step(&bob, Observation::Written), AdmitStep::Decide(Decision::Allow));
     }
 
     #[test]
     fn a_holder_that_was_read_live_refuses_others() {
-        let seen = Seen::Holder(claim("alice", &["a1"]), Some(open("a1")));
-        assert!(matches!(step(&request("bob", "b1"), seen), AdmitStep::Answer(Answer::Refuse { .. })));
+        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        assert!(matches!(step(&request("bob", "b1"), seen), AdmitStep::Decide(Decision::Deny { .. })));
     }
 
     #[test]
     fn a_holder_that_closed_gives_way_at_once_when_its_uid_is_the_only_one() {
-        let seen = Seen::Holder(claim("alice", &["a1"]), Some(closed("a1")));
+        let seen = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
         let step = step(&request("bob", "b1"), seen);
         assert_eq!(uids(&step), ["b1"]);
         let AdmitStep::Write(Write::Replace { uid, resource_version, holder, .. }) = step else { panic!("{step:?}") };
@@ -422,49 +429,49 @@ mod tests {
         for (admissions, stored) in
             [(&["a1"][..], None), (&["a1", "a2"][..], Some(closed("a2"))), (&["a1"][..], Some(closed("a2")))]
         {
-            let seen = Seen::Holder(claim("alice", admissions), stored);
+            let seen = Observation::Holder(claim("alice", admissions), stored);
             assert_eq!(step(&request("bob", "b1"), seen), AdmitStep::Wait);
         }
     }
 
     #[test]
     fn a_uid_is_added_to_a_claim_of_the_same_name_and_never_replaces_another() {
-        let seen = Seen::Holder(claim("alice", &["a1"]), None);
+        let seen = Observation::Holder(claim("alice", &["a1"]), None);
         assert_eq!(uids(&step(&request("alice", "a2"), seen)), ["a1", "a2"]);
     }
 
     #[test]
     fn a_create_of_an_existing_name_writes_nothing_unless_it_is_a_server_side_apply() {
-        let seen = || Seen::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        let seen = || Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
         let mut alice = request("alice", "a2");
-        assert_eq!(step(&alice, seen()), AdmitStep::Answer(Answer::AlreadyExists));
+        assert_eq!(step(&alice, seen()), AdmitStep::Decide(Decision::AlreadyExists));
         alice.is_server_side_apply = true;
         assert_eq!(uids(&step(&alice, seen())), ["a1", "a2"]);
     }
 
     #[test]
     fn a_repeated_review_is_allowed_without_a_second_write() {
-        let seen = Seen::Claim(Some(claim("alice", &["a1", "a2"])));
-        assert_eq!(step(&request("alice", "a2"), seen.clone()), AdmitStep::Answer(Answer::Allow));
+        let seen = Observation::Claim(Some(claim("alice", &["a1", "a2"])));
+        assert_eq!(step(&request("alice", "a2"), seen.clone()), AdmitStep::Decide(Decision::Allow));
         // A UID that stands in another conversation's claim is no repeated review.
         assert!(matches!(step(&request("bob", "a2"), seen), AdmitStep::ReadHolder(_)));
     }
 
     #[test]
     fn no_uid_is_added_beyond_the_grace_period_or_to_a_full_set() {
-        let awaiting = AdmitStep::Answer(Answer::Undecidable(Undecidable::AwaitingRelease));
+        let awaiting = AdmitStep::Decide(Decision::Undecided(Undecided::AwaitingRelease));
         let alice = request("alice", "a2");
-        let stuck = || Seen::Holder(claim("alice", &["a1"]), None);
+        let stuck = || Observation::Holder(claim("alice", &["a1"]), None);
         assert!(matches!(admit(&alice, stuck(), at(60), GRACE), AdmitStep::Write(_)));
         assert_eq!(admit(&alice, stuck(), at(61), GRACE), awaiting);
         let names: Vec<String> = (0..MAX_ADMISSIONS).map(|index| index.to_string()).collect();
         let full: Vec<&str> = names.iter().map(String::as_str).collect();
-        assert_eq!(step(&alice, Seen::Holder(claim("alice", &full), None)), awaiting);
-        assert!(matches!(step(&alice, Seen::Holder(claim("alice", &full[1..]), None)), AdmitStep::Write(_)));
+        assert_eq!(step(&alice, Observation::Holder(claim("alice", &full), None)), awaiting);
+        assert!(matches!(step(&alice, Observation::Holder(claim("alice", &full[1..]), None)), AdmitStep::Write(_)));
         // The UID of the conversation just read is decided, however old.
         let mut apply = alice;
         apply.is_server_side_apply = true;
-        let seen = Seen::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
         assert!(matches!(admit(&apply, seen, at(1000), GRACE), AdmitStep::Write(_)));
     }
 
@@ -472,29 +479,29 @@ mod tests {
     fn a_dry_run_writes_nothing_and_gets_the_same_answer() {
         let mut bob = request("bob", "b1");
         bob.is_dry_run = true;
-        assert_eq!(step(&bob, Seen::Nothing), AdmitStep::ReadClaim);
-        assert_eq!(step(&bob, Seen::Claim(None)), AdmitStep::Answer(Answer::Allow));
-        let seen = Seen::Holder(claim("alice", &["a1"]), Some(closed("a1")));
-        assert_eq!(step(&bob, seen), AdmitStep::Answer(Answer::Allow));
-        let seen = Seen::Holder(claim("bob", &["b0"]), None);
-        assert_eq!(step(&bob, seen), AdmitStep::Answer(Answer::Allow));
-        let seen = Seen::Holder(claim("alice", &["a1"]), Some(open("a1")));
-        assert!(matches!(step(&bob, seen), AdmitStep::Answer(Answer::Refuse { .. })));
+        assert_eq!(step(&bob, Observation::Nothing), AdmitStep::ReadClaim);
+        assert_eq!(step(&bob, Observation::Claim(None)), AdmitStep::Decide(Decision::Allow));
+        let seen = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
+        assert_eq!(step(&bob, seen), AdmitStep::Decide(Decision::Allow));
+        let seen = Observation::Holder(claim("bob", &["b0"]), None);
+        assert_eq!(step(&bob, seen), AdmitStep::Decide(Decision::Allow));
+        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        assert!(matches!(step(&bob, seen), AdmitStep::Decide(Decision::Deny { .. })));
     }
 
     #[test]
     fn a_claim_that_is_going_is_waited_for() {
         let mut going = claim("alice", &["a1"]);
         going.is_being_deleted = true;
-        assert_eq!(step(&request("alice", "a2"), Seen::Claim(Some(going.clone()))), AdmitStep::Wait);
-        assert_eq!(release(&going, None, |_| Standing::Decided), ReleaseStep::Keep);
+        assert_eq!(step(&request("alice", "a2"), Observation::Claim(Some(going.clone()))), AdmitStep::Wait);
+        assert_eq!(release(&going, None, |_| CreateStatus::Decided), ReleaseStep::Keep);
     }
 
     #[test]
     fn what_has_changed_is_read_again_and_a_claim_that_is_gone_is_made() {
         let bob = request("bob", "b1");
-        assert_eq!(step(&bob, Seen::Changed), AdmitStep::ReadClaim);
-        assert_eq!(uids(&step(&bob, Seen::Claim(None))), ["b1"]);
+        assert_eq!(step(&bob, Observation::Changed), AdmitStep::ReadClaim);
+        assert_eq!(uids(&step(&bob, Observation::Claim(None))), ["b1"]);
     }
 
     fn delete() -> ReleaseStep {
@@ -503,43 +510,46 @@ mod tests {
 
     #[test]
     fn a_claim_is_deleted_when_every_uid_is_decided_or_expired_and_none_holds() {
-        for standing in [Standing::Decided, Standing::Expired] {
-            assert_eq!(release(&claim("alice", &["a1"]), None, |_| standing), delete());
-            assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), |_| { standing }), delete());
+        for create_status in [CreateStatus::Decided, CreateStatus::Expired] {
+            assert_eq!(release(&claim("alice", &["a1"]), None, |_| create_status), delete());
+            assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), |_| { create_status }), delete());
         }
         // The conversation that was just read is decided, whatever the watch has shown.
-        assert_eq!(release(&claim("alice", &["a1"]), Some(&closed("a1")), |_| { Standing::InFlight }), delete());
+        assert_eq!(release(&claim("alice", &["a1"]), Some(&closed("a1")), |_| { CreateStatus::InFlight }), delete());
     }
 
     #[test]
     fn a_claim_is_kept_while_a_create_may_still_be_stored() {
-        let standing = |uid: &str| {
-            if uid == "a1" { Standing::InFlight } else { Standing::Decided }
+        let create_status = |uid: &str| {
+            if uid == "a1" { CreateStatus::InFlight } else { CreateStatus::Decided }
         };
-        assert_eq!(release(&claim("alice", &["a1"]), None, standing), ReleaseStep::AwaitGrace);
-        assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), standing), ReleaseStep::AwaitGrace);
+        assert_eq!(release(&claim("alice", &["a1"]), None, create_status), ReleaseStep::AwaitGrace);
+        assert_eq!(
+            release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), create_status),
+            ReleaseStep::AwaitGrace
+        );
     }
 
     #[test]
     fn the_claim_of_a_holder_is_kept_and_what_is_not_its_own_is_pruned() {
         let holder = open("a2");
         let one = claim("alice", &["a2"]);
-        assert_eq!(release(&one, Some(&holder), |_| Standing::InFlight), ReleaseStep::Keep);
+        assert_eq!(release(&one, Some(&holder), |_| CreateStatus::InFlight), ReleaseStep::Keep);
         let two = claim("alice", &["a1", "a2"]);
-        assert_eq!(release(&two, Some(&holder), |_| Standing::InFlight), ReleaseStep::AwaitGrace);
+        assert_eq!(release(&two, Some(&holder), |_| CreateStatus::InFlight), ReleaseStep::AwaitGrace);
         let of_another_create = claim("alice", &["a1"]);
-        assert_eq!(release(&of_another_create, Some(&holder), |_| Standing::InFlight), ReleaseStep::AwaitGrace);
-        for standing in [Standing::Decided, Standing::Expired] {
+        assert_eq!(release(&of_another_create, Some(&holder), |_| CreateStatus::InFlight), ReleaseStep::AwaitGrace);
+        for create_status in [CreateStatus::Decided, CreateStatus::Expired] {
             let pruned = Write::replace(&two, place("alice"), one.admissions.clone());
-            assert_eq!(release(&two, Some(&holder), |_| standing), ReleaseStep::Write(pruned));
+            assert_eq!(release(&two, Some(&holder), |_| create_status), ReleaseStep::Write(pruned));
         }
     }
 
     #[test]
     fn a_conversation_that_holds_another_binding_does_not_keep_this_one() {
         let mut elsewhere = open("a1");
-        elsewhere.holds = Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122662").unwrap().name());
-        assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| { Standing::Decided }), delete());
+        elsewhere.held_binding = Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122662").unwrap().name());
+        assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| { CreateStatus::Decided }), delete());
     }
 
     /// I3, second half, for every way in which creates of alice can come and fail within two grace periods.
@@ -559,19 +569,19 @@ mod tests {
                 if tries.checked_shr(u32::try_from(*tick).unwrap()).unwrap_or_default() & 1 == 1 {
                     let alice = request("alice", &tick.to_string());
                     let seen = if admissions.is_empty() {
-                        Seen::Claim(None)
+                        Observation::Claim(None)
                     } else {
-                        Seen::Holder(claimed(&admissions), None)
+                        Observation::Holder(claimed(&admissions), None)
                     };
                     if let AdmitStep::Write(_) = admit(&alice, seen, at(*tick), grace_period) {
                         admissions.push((Admission { uid: alice.uid, time: at(*tick) }, *tick));
                     }
                 }
-                let standing = |uid: &str| {
+                let create_status = |uid: &str| {
                     let (_, since) = admissions.iter().find(|(known, _)| known.uid == uid).unwrap();
-                    if tick - since >= TICKS { Standing::Expired } else { Standing::InFlight }
+                    if tick - since >= TICKS { CreateStatus::Expired } else { CreateStatus::InFlight }
                 };
-                matches!(release(&claimed(&admissions), None, standing), ReleaseStep::Write(Write::Delete { .. }))
+                matches!(release(&claimed(&admissions), None, create_status), ReleaseStep::Write(Write::Delete { .. }))
             });
             let freed = freed.unwrap_or_else(|| panic!("{tries:b} keeps the binding"));
             assert!(freed - begin <= 2 * TICKS, "{tries:b} keeps the binding for {} ticks", freed - begin);

@@ -1,7 +1,7 @@
 //! State, times and conditions of a conversation as a function of what is stored of it, of its binding, and of the time.
 
 use super::binding::{Binding, BindingName, InvalidBinding};
-use super::refusal::ALREADY_BOUND;
+use super::denial::ALREADY_BOUND;
 use crate::api::{
     Channel, Condition, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationStatus, Deadlines,
     Duration, State, StateReason, Time,
@@ -9,7 +9,7 @@ use crate::api::{
 
 /// What the lifecycle decides from, and nothing else: small, since it is kept for every open conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct LifecycleInput {
     /// The generation of the spec.
     pub generation: i64,
     /// When the conversation was created.
@@ -31,12 +31,12 @@ pub struct Facts {
     /// `ttlAfterClosed`.
     pub ttl_after_closed: Option<Duration>,
     /// What the status said, as far as the next one rests on it.
-    pub status: StatusFacts,
+    pub status: PreviousStatus,
 }
 
 /// What the next status rests on in the last one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StatusFacts {
+pub struct PreviousStatus {
     observed_generation: i64,
     state: Option<State>,
     state_reason: Option<StateReason>,
@@ -46,12 +46,12 @@ pub struct StatusFacts {
     last_activity_time: Option<Time>,
     unassigned_time: Option<Time>,
     closed_time: Option<Time>,
-    conditions: ConditionFacts,
+    conditions: PreviousConditions,
 }
 
 /// The conditions by type. What is apart here is one thing, and takes less so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct ConditionFacts {
+struct PreviousConditions {
     statuses: [Option<ConditionStatus>; CONDITIONS],
     since: [Option<Time>; CONDITIONS],
 }
@@ -61,7 +61,7 @@ const CONDITIONS: usize = 4;
 
 /// Whether a conversation that needs its binding has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holding {
+pub enum BindingStatus {
     /// The claim names it.
     Held(BindingName),
     /// The claim names another one that holds the binding; with the text that says which.
@@ -77,7 +77,7 @@ pub struct Decision {
     pub next: Option<Time>,
 }
 
-impl Facts {
+impl LifecycleInput {
     /// The facts of a stored conversation.
     ///
     /// # Errors
@@ -97,13 +97,13 @@ impl Facts {
             close_after: timers.close_after,
             close_unassigned_after: timers.close_unassigned_after,
             ttl_after_closed: spec.ttl_after_closed,
-            status: conversation.status.as_ref().map(StatusFacts::of).unwrap_or_default(),
+            status: conversation.status.as_ref().map(PreviousStatus::of).unwrap_or_default(),
         })
     }
 
     /// Whether the conversation is open and has a contact, as far as is stored.
     #[must_use]
-    pub fn holds(&self) -> Option<&BindingName> {
+    pub fn held_binding(&self) -> Option<&BindingName> {
         self.binding.as_ref().filter(|_| self.state_in_effect() != State::Closed)
     }
 
@@ -143,8 +143,8 @@ impl Facts {
     #[must_use]
     pub fn is_routine(&self, status: &ConversationStatus) -> bool {
         let before = &self.status;
-        let after = StatusFacts::of(status);
-        let other = StatusFacts {
+        let after = PreviousStatus::of(status);
+        let other = PreviousStatus {
             reported_activity: before.reported_activity,
             counted_activity_time: before.counted_activity_time,
             last_activity_time: before.last_activity_time,
@@ -154,7 +154,7 @@ impl Facts {
     }
 }
 
-impl StatusFacts {
+impl PreviousStatus {
     fn of(status: &ConversationStatus) -> Self {
         Self {
             observed_generation: status.observed_generation.unwrap_or_default(),
@@ -167,17 +167,17 @@ impl StatusFacts {
             last_activity_time: status.last_activity_time,
             unassigned_time: status.unassigned_time,
             closed_time: status.closed_time,
-            conditions: status.conditions.iter().fold(ConditionFacts::default(), |mut facts, condition| {
-                facts.statuses[condition.type_ as usize] = Some(condition.status);
-                facts.since[condition.type_ as usize] = Some(condition.last_transition_time);
-                facts
+            conditions: status.conditions.iter().fold(PreviousConditions::default(), |mut previous, condition| {
+                previous.statuses[condition.type_ as usize] = Some(condition.status);
+                previous.since[condition.type_ as usize] = Some(condition.last_transition_time);
+                previous
             }),
         }
     }
 
-    /// Whether there may be something in [`recent`] since then.
+    /// Whether there may be something in [`notices_since`] since then.
     #[must_use]
-    pub fn has_recent(&self, since: Time) -> bool {
+    pub fn has_notices_since(&self, since: Time) -> bool {
         let is_first_state = self.state == Some(State::Active) && self.state_reason != Some(StateReason::Activity);
         let told = [
             self.state_transition_time.filter(|_| !is_first_state),
@@ -189,7 +189,7 @@ impl StatusFacts {
 
     /// Since when the condition has had this status; nothing where it has another.
     fn since(&self, type_: ConditionType, status: ConditionStatus) -> Option<Time> {
-        let ConditionFacts { statuses, since } = &self.conditions;
+        let PreviousConditions { statuses, since } = &self.conditions;
         since[type_ as usize].filter(|_| statuses[type_ as usize] == Some(status))
     }
 }
@@ -200,8 +200,8 @@ fn end(since: Time, timer: Duration) -> Time {
 }
 
 /// The last activity in effect, and the report that had to be cut for it because it lay in the future when it was seen.
-fn activity(facts: &Facts, now: Time) -> (Option<Time>, Option<Time>) {
-    let StatusFacts { last_activity_time, counted_activity_time, reported_activity, .. } = facts.status;
+fn activity(input: &LifecycleInput, now: Time) -> (Option<Time>, Option<Time>) {
+    let PreviousStatus { last_activity_time, counted_activity_time, reported_activity, .. } = input.status;
     let Some(reported) = reported_activity else {
         return (last_activity_time, None);
     };
@@ -209,31 +209,31 @@ fn activity(facts: &Facts, now: Time) -> (Option<Time>, Option<Time>) {
         return (last_activity_time, counted_activity_time);
     }
     // The creation is an activity too: what lies before it moves nothing.
-    let news = Some(reported.min(now)).filter(|activity| *activity > facts.creation_time);
+    let news = Some(reported.min(now)).filter(|activity| *activity > input.creation_time);
     (last_activity_time.max(news), (reported > now).then_some(reported))
 }
 
-/// What is in effect at `now`. `holding` is looked at only while the conversation is open and has a contact.
+/// What is in effect at `now`. `binding_status` is looked at only while the conversation is open and has a contact.
 #[must_use]
-pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
-    let before = &facts.status;
+pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, now: Time) -> Decision {
+    let before = &input.status;
     if before.state == Some(State::Closed) {
-        return closed(facts, before, now);
+        return closed(input, before, now);
     }
-    let (last_activity_time, counted_activity_time) = activity(facts, now);
+    let (last_activity_time, counted_activity_time) = activity(input, now);
     let is_woken = last_activity_time != before.last_activity_time;
-    let base = last_activity_time.unwrap_or(facts.creation_time);
-    let unassigned_time = facts.is_unassigned.then(|| {
+    let base = last_activity_time.unwrap_or(input.creation_time);
+    let unassigned_time = input.is_unassigned.then(|| {
         // At first sight the conversation has been without participants from its creation on.
         let first_sight = before.observed_generation == 0;
-        before.unassigned_time.unwrap_or(if first_sight { facts.creation_time } else { now })
+        before.unassigned_time.unwrap_or(if first_sight { input.creation_time } else { now })
     });
-    let inactive_due = facts.inactive_after.map(|after| end(base, after));
-    let close_due = facts.close_after.map(|after| end(base, after));
-    let unassigned_due = unassigned_time.zip(facts.close_unassigned_after).map(|(since, after)| end(since, after));
+    let inactive_due = input.inactive_after.map(|after| end(base, after));
+    let close_due = input.close_after.map(|after| end(base, after));
+    let unassigned_due = unassigned_time.zip(input.close_unassigned_after).map(|(since, after)| end(since, after));
     let is_due = |due: Option<Time>| due.is_some_and(|due| due <= now);
 
-    let (state, reason) = if facts.state == State::Closed {
+    let (state, reason) = if input.state == State::Closed {
         (State::Closed, StateReason::Spec)
     } else if is_due(close_due) || is_due(unassigned_due) {
         let first = [(close_due, StateReason::CloseTimer), (unassigned_due, StateReason::UnassignedTimer)]
@@ -241,7 +241,7 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
             .filter_map(|(due, reason)| Some((due?, reason)))
             .min_by_key(|(due, _)| *due);
         (State::Closed, first.map_or(StateReason::CloseTimer, |(_, reason)| reason))
-    } else if facts.state == State::Inactive {
+    } else if input.state == State::Inactive {
         (State::Inactive, StateReason::Spec)
     } else {
         let was_inactive =
@@ -260,13 +260,13 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
     let inactive_time = inactive_due.filter(|_| state == State::Active);
     let close_time = [close_due, unassigned_due].into_iter().flatten().min().filter(|_| !is_closed);
     let deadlines = Deadlines { inactive_time, close_time };
-    let held = match holding {
-        Some(Holding::Held(name)) if !is_closed => Some(name.as_str().to_owned()),
+    let held = match binding_status {
+        Some(BindingStatus::Held(name)) if !is_closed => Some(name.as_str().to_owned()),
         _ => None,
     };
     let kept_transition = before.state_transition_time.filter(|_| before.state == Some(state));
     let status = ConversationStatus {
-        observed_generation: Some(facts.generation),
+        observed_generation: Some(input.generation),
         state: Some(state),
         state_reason: Some(reason),
         state_transition_time: Some(kept_transition.unwrap_or(now)),
@@ -277,22 +277,22 @@ pub fn decide(facts: &Facts, holding: Option<&Holding>, now: Time) -> Decision {
         deadlines: Some(deadlines).filter(|deadlines| *deadlines != Deadlines::default()),
         closed_time: is_closed.then_some(now),
         address_binding_name: held,
-        conditions: conditions(facts, state, holding, now),
+        conditions: conditions(input, state, binding_status, now),
     };
     Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
 }
 
 /// When the timer was due that brought about the state in `status`; nothing where the state is as before, or no timer did.
 #[must_use]
-pub fn due(facts: &Facts, status: &ConversationStatus) -> Option<Time> {
-    if status.state == facts.status.state {
+pub fn due(input: &LifecycleInput, status: &ConversationStatus) -> Option<Time> {
+    if status.state == input.status.state {
         return None;
     }
-    let activity = status.last_activity_time.unwrap_or(facts.creation_time);
+    let activity = status.last_activity_time.unwrap_or(input.creation_time);
     let (since, after) = match status.state_reason? {
-        StateReason::InactiveTimer => (activity, facts.inactive_after?),
-        StateReason::CloseTimer => (activity, facts.close_after?),
-        StateReason::UnassignedTimer => (status.unassigned_time?, facts.close_unassigned_after?),
+        StateReason::InactiveTimer => (activity, input.inactive_after?),
+        StateReason::CloseTimer => (activity, input.close_after?),
+        StateReason::UnassignedTimer => (status.unassigned_time?, input.close_unassigned_after?),
         StateReason::Spec | StateReason::Activity => return None,
     };
     Some(end(since, after))
@@ -300,9 +300,9 @@ pub fn due(facts: &Facts, status: &ConversationStatus) -> Option<Time> {
 
 /// Something that a person would want to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fact {
+pub struct Notice {
     /// What, in one word for programs.
-    pub reason: FactReason,
+    pub reason: NoticeReason,
     /// Since when. Together with the reason it names the fact: the same is never told twice.
     pub time: Time,
     /// What, for people.
@@ -311,7 +311,7 @@ pub struct Fact {
 
 /// The reasons of the facts that people are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FactReason {
+pub enum NoticeReason {
     /// Another conversation holds the binding.
     AddressAlreadyBound,
     /// There is no participant.
@@ -328,7 +328,7 @@ pub enum FactReason {
     Unreadable,
 }
 
-impl FactReason {
+impl NoticeReason {
     /// The word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -352,21 +352,21 @@ impl FactReason {
 
 /// The facts that `status` tells and `before` did not.
 #[must_use]
-pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
+pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<Notice> {
     use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
     let conditions = status.conditions.iter().filter_map(|condition| {
         // An Event is copied into logs, where addresses have no business: the condition has them.
         let (reason, note) = match (condition.type_, condition.status, condition.reason) {
             (Type::Bound, Status::False, Reason::AddressAlreadyBound) => (
-                FactReason::AddressAlreadyBound,
+                NoticeReason::AddressAlreadyBound,
                 format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound says which, and what to do"),
             ),
-            (Type::Unassigned, Status::True, _) => (FactReason::Unassigned, condition.message.clone()),
+            (Type::Unassigned, Status::True, _) => (NoticeReason::Unassigned, condition.message.clone()),
             _ => return None,
         };
         let was_so = before.since(condition.type_, condition.status).is_some();
         let time = condition.last_transition_time;
-        (!was_so).then_some(Fact { reason, time, note })
+        (!was_so).then_some(Notice { reason, time, note })
     });
     let because = match status.state_reason {
         Some(StateReason::InactiveTimer) => "the timer inactiveAfter elapsed",
@@ -376,12 +376,12 @@ pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
         Some(StateReason::Spec) | None => "the spec says so",
     };
     let change = match (before.state.unwrap_or_default(), status.state.unwrap_or_default()) {
-        (State::Active, State::Inactive) => Some((FactReason::Inactive, "Inactive")),
-        (State::Inactive, State::Active) => Some((FactReason::Reactivated, "Active again")),
-        (State::Active | State::Inactive, State::Closed) => Some((FactReason::Closed, "Closed")),
+        (State::Active, State::Inactive) => Some((NoticeReason::Inactive, "Inactive")),
+        (State::Inactive, State::Active) => Some((NoticeReason::Reactivated, "Active again")),
+        (State::Active | State::Inactive, State::Closed) => Some((NoticeReason::Closed, "Closed")),
         _ => None,
     };
-    let change = change.zip(status.state_transition_time).map(|((reason, word), time)| Fact {
+    let change = change.zip(status.state_transition_time).map(|((reason, word), time)| Notice {
         reason,
         time,
         note: format!("The conversation is {word}: {because}"),
@@ -393,30 +393,30 @@ pub fn news(before: &StatusFacts, status: &ConversationStatus) -> Vec<Fact> {
 ///
 /// That a parked conversation was made Active again is not among them: no status tells it from one that always was.
 #[must_use]
-pub fn recent(status: &ConversationStatus, since: Time) -> Vec<Fact> {
+pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
     let was_woken = (status.state, status.state_reason) == (Some(State::Active), Some(StateReason::Activity));
-    let before = StatusFacts { state: was_woken.then_some(State::Inactive), ..StatusFacts::default() };
-    news(&before, status).into_iter().filter(|fact| fact.time >= since).collect()
+    let before = PreviousStatus { state: was_woken.then_some(State::Inactive), ..PreviousStatus::default() };
+    new_notices(&before, status).into_iter().filter(|notice| notice.time >= since).collect()
 }
 
 /// What people are told of a conversation, created at `creation_time`, that cannot be read because of `error`.
 #[must_use]
-pub fn unreadable(creation_time: Time, error: &str) -> Fact {
+pub fn unreadable(creation_time: Time, error: &str) -> Notice {
     let note = format!("The conversation cannot be read, and nothing is done about it until it is corrected: {error}");
-    Fact { reason: FactReason::Unreadable, time: creation_time, note }
+    Notice { reason: NoticeReason::Unreadable, time: creation_time, note }
 }
 
 /// What people are told of a conversation that was deleted at `expiry`.
 #[must_use]
-pub fn expired(expiry: Time) -> Fact {
+pub fn expired(expiry: Time) -> Notice {
     let note = "The conversation was closed for longer than ttlAfterClosed, and is deleted".to_owned();
-    Fact { reason: FactReason::TTLExpired, time: expiry, note }
+    Notice { reason: NoticeReason::TTLExpired, time: expiry, note }
 }
 
 /// A closed conversation stays as it is: only its conditions follow the generation of the spec.
-fn closed(facts: &Facts, before: &StatusFacts, now: Time) -> Decision {
+fn closed(input: &LifecycleInput, before: &PreviousStatus, now: Time) -> Decision {
     let status = ConversationStatus {
-        observed_generation: Some(facts.generation),
+        observed_generation: Some(input.generation),
         state: before.state,
         state_reason: before.state_reason,
         state_transition_time: before.state_transition_time,
@@ -427,16 +427,21 @@ fn closed(facts: &Facts, before: &StatusFacts, now: Time) -> Decision {
         deadlines: None,
         closed_time: before.closed_time,
         address_binding_name: None,
-        conditions: conditions(facts, State::Closed, None, now),
+        conditions: conditions(input, State::Closed, None, now),
     };
     Decision { status, next: None }
 }
 
-fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time) -> Vec<Condition> {
+fn conditions(
+    input: &LifecycleInput,
+    state: State,
+    binding_status: Option<&BindingStatus>,
+    now: Time,
+) -> Vec<Condition> {
     use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
     let is_closed = state == State::Closed;
-    let conflict = match holding {
-        Some(Holding::HeldByAnother(text)) if facts.binding.is_some() && !is_closed => Some(text.as_str()),
+    let conflict = match binding_status {
+        Some(BindingStatus::HeldByAnother(text)) if input.binding.is_some() && !is_closed => Some(text.as_str()),
         _ => None,
     };
     let (ready, bound) = if is_closed {
@@ -444,7 +449,7 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
             (Status::True, Reason::Closed, "The conversation is closed"),
             (Status::False, Reason::Closed, "A closed conversation holds no binding"),
         )
-    } else if facts.binding.is_none() {
+    } else if input.binding.is_none() {
         (
             (Status::True, Reason::Unbound, "The conversation is open and, without a contact, needs no binding"),
             (Status::False, Reason::NoContact, "Without a contact there is no binding"),
@@ -459,7 +464,7 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
     };
     let unassigned = if is_closed {
         (Status::False, Reason::Closed, "The conversation is closed")
-    } else if facts.is_unassigned {
+    } else if input.is_unassigned {
         (Status::True, Reason::NoParticipants, "There is no participant: an inbound message reaches nobody")
     } else {
         (Status::False, Reason::Assigned, "There is at least one participant")
@@ -469,11 +474,11 @@ fn conditions(facts: &Facts, state: State, holding: Option<&Holding>, now: Time)
         .into_iter()
         .chain(stalled)
         .map(|(type_, (status, reason, message))| {
-            let kept = facts.status.since(type_, status);
+            let kept = input.status.since(type_, status);
             Condition {
                 type_,
                 status,
-                observed_generation: Some(facts.generation),
+                observed_generation: Some(input.generation),
                 last_transition_time: kept.unwrap_or(now),
                 reason,
                 message: message.to_owned(),
@@ -492,8 +497,8 @@ mod tests {
         Time::EPOCH.after(1_000_000_000_000 + second * 1_000)
     }
 
-    fn facts() -> Facts {
-        Facts {
+    fn input() -> LifecycleInput {
+        LifecycleInput {
             generation: 1,
             creation_time: at(0),
             state: State::Active,
@@ -504,28 +509,28 @@ mod tests {
             close_after: None,
             close_unassigned_after: None,
             ttl_after_closed: None,
-            status: StatusFacts::default(),
+            status: PreviousStatus::default(),
         }
     }
 
-    /// As a timer stands in the facts.
+    /// The timer as the input has it.
     fn seconds(seconds: u64) -> Option<Duration> {
         format!("{seconds}s").parse().ok()
     }
 
-    fn held(facts: &Facts) -> Option<Holding> {
-        facts.binding.clone().map(Holding::Held)
+    fn held(input: &LifecycleInput) -> Option<BindingStatus> {
+        input.binding.clone().map(BindingStatus::Held)
     }
 
-    fn decide_at(facts: &Facts, second: u64) -> Decision {
-        decide(facts, held(facts).as_ref(), at(second))
+    fn decide_at(input: &LifecycleInput, second: u64) -> Decision {
+        decide(input, held(input).as_ref(), at(second))
     }
 
     /// Decides, and stores the status, as the API server would: what others write is kept.
-    fn live(facts: &mut Facts, second: u64) -> ConversationStatus {
-        let status = decide_at(facts, second).status;
-        let reported_activity = facts.status.reported_activity;
-        facts.status = StatusFacts { reported_activity, ..StatusFacts::of(&status) };
+    fn live(input: &mut LifecycleInput, second: u64) -> ConversationStatus {
+        let status = decide_at(input, second).status;
+        let reported_activity = input.status.reported_activity;
+        input.status = PreviousStatus { reported_activity, ..PreviousStatus::of(&status) };
         status
     }
 
@@ -536,67 +541,67 @@ mod tests {
 
     #[test]
     fn rule_6_both_timers_count_from_the_last_activity_and_not_from_each_other() {
-        let mut facts = Facts { inactive_after: seconds(600), close_after: seconds(1_800), ..facts() };
-        let status = live(&mut facts, 1);
+        let mut input = LifecycleInput { inactive_after: seconds(600), close_after: seconds(1_800), ..input() };
+        let status = live(&mut input, 1);
         assert_eq!(status.deadlines, Some(Deadlines { inactive_time: Some(at(600)), close_time: Some(at(1_800)) }));
-        assert_eq!(decide_at(&facts, 599).status.state, Some(State::Active));
-        let status = live(&mut facts, 600);
+        assert_eq!(decide_at(&input, 599).status.state, Some(State::Active));
+        let status = live(&mut input, 600);
         assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
-        assert_eq!(decide_at(&facts, 600).next, Some(at(1_800)));
-        let status = live(&mut facts, 1_800);
+        assert_eq!(decide_at(&input, 600).next, Some(at(1_800)));
+        let status = live(&mut input, 1_800);
         assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
         assert_eq!((status.closed_time, status.deadlines), (Some(at(1_800)), None));
     }
 
     #[test]
     fn rule_7_activity_wakes_what_a_timer_made_inactive() {
-        let mut facts = Facts { inactive_after: seconds(10), ..facts() };
-        live(&mut facts, 10);
-        facts.status.reported_activity = Some(at(15));
-        let status = live(&mut facts, 16);
+        let mut input = LifecycleInput { inactive_after: seconds(10), ..input() };
+        live(&mut input, 10);
+        input.status.reported_activity = Some(at(15));
+        let status = live(&mut input, 16);
         assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Activity)));
         assert_eq!((status.last_activity_time, status.deadlines.unwrap().inactive_time), (Some(at(15)), Some(at(25))));
-        assert_eq!(live(&mut facts, 17).state_reason, Some(StateReason::Activity), "it stays what it is");
-        assert_eq!(live(&mut facts, 25).state, Some(State::Inactive), "and the timer runs again");
+        assert_eq!(live(&mut input, 17).state_reason, Some(StateReason::Activity), "it stays what it is");
+        assert_eq!(live(&mut input, 25).state, Some(State::Inactive), "and the timer runs again");
     }
 
     #[test]
     fn a_conversation_that_a_timer_made_inactive_is_not_woken_by_a_longer_timer() {
         for longer in [seconds(1_000), None] {
-            let mut facts = Facts { inactive_after: seconds(10), ..facts() };
-            live(&mut facts, 10);
-            facts.inactive_after = longer;
-            let status = live(&mut facts, 11);
+            let mut input = LifecycleInput { inactive_after: seconds(10), ..input() };
+            live(&mut input, 10);
+            input.inactive_after = longer;
+            let status = live(&mut input, 11);
             assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
         }
     }
 
     #[test]
     fn a_parked_conversation_is_woken_by_the_spec_alone() {
-        let mut facts = Facts { state: State::Inactive, ..facts() };
-        let status = live(&mut facts, 1);
+        let mut input = LifecycleInput { state: State::Inactive, ..input() };
+        let status = live(&mut input, 1);
         assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::Spec)));
-        facts.status.reported_activity = Some(at(2));
-        assert_eq!(live(&mut facts, 3).state, Some(State::Inactive));
-        facts.state = State::Active;
-        let status = live(&mut facts, 4);
+        input.status.reported_activity = Some(at(2));
+        assert_eq!(live(&mut input, 3).state, Some(State::Inactive));
+        input.state = State::Active;
+        let status = live(&mut input, 4);
         assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Spec)));
     }
 
     #[test]
     fn rule_5_closed_is_final() {
-        let mut facts = Facts { state: State::Closed, ..facts() };
-        let closed = live(&mut facts, 5);
+        let mut input = LifecycleInput { state: State::Closed, ..input() };
+        let closed = live(&mut input, 5);
         assert_eq!((closed.state, closed.state_reason), (Some(State::Closed), Some(StateReason::Spec)));
-        facts.state = State::Active;
-        facts.status.reported_activity = Some(at(6));
-        facts.is_unassigned = true;
-        assert_eq!(live(&mut facts, 7), closed);
+        input.state = State::Active;
+        input.status.reported_activity = Some(at(6));
+        input.is_unassigned = true;
+        assert_eq!(live(&mut input, 7), closed);
     }
 
     #[test]
     fn rule_8_timers_that_became_due_unseen_are_honoured_by_the_state_that_results() {
-        let both = Facts { inactive_after: seconds(10), close_after: seconds(20), ..facts() };
+        let both = LifecycleInput { inactive_after: seconds(10), close_after: seconds(20), ..input() };
         let status = decide_at(&both, 1_000).status;
         assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
         assert_eq!(status.closed_time, Some(at(1_000)), "when it was decided, not when it was due");
@@ -605,93 +610,97 @@ mod tests {
     #[test]
     fn rule_9_a_conversation_without_participants_is_unassigned_and_has_a_timer_of_its_own() {
         use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
-        let mut facts = Facts { is_unassigned: true, close_unassigned_after: seconds(60), ..facts() };
-        let status = live(&mut facts, 1);
+        let mut input = LifecycleInput { is_unassigned: true, close_unassigned_after: seconds(60), ..input() };
+        let status = live(&mut input, 1);
         assert_eq!(condition(&status, Type::Unassigned), (Status::True, Reason::NoParticipants));
         assert_eq!(status.unassigned_time, Some(at(0)), "at first sight, since its creation");
         assert_eq!(status.deadlines.unwrap().close_time, Some(at(60)));
-        facts.is_unassigned = false;
-        let status = live(&mut facts, 2);
+        input.is_unassigned = false;
+        let status = live(&mut input, 2);
         assert_eq!(condition(&status, Type::Unassigned), (Status::False, Reason::Assigned));
         assert_eq!((status.unassigned_time, status.deadlines), (None, None));
-        facts.is_unassigned = true;
-        let status = live(&mut facts, 30);
+        input.is_unassigned = true;
+        let status = live(&mut input, 30);
         assert_eq!(status.unassigned_time, Some(at(30)), "later, since it was seen");
-        let status = live(&mut facts, 90);
+        let status = live(&mut input, 90);
         assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::UnassignedTimer)));
     }
 
     #[test]
     fn the_earlier_of_the_two_close_timers_closes() {
-        let facts =
-            Facts { close_after: seconds(50), close_unassigned_after: seconds(60), is_unassigned: true, ..facts() };
-        assert_eq!(decide_at(&facts, 1_000).status.state_reason, Some(StateReason::CloseTimer));
-        let facts = Facts { close_after: seconds(70), ..facts };
-        assert_eq!(decide_at(&facts, 1_000).status.state_reason, Some(StateReason::UnassignedTimer));
-        assert_eq!(decide_at(&facts, 1).next, Some(at(60)));
+        let input = LifecycleInput {
+            close_after: seconds(50),
+            close_unassigned_after: seconds(60),
+            is_unassigned: true,
+            ..input()
+        };
+        assert_eq!(decide_at(&input, 1_000).status.state_reason, Some(StateReason::CloseTimer));
+        let input = LifecycleInput { close_after: seconds(70), ..input };
+        assert_eq!(decide_at(&input, 1_000).status.state_reason, Some(StateReason::UnassignedTimer));
+        assert_eq!(decide_at(&input, 1).next, Some(at(60)));
     }
 
     #[test]
     fn activity_never_moves_back_and_what_lies_before_the_creation_is_none() {
-        let mut facts = facts();
+        let mut input = input();
         for before in [Time::EPOCH, at(0)] {
-            facts.status.reported_activity = Some(before);
-            assert_eq!(live(&mut facts, 1).last_activity_time, None);
+            input.status.reported_activity = Some(before);
+            assert_eq!(live(&mut input, 1).last_activity_time, None);
         }
-        facts.status.reported_activity = Some(at(5));
-        let status = live(&mut facts, 5);
+        input.status.reported_activity = Some(at(5));
+        let status = live(&mut input, 5);
         assert_eq!(
             (status.last_activity_time, status.counted_activity_time),
             (Some(at(5)), None),
             "of now, and not later"
         );
-        facts.status.reported_activity = Some(at(3));
-        assert_eq!(live(&mut facts, 7).last_activity_time, Some(at(5)));
-        facts.status.reported_activity = None;
-        assert_eq!(live(&mut facts, 8).last_activity_time, Some(at(5)));
+        input.status.reported_activity = Some(at(3));
+        assert_eq!(live(&mut input, 7).last_activity_time, Some(at(5)));
+        input.status.reported_activity = None;
+        assert_eq!(live(&mut input, 8).last_activity_time, Some(at(5)));
     }
 
     #[test]
     fn activity_in_the_future_counts_once_as_the_moment_at_which_it_was_seen() {
-        let mut facts = Facts { close_after: seconds(10), ..facts() };
-        facts.status.reported_activity = Some(at(1_000_000));
-        let status = live(&mut facts, 5);
+        let mut input = LifecycleInput { close_after: seconds(10), ..input() };
+        input.status.reported_activity = Some(at(1_000_000));
+        let status = live(&mut input, 5);
         assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(5)), Some(at(1_000_000))));
-        assert_eq!(live(&mut facts, 14).last_activity_time, Some(at(5)), "it is not counted again");
-        assert_eq!(live(&mut facts, 15).state, Some(State::Closed));
+        assert_eq!(live(&mut input, 14).last_activity_time, Some(at(5)), "it is not counted again");
+        assert_eq!(live(&mut input, 15).state, Some(State::Closed));
     }
 
     #[test]
     fn a_correction_of_a_report_in_the_future_leaves_nothing_behind() {
-        let mut facts = facts();
-        facts.status.reported_activity = Some(at(1_000));
-        live(&mut facts, 5);
-        facts.status.reported_activity = Some(at(6));
-        let status = live(&mut facts, 7);
+        let mut input = input();
+        input.status.reported_activity = Some(at(1_000));
+        live(&mut input, 5);
+        input.status.reported_activity = Some(at(6));
+        let status = live(&mut input, 7);
         assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(6)), None));
     }
 
     #[test]
     fn conditions_tell_what_is_in_effect() {
         use {ConditionReason as R, ConditionStatus as S, ConditionType as T};
-        let status = decide_at(&facts(), 1).status;
+        let status = decide_at(&input(), 1).status;
         assert_eq!(condition(&status, T::Ready), (S::True, R::Bound));
         assert_eq!(condition(&status, T::Bound), (S::True, R::BindingHeld));
         assert!(status.address_binding_name.unwrap().starts_with("sms-"));
 
-        let status = decide_at(&Facts { binding: None, ..facts() }, 1).status;
+        let status = decide_at(&LifecycleInput { binding: None, ..input() }, 1).status;
         assert_eq!(condition(&status, T::Ready), (S::True, R::Unbound));
         assert_eq!(condition(&status, T::Bound), (S::False, R::NoContact));
         assert_eq!(status.address_binding_name, None);
 
-        let status = decide_at(&Facts { state: State::Closed, ..facts() }, 1).status;
+        let status = decide_at(&LifecycleInput { state: State::Closed, ..input() }, 1).status;
         for (type_, expected) in [(T::Ready, S::True), (T::Bound, S::False), (T::Unassigned, S::False)] {
             assert_eq!(condition(&status, type_), (expected, R::Closed));
         }
         assert_eq!(status.address_binding_name, None);
 
-        let another = Holding::HeldByAnother("48031: …".into());
-        let status = decide(&facts(), Some(&another), at(1)).status;
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let status = decide(&input(), Some(&another), at(1)).status;
         for (type_, expected) in [(T::Ready, S::False), (T::Bound, S::False), (T::Stalled, S::True)] {
             assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
         }
@@ -700,50 +709,50 @@ mod tests {
 
     #[test]
     fn what_is_closed_or_needs_no_binding_is_never_stalled() {
-        let another = Holding::HeldByAnother("48031: …".into());
-        for facts in [Facts { state: State::Closed, ..facts() }, Facts { binding: None, ..facts() }] {
-            let status = decide(&facts, Some(&another), at(1)).status;
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        for input in [LifecycleInput { state: State::Closed, ..input() }, LifecycleInput { binding: None, ..input() }] {
+            let status = decide(&input, Some(&another), at(1)).status;
             assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled), "{status:?}");
         }
     }
 
     #[test]
     fn what_is_stored_says_what_is_held_bound_and_unassigned_and_since_when() {
-        let mut facts = Facts { is_unassigned: true, close_after: seconds(60), ..facts() };
-        assert_eq!((facts.holds(), facts.is_bound()), (facts.binding.as_ref(), false));
-        assert_eq!(facts.unassigned_since(), Some(at(0)), "nothing is stored of it yet");
-        live(&mut facts, 1);
-        assert_eq!((facts.holds(), facts.is_bound()), (facts.binding.as_ref(), true));
-        assert!(facts.status.has_recent(at(1)) && !facts.status.has_recent(at(2)));
-        facts.is_unassigned = false;
-        live(&mut facts, 2);
-        assert_eq!(facts.unassigned_since(), None);
-        assert_eq!(facts.state_in_effect(), State::Active);
-        assert_eq!(Facts { state: State::Closed, ..facts.clone() }.holds(), None, "the spec closes it");
-        live(&mut facts, 60);
-        assert_eq!((facts.state_in_effect(), facts.holds(), facts.is_bound()), (State::Closed, None, false));
+        let mut input = LifecycleInput { is_unassigned: true, close_after: seconds(60), ..input() };
+        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), false));
+        assert_eq!(input.unassigned_since(), Some(at(0)), "nothing is stored of it yet");
+        live(&mut input, 1);
+        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), true));
+        assert!(input.status.has_notices_since(at(1)) && !input.status.has_notices_since(at(2)));
+        input.is_unassigned = false;
+        live(&mut input, 2);
+        assert_eq!(input.unassigned_since(), None);
+        assert_eq!(input.state_in_effect(), State::Active);
+        assert_eq!(LifecycleInput { state: State::Closed, ..input.clone() }.held_binding(), None, "the spec closes it");
+        live(&mut input, 60);
+        assert_eq!((input.state_in_effect(), input.held_binding(), input.is_bound()), (State::Closed, None, false));
     }
 
     #[test]
     fn a_timer_was_due_when_it_elapsed_and_what_no_timer_brings_about_was_never_due() {
-        let facts = Facts {
+        let input = LifecycleInput {
             inactive_after: seconds(10),
             close_after: seconds(20),
             close_unassigned_after: seconds(15),
             is_unassigned: true,
-            ..facts()
+            ..input()
         };
-        assert_eq!(due(&facts, &decide_at(&facts, 12).status), Some(at(10)));
-        assert_eq!(due(&facts, &decide_at(&facts, 99).status), Some(at(15)));
-        let assigned = Facts { is_unassigned: false, ..facts.clone() };
+        assert_eq!(due(&input, &decide_at(&input, 12).status), Some(at(10)));
+        assert_eq!(due(&input, &decide_at(&input, 99).status), Some(at(15)));
+        let assigned = LifecycleInput { is_unassigned: false, ..input.clone() };
         assert_eq!(due(&assigned, &decide_at(&assigned, 99).status), Some(at(20)));
-        let closed = Facts { state: State::Closed, ..facts };
+        let closed = LifecycleInput { state: State::Closed, ..input };
         assert_eq!(due(&closed, &decide_at(&closed, 99).status), None);
     }
 
     #[test]
     fn reasons_are_words_of_the_api() {
-        use FactReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable};
+        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable};
         let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
         for reason in reasons {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
@@ -752,10 +761,10 @@ mod tests {
 
     #[test]
     fn stalled_is_present_only_while_true() {
-        let mut facts = facts();
-        let another = Holding::HeldByAnother("48031: …".into());
-        facts.status = StatusFacts::of(&decide(&facts, Some(&another), at(1)).status);
-        let status = decide_at(&facts, 2).status;
+        let mut input = input();
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        input.status = PreviousStatus::of(&decide(&input, Some(&another), at(1)).status);
+        let status = decide_at(&input, 2).status;
         assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled));
         let bound = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap();
         assert_eq!(bound.last_transition_time, at(2), "it moves with the status");
@@ -763,10 +772,10 @@ mod tests {
 
     #[test]
     fn a_transition_time_moves_with_the_status_alone() {
-        let mut facts = facts();
-        let first = live(&mut facts, 1);
-        facts.generation = 2;
-        let second = live(&mut facts, 9);
+        let mut input = input();
+        let first = live(&mut input, 1);
+        input.generation = 2;
+        let second = live(&mut input, 9);
         assert_eq!(first.state_transition_time, second.state_transition_time);
         for (first, second) in first.conditions.iter().zip(&second.conditions) {
             assert_eq!(first.last_transition_time, second.last_transition_time);
@@ -776,111 +785,114 @@ mod tests {
 
     #[test]
     fn a_closed_conversation_expires_when_its_time_to_live_is_over() {
-        let mut facts = Facts { close_after: seconds(10), ttl_after_closed: seconds(100), ..facts() };
-        live(&mut facts, 1);
-        assert_eq!(facts.expiry(), None, "it is open");
-        live(&mut facts, 12);
-        assert_eq!(facts.expiry(), Some(at(112)), "from when its closing was decided");
-        facts.ttl_after_closed = None;
-        assert_eq!(facts.expiry(), None, "it is kept");
+        let mut input = LifecycleInput { close_after: seconds(10), ttl_after_closed: seconds(100), ..input() };
+        live(&mut input, 1);
+        assert_eq!(input.expiry(), None, "it is open");
+        live(&mut input, 12);
+        assert_eq!(input.expiry(), Some(at(112)), "from when its closing was decided");
+        input.ttl_after_closed = None;
+        assert_eq!(input.expiry(), None, "it is kept");
     }
 
     #[test]
     fn a_closed_conversation_follows_the_generation_of_its_spec() {
-        let mut facts = Facts { state: State::Closed, ..facts() };
-        let closed = live(&mut facts, 1);
-        facts.generation = 2;
-        assert!(!facts.is_observed());
-        let status = live(&mut facts, 9);
-        assert!(facts.is_observed());
+        let mut input = LifecycleInput { state: State::Closed, ..input() };
+        let closed = live(&mut input, 1);
+        input.generation = 2;
+        assert!(!input.is_observed());
+        let status = live(&mut input, 9);
+        assert!(input.is_observed());
         assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(2)));
         assert_eq!((status.state, status.closed_time), (closed.state, closed.closed_time));
     }
 
     #[test]
     fn a_fact_is_news_once() {
-        let mut facts = Facts { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(20), ..facts() };
+        let mut input =
+            LifecycleInput { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(20), ..input() };
         let mut told = Vec::new();
         for second in [1, 2, 10, 11, 20, 21] {
-            let before = facts.status.clone();
-            let status = live(&mut facts, second);
-            told.extend(news(&before, &status).into_iter().map(|fact| (fact.reason, fact.time)));
+            let before = input.status.clone();
+            let status = live(&mut input, second);
+            told.extend(new_notices(&before, &status).into_iter().map(|fact| (fact.reason, fact.time)));
         }
-        let expected = [(FactReason::Unassigned, at(1)), (FactReason::Inactive, at(10)), (FactReason::Closed, at(20))];
+        let expected =
+            [(NoticeReason::Unassigned, at(1)), (NoticeReason::Inactive, at(10)), (NoticeReason::Closed, at(20))];
         assert_eq!(told, expected);
     }
 
     #[test]
     fn what_people_are_told_says_why() {
-        let another = Holding::HeldByAnother("48031: …".into());
-        let status = decide(&facts(), Some(&another), at(1)).status;
-        let [fact] = &news(&StatusFacts::default(), &status)[..] else { panic!("{status:?}") };
-        assert_eq!(fact.reason, FactReason::AddressAlreadyBound);
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let status = decide(&input(), Some(&another), at(1)).status;
+        let [fact] = &new_notices(&PreviousStatus::default(), &status)[..] else { panic!("{status:?}") };
+        assert_eq!(fact.reason, NoticeReason::AddressAlreadyBound);
         assert!(
             fact.note.starts_with("48031: another conversation") && !fact.note.contains('…'),
             "no address: {fact:?}"
         );
         assert!(fact.reason.is_warning());
 
-        let mut facts = Facts { inactive_after: seconds(10), ..facts() };
-        live(&mut facts, 10);
-        facts.status.reported_activity = Some(at(15));
-        let before = facts.status.clone();
-        let status = live(&mut facts, 16);
-        let [fact] = &news(&before, &status)[..] else { panic!("{status:?}") };
-        assert_eq!(fact.reason, FactReason::Reactivated);
+        let mut input = LifecycleInput { inactive_after: seconds(10), ..input() };
+        live(&mut input, 10);
+        input.status.reported_activity = Some(at(15));
+        let before = input.status.clone();
+        let status = live(&mut input, 16);
+        let [fact] = &new_notices(&before, &status)[..] else { panic!("{status:?}") };
+        assert_eq!(fact.reason, NoticeReason::Reactivated);
         assert!(fact.note.contains("there was activity") && !fact.reason.is_warning(), "{}", fact.note);
     }
 
     #[test]
     fn what_came_about_lately_can_be_told_again_and_is_the_same_fact() {
-        let mut facts = Facts { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(30), ..facts() };
-        let mut told: Vec<Fact> = Vec::new();
+        let mut input =
+            LifecycleInput { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(30), ..input() };
+        let mut told: Vec<Notice> = Vec::new();
         for second in [1, 10, 15, 30] {
             if second == 15 {
-                facts.status.reported_activity = Some(at(15));
+                input.status.reported_activity = Some(at(15));
             }
-            let before = facts.status.clone();
-            let status = live(&mut facts, second);
-            told.extend(news(&before, &status));
-            let lately = recent(&status, at(second));
-            assert_eq!(facts.status.has_recent(at(second)), !lately.is_empty());
-            assert_eq!(lately, told.iter().filter(|fact| fact.time >= at(second)).cloned().collect::<Vec<_>>());
-            assert_eq!(recent(&status, at(second + 1)), []);
+            let before = input.status.clone();
+            let status = live(&mut input, second);
+            told.extend(new_notices(&before, &status));
+            let lately = notices_since(&status, at(second));
+            assert_eq!(input.status.has_notices_since(at(second)), !lately.is_empty());
+            assert_eq!(lately, told.iter().filter(|notice| notice.time >= at(second)).cloned().collect::<Vec<_>>());
+            assert_eq!(notices_since(&status, at(second + 1)), []);
         }
-        let reasons: Vec<_> = told.iter().map(|fact| fact.reason).collect();
+        let reasons: Vec<_> = told.iter().map(|notice| notice.reason).collect();
         assert_eq!(
             reasons,
-            [FactReason::Unassigned, FactReason::Inactive, FactReason::Reactivated, FactReason::Inactive]
+            [NoticeReason::Unassigned, NoticeReason::Inactive, NoticeReason::Reactivated, NoticeReason::Inactive]
         );
-        facts.status.reported_activity = None;
-        assert_eq!(recent(&live(&mut facts, 45), at(45))[0].reason, FactReason::Closed);
+        input.status.reported_activity = None;
+        assert_eq!(notices_since(&live(&mut input, 45), at(45))[0].reason, NoticeReason::Closed);
     }
 
     #[test]
     fn what_activity_alone_changes_is_routine() {
-        let mut facts = Facts { inactive_after: seconds(10), close_after: seconds(60), ..facts() };
-        live(&mut facts, 1);
-        facts.status.reported_activity = Some(at(5));
-        assert!(facts.is_routine(&decide_at(&facts, 6).status));
-        facts.status.reported_activity = Some(at(1_000));
-        assert!(facts.is_routine(&decide_at(&facts, 6).status), "also where it has to be cut");
+        let mut input = LifecycleInput { inactive_after: seconds(10), close_after: seconds(60), ..input() };
+        live(&mut input, 1);
+        input.status.reported_activity = Some(at(5));
+        assert!(input.is_routine(&decide_at(&input, 6).status));
+        input.status.reported_activity = Some(at(1_000));
+        assert!(input.is_routine(&decide_at(&input, 6).status), "also where it has to be cut");
         for (changed, what) in [
-            (Facts { generation: 2, ..facts.clone() }, "the generation"),
-            (Facts { is_unassigned: true, ..facts.clone() }, "that it is unassigned"),
-            (Facts { state: State::Inactive, ..facts.clone() }, "the state"),
+            (LifecycleInput { generation: 2, ..input.clone() }, "the generation"),
+            (LifecycleInput { is_unassigned: true, ..input.clone() }, "that it is unassigned"),
+            (LifecycleInput { state: State::Inactive, ..input.clone() }, "the state"),
         ] {
             assert!(!changed.is_routine(&decide_at(&changed, 6).status), "{what} is more than activity");
         }
-        facts.status.reported_activity = Some(at(5));
-        assert!(!facts.is_routine(&decide_at(&facts, 15).status), "a timer is more than activity");
-        live(&mut facts, 15);
-        facts.status.reported_activity = Some(at(17));
-        assert!(!facts.is_routine(&decide_at(&facts, 18).status), "waking is more than activity");
+        input.status.reported_activity = Some(at(5));
+        assert!(!input.is_routine(&decide_at(&input, 15).status), "a timer is more than activity");
+        live(&mut input, 15);
+        input.status.reported_activity = Some(at(17));
+        assert!(!input.is_routine(&decide_at(&input, 18).status), "waking is more than activity");
     }
 
     prop_compose! {
-        fn any_facts()(
+        fn any_input()(
             state in prop_oneof![Just(State::Active), Just(State::Inactive), Just(State::Closed)],
             has_contact in any::<bool>(),
             is_unassigned in any::<bool>(),
@@ -888,16 +900,16 @@ mod tests {
             close_after in prop::option::of(1_u64..100),
             close_unassigned_after in prop::option::of(1_u64..100),
             reported in prop::option::of(0_u64..200),
-        ) -> Facts {
-            let base = facts();
-            Facts {
+        ) -> LifecycleInput {
+            let base = input();
+            LifecycleInput {
                 state,
                 binding: base.binding.clone().filter(|_| has_contact),
                 is_unassigned,
                 inactive_after: inactive_after.and_then(seconds),
                 close_after: close_after.and_then(seconds),
                 close_unassigned_after: close_unassigned_after.and_then(seconds),
-                status: StatusFacts { reported_activity: reported.map(at), ..StatusFacts::default() },
+                status: PreviousStatus { reported_activity: reported.map(at), ..PreviousStatus::default() },
                 ..base
             }
         }
@@ -905,44 +917,44 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_facts_at_the_same_time_change_nothing(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
-            let mut facts = facts;
-            live(&mut facts, first);
-            let once = live(&mut facts, first + later);
-            prop_assert_eq!(live(&mut facts, first + later), once);
+        fn the_same_input_at_the_same_time_change_nothing(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
+            live(&mut input, first);
+            let once = live(&mut input, first + later);
+            prop_assert_eq!(live(&mut input, first + later), once);
         }
 
         #[test]
-        fn nothing_changes_before_the_next_deadline_and_something_does_at_it(facts in any_facts(), first in 0_u64..200) {
-            let mut facts = facts;
+        fn nothing_changes_before_the_next_deadline_and_something_does_at_it(base in any_input(), first in 0_u64..200) {
+            let mut input = base;
             // A report that was in the future is counted by the first look.
-            let status = live(&mut facts, first);
-            match decide_at(&facts, first).next {
-                None => prop_assert_eq!(live(&mut facts, 100_000), status),
+            let status = live(&mut input, first);
+            match decide_at(&input, first).next {
+                None => prop_assert_eq!(live(&mut input, 100_000), status),
                 Some(next) => {
-                    let holding = held(&facts);
-                    let before = decide(&facts, holding.as_ref(), Time::EPOCH.after(next.milliseconds_since(Time::EPOCH) - 1));
+                    let binding_status = held(&input);
+                    let before = decide(&input, binding_status.as_ref(), Time::EPOCH.after(next.milliseconds_since(Time::EPOCH) - 1));
                     prop_assert_eq!(before.status.state, status.state);
-                    prop_assert_ne!(decide(&facts, holding.as_ref(), next).status.state, status.state);
+                    prop_assert_ne!(decide(&input, binding_status.as_ref(), next).status.state, status.state);
                 }
             }
         }
 
         #[test]
-        fn closing_holds_for_ever(facts in any_facts(), first in 0_u64..200, then in any_facts(), later in 0_u64..200) {
-            let mut facts = facts;
-            let status = live(&mut facts, first);
-            let mut then = Facts { status: facts.status, ..then };
+        fn closing_holds_for_ever(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+            let mut input = base;
+            let status = live(&mut input, first);
+            let mut then = LifecycleInput { status: input.status, ..then };
             let after = live(&mut then, first + later);
             prop_assert!(status.state != Some(State::Closed) || after.state == Some(State::Closed));
             prop_assert!(after.last_activity_time >= status.last_activity_time);
         }
 
         #[test]
-        fn no_state_but_by_a_rule(facts in any_facts(), first in 0_u64..200, then in any_facts(), later in 0_u64..200) {
-            let mut facts = facts;
-            let before = live(&mut facts, first);
-            let mut then = Facts { status: StatusFacts { reported_activity: then.status.reported_activity, ..facts.status }, ..then };
+        fn no_state_but_by_a_rule(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+            let mut input = base;
+            let before = live(&mut input, first);
+            let mut then = LifecycleInput { status: PreviousStatus { reported_activity: then.status.reported_activity, ..input.status }, ..then };
             let status = live(&mut then, first + later);
             let (now, activity) = (at(first + later), status.last_activity_time.unwrap_or(then.creation_time));
             let is_over = |since: Time, after: Option<Duration>| {
@@ -967,14 +979,14 @@ mod tests {
         }
 
         #[test]
-        fn a_state_that_nothing_disturbs_only_moves_on(facts in any_facts(), looks in prop::collection::vec(0_u64..300, 1..20)) {
-            let (mut facts, mut looks) = (facts, looks);
+        fn a_state_that_nothing_disturbs_only_moves_on(base in any_input(), looks in prop::collection::vec(0_u64..300, 1..20)) {
+            let (mut input, mut looks) = (base, looks);
             looks.sort_unstable();
             // From when on no report lies in the future any more.
-            let from = facts.status.reported_activity.map_or(0, |reported| reported.milliseconds_since(at(0)) / 1_000);
-            let mut state = live(&mut facts, from).state;
+            let from = input.status.reported_activity.map_or(0, |reported| reported.milliseconds_since(at(0)) / 1_000);
+            let mut state = live(&mut input, from).state;
             for look in looks {
-                let next = live(&mut facts, from + look).state;
+                let next = live(&mut input, from + look).state;
                 prop_assert!(next >= state, "{:?} after {:?}", next, state);
                 state = next;
             }
@@ -982,19 +994,19 @@ mod tests {
 
         #[test]
         fn the_order_in_which_activity_is_reported_does_not_matter(
-            facts in any_facts(), reports in prop::collection::vec(0_u64..200, 1..8), turn in 0_usize..8,
+            base in any_input(), reports in prop::collection::vec(0_u64..200, 1..8), turn in 0_usize..8,
         ) {
             // Without timers, which may elapse between a report and the one that would have moved them.
-            let facts = Facts { inactive_after: None, close_after: None, close_unassigned_after: None, ..facts };
+            let input = LifecycleInput { inactive_after: None, close_after: None, close_unassigned_after: None, ..base };
             let after = |reports: &[u64]| {
-                let mut facts = facts.clone();
-                facts.status.reported_activity = None;
-                live(&mut facts, 0);
+                let mut input = input.clone();
+                input.status.reported_activity = None;
+                live(&mut input, 0);
                 for report in reports {
-                    facts.status.reported_activity = Some(at(*report));
-                    live(&mut facts, 200);
+                    input.status.reported_activity = Some(at(*report));
+                    live(&mut input, 200);
                 }
-                let status = live(&mut facts, 200);
+                let status = live(&mut input, 200);
                 (status.state, status.last_activity_time, status.deadlines)
             };
             let mut turned = reports.clone();
@@ -1005,13 +1017,13 @@ mod tests {
         }
 
         #[test]
-        fn what_a_timer_brings_about_was_due_when_the_deadlines_said(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
-            let mut facts = facts;
-            let before = live(&mut facts, first);
-            let status = decide_at(&facts, first + later).status;
+        fn what_a_timer_brings_about_was_due_when_the_deadlines_said(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
+            let before = live(&mut input, first);
+            let status = decide_at(&input, first + later).status;
             // Activity that comes to count in between moves the deadlines.
             if status.last_activity_time == before.last_activity_time
-                && let Some(due) = due(&facts, &status)
+                && let Some(due) = due(&input, &status)
             {
                 let deadlines = before.deadlines.unwrap_or_default();
                 let expected = if status.state == Some(State::Closed) { deadlines.close_time } else { deadlines.inactive_time };
@@ -1021,11 +1033,11 @@ mod tests {
         }
 
         #[test]
-        fn two_looks_end_where_one_does(facts in any_facts(), first in 0_u64..200, later in 0_u64..200) {
-            let mut facts = facts;
+        fn two_looks_end_where_one_does(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
             // A report that lies in the future at a look counts as one of that moment, and so otherwise at each.
-            facts.status.reported_activity = facts.status.reported_activity.map(|reported| reported.min(at(first)));
-            let (mut twice, mut once) = (facts.clone(), facts);
+            input.status.reported_activity = input.status.reported_activity.map(|reported| reported.min(at(first)));
+            let (mut twice, mut once) = (input.clone(), input);
             live(&mut twice, first);
             prop_assert_eq!(live(&mut twice, first + later).state, live(&mut once, first + later).state);
         }

@@ -1,9 +1,9 @@
-//! Events (events.k8s.io/v1): what a person would want to be told of a conversation, each fact once.
+//! Events (events.k8s.io/v1): what a person would want to be told of a conversation, each notice once.
 //!
-//! The name of an Event is derived from the fact, so that a replica that tells it again changes nothing.
+//! The name of an Event is derived from the notice, so that a replica that tells it again changes nothing.
 
 use crate::api::{Conversation, FIELD_MANAGER, Time};
-use crate::core::lifecycle::Fact;
+use crate::core::lifecycle::Notice;
 use data_encoding::BASE32_NOPAD;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -13,11 +13,11 @@ use kube::{Api, Client, Resource};
 use ring::digest;
 
 /// The longest note that an Event may have, in bytes.
-const LONGEST_NOTE: usize = 1024;
+const MAX_NOTE_BYTES: usize = 1024;
 /// The longest name that a conversation lends to its Events, so that theirs stays within 253 characters.
-const LONGEST_NAME: usize = 220;
+const MAX_NAME_LENGTH: usize = 220;
 
-/// Tells people facts.
+/// Publishes notices as Events.
 #[derive(Clone)]
 pub struct Events {
     client: Client,
@@ -31,12 +31,12 @@ impl Events {
         Self { client, instance }
     }
 
-    /// Tells a fact of the conversation `name` in `namespace`. It has been told as well where it had been before.
+    /// Tells a notice of the conversation `name` in `namespace`. It has been told as well where it had been before.
     ///
     /// # Errors
     /// Where the API server does not take the Event.
-    pub async fn tell(&self, namespace: &str, name: &str, uid: &str, fact: &Fact) -> kube::Result<()> {
-        let event = self.event(namespace, name, uid, fact);
+    pub async fn tell(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> kube::Result<()> {
+        let event = self.event(namespace, name, uid, notice);
         let events = Api::<Event>::namespaced(self.client.clone(), namespace);
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match events.create(&parameters, &event).await {
@@ -45,8 +45,8 @@ impl Events {
         }
     }
 
-    fn event(&self, namespace: &str, name: &str, uid: &str, fact: &Fact) -> Event {
-        let Fact { reason, time, note } = fact;
+    fn event(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> Event {
+        let Notice { reason, time, note } = notice;
         Event {
             metadata: ObjectMeta {
                 name: Some(event_name(name, uid, reason.as_str(), *time)),
@@ -59,7 +59,7 @@ impl Events {
             action: Some("Reconcile".to_owned()),
             reason: Some(reason.as_str().to_owned()),
             type_: Some(if reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
-            note: Some(cut(note, LONGEST_NOTE).to_owned()),
+            note: Some(cut(note, MAX_NOTE_BYTES).to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(Conversation::api_version(&()).into_owned()),
                 kind: Some(Conversation::kind(&()).into_owned()),
@@ -76,7 +76,7 @@ impl Events {
 fn event_name(conversation: &str, uid: &str, reason: &str, time: Time) -> String {
     let hash = digest::digest(&digest::SHA256, format!("{uid} {reason} {time}").as_bytes());
     let hash = BASE32_NOPAD.encode(&hash.as_ref()[..10]).to_ascii_lowercase();
-    format!("{}.{hash}", cut(conversation, LONGEST_NAME).trim_end_matches(['.', '-']))
+    format!("{}.{hash}", cut(conversation, MAX_NAME_LENGTH).trim_end_matches(['.', '-']))
 }
 
 /// `text`, or as much of its beginning as fits into `bytes`.

@@ -42,7 +42,7 @@ pub enum Admission {
     /// The conversation exists.
     AlreadyExists,
     /// It could not be decided in time.
-    Undecidable,
+    Undecided,
     /// It was no review that can be answered.
     Unreadable,
     /// Its body did not arrive in time.
@@ -64,7 +64,7 @@ impl Admission {
         Self::Refused,
         Self::Invalid,
         Self::AlreadyExists,
-        Self::Undecidable,
+        Self::Undecided,
         Self::Unreadable,
         Self::TooSlow,
         Self::TooLarge,
@@ -93,7 +93,7 @@ impl Admission {
             Self::Refused => ("refused", 403),
             Self::Invalid => ("invalid", 403),
             Self::AlreadyExists => ("already_exists", 409),
-            Self::Undecidable => ("undecidable", 503),
+            Self::Undecided => ("undecidable", 503),
             Self::Unreadable => ("unreadable", 400),
             Self::TooSlow => ("too_slow", 408),
             Self::TooLarge => ("too_large", 413),
@@ -147,9 +147,9 @@ pub enum ClaimWrite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
     /// It took effect.
-    Done,
+    Applied,
     /// A precondition did not hold.
-    Lost,
+    Conflict,
     /// The API server did not do it.
     Failed,
 }
@@ -167,12 +167,12 @@ impl ClaimWrite {
 }
 
 impl WriteOutcome {
-    const ALL: [Self; 3] = [Self::Done, Self::Lost, Self::Failed];
+    const ALL: [Self; 3] = [Self::Applied, Self::Conflict, Self::Failed];
 
     fn as_str(self) -> &'static str {
         match self {
-            Self::Done => "done",
-            Self::Lost => "lost",
+            Self::Applied => "applied",
+            Self::Conflict => "conflict",
             Self::Failed => "failed",
         }
     }
@@ -203,7 +203,7 @@ pub enum Failure {
     /// It failed itself (5xx).
     Server,
     /// An AddressBinding does not bear the name of its binding.
-    Foreign,
+    NameMismatch,
 }
 
 impl Failure {
@@ -214,7 +214,7 @@ impl Failure {
         Self::Forbidden,
         Self::Rejected,
         Self::Server,
-        Self::Foreign,
+        Self::NameMismatch,
     ];
 
     /// The class of an API call's error.
@@ -241,7 +241,7 @@ impl Failure {
             Self::Forbidden => "forbidden",
             Self::Rejected => "rejected",
             Self::Server => "server",
-            Self::Foreign => "foreign",
+            Self::NameMismatch => "name_mismatch",
         }
     }
 }
@@ -404,7 +404,7 @@ impl Metrics {
         let api_calls = registered(
             &mut registry,
             "api_requests",
-            "Calls of the API server, by the code of its last answer; 0 where there was none in time",
+            "ClientMetrics of the API server, by the code of its last answer; 0 where there was none in time",
         );
         let panics = registered(&mut registry, "panics", "Handlers that panicked");
         let self_check_failures = registered(
@@ -567,7 +567,7 @@ impl Live {
 impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let leads = state.leadership.as_ref().is_some_and(Leadership::leads);
+        let leads = state.leadership.as_ref().is_some_and(Leadership::is_leader);
         let mut gauge = |name, help, value: u64| {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)

@@ -6,7 +6,7 @@
 use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
 use crate::core::claim::{Request, state_in_effect};
-use crate::core::refusal::Refusal;
+use crate::core::denial::Denial;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Resource;
 use kube::core::Status;
@@ -129,7 +129,7 @@ impl<'de> Deserialize<'de> for Managers {
 
 /// What a review asks for.
 #[derive(Debug)]
-pub enum Asked {
+pub enum ReviewKind {
     /// Nothing that needs a claim.
     NoClaim,
     /// A claim on a binding, for this create.
@@ -191,25 +191,25 @@ impl Review {
     ///
     /// # Errors
     /// Where a part that every API server sends is missing.
-    pub fn asked(&self) -> Result<Asked, Unreadable> {
+    pub fn asked(&self) -> Result<ReviewKind, Unreadable> {
         if self.operation != Operation::Create {
-            return Ok(Asked::NoClaim);
+            return Ok(ReviewKind::NoClaim);
         }
         let Object { metadata, conversation } = self.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
         if state_in_effect(conversation) == State::Closed {
-            return Ok(Asked::NoClaim);
+            return Ok(ReviewKind::NoClaim);
         }
         let binding = match Binding::of(&conversation.spec) {
             Ok(Some(binding)) => binding,
-            Ok(None) => return Ok(Asked::NoClaim),
-            Err(error) => return Ok(Asked::Invalid(error)),
+            Ok(None) => return Ok(ReviewKind::NoClaim),
+            Err(error) => return Ok(ReviewKind::Invalid(error)),
         };
         let present = |part: Option<&String>, name| match part {
             Some(part) if part.len() > NAME_BYTES => Err(Unreadable::TooLong(name)),
             Some(part) if !part.is_empty() => Ok(part.clone()),
             _ => Err(Unreadable::Missing(name)),
         };
-        Ok(Asked::Claim(Request {
+        Ok(ReviewKind::Claim(Request {
             binding,
             conversation: ConversationReference {
                 namespace: present(self.namespace.as_ref(), "request.namespace")?,
@@ -257,14 +257,14 @@ struct WireResponse<'a> {
 ///
 /// # Errors
 /// Never in fact: what is written can be written as JSON.
-pub fn respond(review: &Review, refusal: Option<Refusal>) -> Result<Vec<u8>, serde_json::Error> {
+pub fn respond(review: &Review, refusal: Option<Denial>) -> Result<Vec<u8>, serde_json::Error> {
     let status = refusal.map(status);
     let response = WireResponse { uid: &review.uid, allowed: status.is_none(), status };
     serde_json::to_vec(&WireAnswer { api_version: META_API_VERSION_V1, kind: META_KIND, response })
 }
 
-fn status(refusal: Refusal) -> Status {
-    let Refusal { code, reason, message, cause, name, retry_after_seconds } = refusal;
+fn status(refusal: Denial) -> Status {
+    let Denial { code, reason, message, cause, name, retry_after_seconds } = refusal;
     let causes = cause
         .into_iter()
         .map(|cause| StatusCause {

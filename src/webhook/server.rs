@@ -49,7 +49,7 @@ pub type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 /// What a caller may cost.
 ///
 /// In memory, if everything is at its bound at the same time: reviews of [`small_body_bytes`](Self::small_body_bytes) on all
-/// [`concurrency`](Self::concurrency) places, 16 MiB; the others, [`large_bodies_bytes`](Self::large_bodies_bytes), 16 MiB; what a parser
+/// [`concurrency`](Self::concurrency) permits, 16 MiB; the others, [`large_bodies_bytes`](Self::large_bodies_bytes), 16 MiB; what a parser
 /// makes of a body for a moment, at most three times as much, where somebody writes one to that end; and 768 connections, each with some
 /// 40 KiB for TLS, header and task, or with a handshake of 64 KiB, 60 MiB. That is 188 MiB, and the chart's limit is 256 MiB.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +109,7 @@ struct Server<A> {
     limits: Limits,
     metrics: Metrics,
     shutdown: Shutdown,
-    places: Semaphore,
+    permits: Semaphore,
     bodies: Bodies,
 }
 
@@ -131,8 +131,8 @@ pub async fn serve<A, F>(
     let connections = Connections::new(ConnectionLimits { read, idle, count }, clock, metrics.clone());
     let Limits { body_bytes: largest, small_body_bytes: small, large_bodies_bytes: budget, .. } = limits;
     let bodies = Bodies::new(BodyLimits { largest, small, budget, read });
-    let (places, closing) = (Semaphore::new(limits.concurrency), shutdown.closing.clone());
-    let server = Arc::new(Server { answer, clock, limits, metrics, shutdown, places, bodies });
+    let (permits, closing) = (Semaphore::new(limits.concurrency), shutdown.closing.clone());
+    let server = Arc::new(Server { answer, clock, limits, metrics, shutdown, permits, bodies });
     let tasks = TaskTracker::new();
     loop {
         let stream = tokio::select! {
@@ -254,7 +254,7 @@ where
 
     async fn review(&self, request: Request<Incoming>, began: Instant) -> (Admission, Response<Full<Bytes>>) {
         let too_many = |what| (Admission::TooMany, text(StatusCode::TOO_MANY_REQUESTS, what));
-        let Ok(_place) = self.places.try_acquire() else {
+        let Ok(_permit) = self.permits.try_acquire() else {
             return too_many("too many reviews at once");
         };
         let deadline = began + self.limits.answer.min(time_left(request.uri().query()));

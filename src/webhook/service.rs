@@ -1,10 +1,10 @@
 //! From a review to its answer: claims the binding, and asks who may learn of its holder. No HTTP here.
 
-use super::review::{Asked, Review, Unreadable, respond};
+use super::review::{Review, ReviewKind, Unreadable, respond};
 use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
-use crate::core::claim::{Answer, Request};
-use crate::core::refusal::{self, Disclosure, Refusal};
+use crate::core::claim::{Decision, Request};
+use crate::core::denial::{self, Denial, Disclosure};
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::Admission;
 use k8s_openapi::api::authentication::v1::UserInfo;
@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 
 /// Answers reviews.
 #[derive(Clone)]
-pub struct Admitter {
+pub struct AdmissionHandler {
     client: Client,
     claims: Claims,
 }
 
-impl Admitter {
+impl AdmissionHandler {
     /// Answers reviews with what `claims` says.
     #[must_use]
     pub fn new(client: Client, claims: Claims) -> Self {
@@ -34,20 +34,20 @@ impl Admitter {
     pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(Admission, Vec<u8>), Unreadable> {
         let review = Review::parse(body)?;
         let (outcome, refusal) = match review.asked()? {
-            Asked::NoClaim => (Admission::NoClaim, None),
-            Asked::Invalid(error) => (Admission::Invalid, Some(refusal::invalid_binding(&error))),
-            Asked::Claim(request) => self.claim(&request, &review, deadline).await,
+            ReviewKind::NoClaim => (Admission::NoClaim, None),
+            ReviewKind::Invalid(error) => (Admission::Invalid, Some(denial::invalid_binding(&error))),
+            ReviewKind::Claim(request) => self.claim(&request, &review, deadline).await,
         };
         Ok((outcome, respond(&review, refusal)?))
     }
 
-    async fn claim(&self, request: &Request, review: &Review, deadline: Instant) -> (Admission, Option<Refusal>) {
+    async fn claim(&self, request: &Request, review: &Review, deadline: Instant) -> (Admission, Option<Denial>) {
         let answer = self.claims.admit(request, deadline).await;
         let outcome = match &answer {
-            Answer::Allow => Admission::Allowed,
-            Answer::Refuse { .. } => Admission::Refused,
-            Answer::AlreadyExists => Admission::AlreadyExists,
-            Answer::Undecidable(_) => Admission::Undecidable,
+            Decision::Allow => Admission::Allowed,
+            Decision::Deny { .. } => Admission::Refused,
+            Decision::AlreadyExists => Admission::AlreadyExists,
+            Decision::Undecided(_) => Admission::Undecided,
         };
         tracing::debug!(
             conversation = %request.conversation,
@@ -57,16 +57,16 @@ impl Admitter {
             "answered a create"
         );
         let refusal = match answer {
-            Answer::Allow => None,
-            Answer::AlreadyExists => Some(refusal::already_exists(&request.conversation.name)),
-            Answer::Undecidable(why) => Some(refusal::undecidable(why)),
-            Answer::Refuse { holder, stored } => {
+            Decision::Allow => None,
+            Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
+            Decision::Undecided(why) => Some(denial::undecidable(why)),
+            Decision::Deny { holder, stored } => {
                 let disclosure = if holder.namespace == request.conversation.namespace {
                     Disclosure::Full
                 } else {
                     self.disclosure(&holder, review.user(), deadline).await
                 };
-                Some(refusal::already_bound(&request.binding, &holder, &stored, disclosure))
+                Some(denial::already_bound(&request.binding, &holder, &stored, disclosure))
             }
         };
         (outcome, refusal)

@@ -1,6 +1,6 @@
 //! The API server and etcd: one revision counter, names that exist once, preconditions, and the watch of each kind.
 
-use super::words::{Claim, Conversation, Place, Version, Write};
+use super::abstraction::{Claim, Conversation, Place, Version, Write};
 
 /// What the watch of the conversations shows. Its selector is `status.state!=Closed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,8 +43,8 @@ impl Etcd {
         self.conversations[usize::from(place)]
     }
 
-    pub fn holds(&self, place: Place) -> bool {
-        self.stored(place).is_some_and(|conversation| conversation.holds)
+    pub fn held_binding(&self, place: Place) -> bool {
+        self.stored(place).is_some_and(|conversation| conversation.held_binding)
     }
 
     /// Carries a write of the claim out, or tells that a precondition does not hold.
@@ -87,7 +87,7 @@ impl Etcd {
         if self.stored(place).is_some() {
             return false;
         }
-        let conversation = Conversation { uid, holds: true, is_hidden: false, bound: None, version: 0 };
+        let conversation = Conversation { uid, held_binding: true, is_hidden: false, bound: None, version: 0 };
         self.change(place, conversation, has_statuses);
         true
     }
@@ -113,7 +113,11 @@ impl Etcd {
 
     /// How many of these conversations hold the binding.
     pub fn holders(&self, counts: impl Fn(&Conversation) -> bool) -> usize {
-        self.conversations.iter().flatten().filter(|conversation| conversation.holds && counts(conversation)).count()
+        self.conversations
+            .iter()
+            .flatten()
+            .filter(|conversation| conversation.held_binding && counts(conversation))
+            .count()
     }
 
     /// Whether this write can never take effect any more, since no version comes back.

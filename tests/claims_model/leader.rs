@@ -4,11 +4,11 @@
 //! `switchboard::core::claim`. A watch is delivered only right before a look: before that nobody can tell. A look and the live
 //! read that follows it are one step, since a look that lies back is one at an older cache; the write is a step of its own.
 
+use super::abstraction::{self, Claim, Conversation, Place, Uids, Version, Write};
 use super::etcd::{Etcd, Event, Preconditions, claim_versions, write_versions};
-use super::words::{self, Claim, Conversation, Place, Uids, Version, Write};
-use super::{Mutation, Saw};
+use super::{Coverage, Mutation};
 use switchboard::api::Time;
-use switchboard::core::claim::{ReleaseStep, Standing, Stored, adopt, release};
+use switchboard::core::claim::{CreateStatus, LiveConversation, ReleaseStep, adopt, release};
 
 /// What is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,7 +92,7 @@ pub struct World<'a> {
     pub etcd: &'a mut Etcd,
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
-    pub saw: &'a mut dyn FnMut(Saw),
+    pub saw: &'a mut dyn FnMut(Coverage),
 }
 
 /// What `release` says, except in mutations.
@@ -105,23 +105,23 @@ fn next_release(
 ) -> ReleaseStep {
     let is_skipped = match world.mutation {
         Some(Mutation::GraceSkipped) => true,
-        Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.holds),
+        Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.held_binding),
         _ => false,
     };
     let standing = |uid: &str| {
-        let uid = words::number(uid);
+        let uid = abstraction::number(uid);
         if !in_flight.has(uid) {
-            Standing::Decided
+            CreateStatus::Decided
         } else if expired.has(uid) || is_skipped {
-            Standing::Expired
+            CreateStatus::Expired
         } else {
-            Standing::InFlight
+            CreateStatus::InFlight
         }
     };
-    let step = release(&claim.into(), live.map(Stored::from).as_ref(), standing);
+    let step = release(&claim.into(), live.map(LiveConversation::from).as_ref(), standing);
     match step {
-        ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.saw)(Saw::GraceOver),
-        ReleaseStep::AwaitGrace => (world.saw)(Saw::GraceAwaited),
+        ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.saw)(Coverage::GraceOver),
+        ReleaseStep::AwaitGrace => (world.saw)(Coverage::GraceAwaited),
         _ => {}
     }
     step
@@ -155,18 +155,18 @@ pub fn carry_out(job: Job, world: &mut World<'_>) {
             };
             if world.etcd.write(write, preconditions) {
                 (world.saw)(match write {
-                    Write::Create { .. } => Saw::Adopted,
-                    Write::Replace { .. } => Saw::Pruned,
-                    Write::Delete { .. } => Saw::Released,
+                    Write::Create { .. } => Coverage::Adopted,
+                    Write::Replace { .. } => Coverage::Pruned,
+                    Write::Delete { .. } => Coverage::Released,
                 });
             } else {
-                (world.saw)(Saw::LostLeaderWrite);
+                (world.saw)(Coverage::LostLeaderWrite);
             }
         }
         Job::Status { place, version, bound } => {
             if let Some(conversation) = world.etcd.stored(place).filter(|stored| stored.version == version) {
                 world.etcd.change(place, Conversation { bound: Some(bound), ..conversation }, true);
-                (world.saw)(if bound { Saw::Bound } else { Saw::NotBound });
+                (world.saw)(if bound { Coverage::Bound } else { Coverage::NotBound });
             }
         }
         Job::ReadTooEarly(..) => {}
@@ -175,7 +175,7 @@ pub fn carry_out(job: Job, world: &mut World<'_>) {
 
 /// The adoption of a conversation that has no claim.
 fn adoption(place: Place, uid: u8) -> Job {
-    Job::Write(Write::from(&adopt(words::reference(place), uid.to_string(), Time::EPOCH)))
+    Job::Write(Write::from(&adopt(abstraction::reference(place), uid.to_string(), Time::EPOCH)))
 }
 
 /// A look by some replica that believes that it leads, of which nothing is known: its watches may have shown anything that
@@ -279,7 +279,7 @@ impl Leader {
     }
 
     fn wants(&self, place: Place) -> bool {
-        self.cached(place).is_some_and(|conversation| conversation.holds)
+        self.cached(place).is_some_and(|conversation| conversation.held_binding)
     }
 
     fn conversation_seen(&mut self, place: Place, conversation: Conversation) {
@@ -289,10 +289,10 @@ impl Leader {
         let wanted = self.wants(place);
         self.conversations[usize::from(place)] = Some(conversation);
         self.is_behind[usize::from(place)] = false;
-        if wanted && !conversation.holds {
+        if wanted && !conversation.held_binding {
             self.give_up(place);
         }
-        if conversation.holds {
+        if conversation.held_binding {
             let other = 1 - place;
             self.asked.conversations[usize::from(other)] |= self.wants(other);
             self.asked.claim |= !self.is_settled();
@@ -304,7 +304,7 @@ impl Leader {
         if let Some(before) = self.conversations[usize::from(place)].take() {
             self.is_behind[usize::from(place)] = false;
             self.departed = self.departed.and(Uids::one(before.uid));
-            if before.holds {
+            if before.held_binding {
                 self.give_up(place);
             }
             self.asked.conversations[usize::from(place)] = true;
@@ -349,7 +349,7 @@ impl Leader {
     fn is_settled(&self) -> bool {
         self.claim.is_some_and(|claim| {
             self.cached(claim.holder)
-                .is_some_and(|holder| holder.holds && claim.admissions.without(Uids::one(holder.uid)).is_empty())
+                .is_some_and(|holder| holder.held_binding && claim.admissions.without(Uids::one(holder.uid)).is_empty())
         })
     }
 
@@ -422,13 +422,13 @@ impl Leader {
             let is_news = match bound {
                 true => conversation.bound != Some(true),
                 // Without a contact, or closed by its spec, it never had to be told that it is not bound.
-                false if conversation.holds => conversation.bound != Some(false),
+                false if conversation.held_binding => conversation.bound != Some(false),
                 false => conversation.bound == Some(true),
             };
             let version = conversation.version;
             (world.has_statuses && is_news).then_some(Job::Status { place, version, bound })
         };
-        if !conversation.holds {
+        if !conversation.held_binding {
             return status(false);
         }
         if self.claim.is_none_or(|claim| claim.holder != place) {
@@ -436,7 +436,7 @@ impl Leader {
                 None if self.first_candidate() == Some(place) => Some(adoption(place, conversation.uid)),
                 None => None,
                 Some(claim) if claim.holder == place => None,
-                Some(claim) if world.etcd.holds(claim.holder) => status(false),
+                Some(claim) if world.etcd.held_binding(claim.holder) => status(false),
                 Some(_) => {
                     self.asked.claim = true;
                     None

@@ -3,20 +3,20 @@
 //! What is decided is decided by `admit`, `release` and `adopt` of `switchboard::core::claim`, the functions that the operator
 //! runs. The model has two places, alice and bob, which want one binding; how much happens is bounded by the configuration.
 
+mod abstraction;
 mod etcd;
 mod leader;
 mod webhook;
-mod words;
 
 pub use webhook::Create;
 
+use abstraction::{Place, Uids, Version};
 use etcd::Etcd;
 use leader::{Guess, Job, Leader, Look, Task, World};
 use stateright::{Model, Property};
 use std::sync::atomic::{AtomicU64, Ordering};
-use switchboard::core::claim::Answer;
+use switchboard::core::claim::Decision;
 use webhook::{Attempt, Phase, Progress, Review, Step};
-use words::{Place, Uids, Version};
 
 /// One thing done otherwise than the protocol does it. Each must have a counterexample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Mutation {
 
 /// What must not happen, of a single step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Flaw {
+pub enum StepViolation {
     /// I4: an answer says that another one holds the binding, or exists, and none was read that does.
     RefusedWithoutHolder,
     /// I4: an answer allows a create that no claim records.
@@ -93,7 +93,7 @@ pub enum Flaw {
 
 /// What a configuration is there to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saw {
+pub enum Coverage {
     Claimed,
     Added,
     TakenOver,
@@ -117,7 +117,7 @@ pub enum Saw {
     OrphanWrote,
 }
 
-impl Saw {
+impl Coverage {
     pub const ALL: [Self; 21] = [
         Self::Claimed,
         Self::Added,
@@ -192,9 +192,9 @@ pub struct Cluster {
     attempts: Vec<Attempt>,
     leaders: Vec<Leader>,
     /// What leaders of which nothing is known are about to write.
-    strays: Vec<Job>,
+    orphaned_writes: Vec<Job>,
     left: Budget,
-    flaw: Option<Flaw>,
+    flaw: Option<StepViolation>,
 }
 
 /// What may happen next.
@@ -235,16 +235,16 @@ pub enum Action {
 
 impl ClaimsModel {
     pub fn new(configuration: Configuration) -> Self {
-        let saw = Saw::ALL.iter().map(|_| AtomicU64::new(0)).collect();
+        let saw = Coverage::ALL.iter().map(|_| AtomicU64::new(0)).collect();
         Self { configuration, goes_on: false, saw }
     }
 
     /// How many steps did this, in all states that were visited.
-    pub fn count(&self, what: Saw) -> u64 {
+    pub fn count(&self, what: Coverage) -> u64 {
         self.saw[what as usize].load(Ordering::Relaxed)
     }
 
-    fn saw(&self, what: Saw) {
+    fn saw(&self, what: Coverage) {
         self.saw[what as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -282,7 +282,7 @@ impl ClaimsModel {
                     reviews.remove(review);
                 }
                 if counts {
-                    let is_admitted = answer == Answer::Allow && !self.configuration.creates[attempt].is_dry_run;
+                    let is_admitted = answer == Decision::Allow && !self.configuration.creates[attempt].is_dry_run;
                     *phase = if is_admitted { Phase::Admitted } else { Phase::Failed };
                 }
             }
@@ -303,14 +303,14 @@ impl ClaimsModel {
         let uid = u8::try_from(attempt).unwrap();
         if !cluster.etcd.store(create.place, uid, self.configuration.has_statuses) {
             if create.is_server_side_apply {
-                self.saw(Saw::AppliedAsUpdate);
+                self.saw(Coverage::AppliedAsUpdate);
                 // The same content: nothing is written.
             } else {
-                self.saw(Saw::NameTaken);
+                self.saw(Coverage::NameTaken);
             }
         }
         let is_stored = cluster.etcd.stored(create.place).is_some_and(|stored| stored.uid == uid);
-        cluster.attempts[attempt].phase = if is_stored { Phase::Stored } else { Phase::Failed };
+        cluster.attempts[attempt].phase = if is_stored { Phase::LiveConversation } else { Phase::Failed };
     }
 
     fn with_world<T>(&self, etcd: &mut Etcd, work: impl FnOnce(&mut World<'_>) -> T) -> T {
@@ -350,7 +350,7 @@ impl ClaimsModel {
             actions.extend(may_expire.subsets().map(|expired| Action::Guess(Guess::Claim { expired })));
         }
         for (attempt, (create, uid)) in cluster.attempts.iter().zip(self.configuration.creates.iter().zip(0..)) {
-            if attempt.phase == Phase::Stored {
+            if attempt.phase == Phase::LiveConversation {
                 actions.push(Action::Guess(Guess::Conversation { place: create.place, uid }));
             }
         }
@@ -359,9 +359,9 @@ impl ClaimsModel {
     /// Lets the leaders work, each in its turn, until there is nothing to do; whether it comes to that.
     fn settle(&self, cluster: &mut Cluster) -> bool {
         const ROUNDS: usize = 40;
-        let Cluster { etcd, leaders, strays, .. } = cluster;
+        let Cluster { etcd, leaders, orphaned_writes, .. } = cluster;
         self.with_world(etcd, |world| {
-            for job in strays.drain(..) {
+            for job in orphaned_writes.drain(..) {
                 leader::carry_out(job, world);
             }
             if leaders.is_empty() {
@@ -379,19 +379,19 @@ impl ClaimsModel {
     fn is_as_it_should_be(&self, cluster: &Cluster) -> bool {
         let Etcd { claim, conversations, .. } = &cluster.etcd;
         let has_statuses = self.configuration.has_statuses;
-        let is_right = |(place, conversation): (Place, &words::Conversation)| {
+        let is_right = |(place, conversation): (Place, &abstraction::Conversation)| {
             claim.is_some_and(|claim| {
                 if claim.holder == place {
                     claim.admissions.without(Uids::one(conversation.uid)).is_empty()
                         && (!has_statuses || conversation.bound == Some(true))
                 } else {
-                    conversation.bound == Some(false) && cluster.etcd.holds(claim.holder)
+                    conversation.bound == Some(false) && cluster.etcd.held_binding(claim.holder)
                 }
             })
         };
         let mut holding = (0..).zip(conversations).filter_map(|(place, stored)| Some((place, stored.as_ref()?)));
-        holding.all(|(place, conversation)| !conversation.holds || is_right((place, conversation)))
-            && claim.is_none_or(|claim| cluster.etcd.holds(claim.holder))
+        holding.all(|(place, conversation)| !conversation.held_binding || is_right((place, conversation)))
+            && claim.is_none_or(|claim| cluster.etcd.held_binding(claim.holder))
     }
 
     /// From every state in which no client and no review is at work, the leaders come to rest, and rest is as it should be.
@@ -433,8 +433,8 @@ fn undecided(cluster: &Cluster) -> Uids {
 
 /// Takes writes whose precondition can never be met any more for lost at once, which is all that can come of them.
 fn forget_moot_writes(cluster: &mut Cluster) {
-    let Cluster { etcd, attempts, leaders, strays, .. } = cluster;
-    strays.retain(|job| !job.is_moot(etcd));
+    let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
+    orphaned_writes.retain(|job| !job.is_moot(etcd));
     for leader in leaders {
         leader.forget_moot_writes(etcd);
     }
@@ -447,7 +447,7 @@ fn forget_moot_writes(cluster: &mut Cluster) {
 
 /// Forgets what nobody can see any more, and numbers the revisions anew: only whether two are equal means anything.
 fn canonicalize(cluster: &mut Cluster) {
-    let Cluster { etcd, attempts, leaders, strays, .. } = cluster;
+    let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
     let delivered = |of: fn(&Leader) -> u8, length: usize| {
         leaders.iter().map(|leader| usize::from(of(leader))).min().unwrap_or(length)
     };
@@ -480,8 +480,8 @@ fn canonicalize(cluster: &mut Cluster) {
     for attempt in attempts {
         attempt.versions(&mut visit);
     }
-    strays.sort();
-    for job in strays {
+    orphaned_writes.sort();
+    for job in orphaned_writes {
         leader::job_versions(job, &mut visit);
     }
     etcd.revision = last;
@@ -496,7 +496,7 @@ impl Model for ClaimsModel {
             etcd: Etcd::default(),
             attempts: self.configuration.creates.iter().map(|_| Attempt::not_begun()).collect(),
             leaders: vec![Leader::default(); self.configuration.leaders],
-            strays: Vec::new(),
+            orphaned_writes: Vec::new(),
             left: self.configuration.budget,
             flaw: None,
         }]
@@ -506,7 +506,7 @@ impl Model for ClaimsModel {
         if cluster.flaw.is_some() {
             return;
         }
-        let Cluster { etcd, attempts, leaders, strays, left, .. } = cluster;
+        let Cluster { etcd, attempts, leaders, orphaned_writes, left, .. } = cluster;
         for (index, attempt) in attempts.iter().enumerate() {
             let orphans = match attempt.phase {
                 Phase::NotBegun => {
@@ -532,14 +532,14 @@ impl Model for ClaimsModel {
                     actions.extend([Action::Store(index), Action::Fail(index)]);
                     attempt.reviews.len()
                 }
-                Phase::Stored | Phase::Failed => attempt.reviews.len(),
+                Phase::LiveConversation | Phase::Failed => attempt.reviews.len(),
             };
             actions.extend((0..attempt.reviews.len()).map(|review| Action::Step(index, review)));
             actions.extend((0..orphans).map(|review| Action::Drop(index, review)));
         }
         for place in [0, 1] {
             let Some(conversation) = etcd.stored(place) else { continue };
-            if conversation.holds && left.releases > 0 {
+            if conversation.held_binding && left.releases > 0 {
                 actions.push(Action::Release(place));
             }
             if !conversation.is_hidden && left.closings > 0 {
@@ -556,8 +556,9 @@ impl Model for ClaimsModel {
             }
             _ => {}
         }
-        actions.extend((0..strays.len()).flat_map(|index| [Action::LandStray(index), Action::LoseStray(index)]));
-        if strays.len() < self.configuration.unknown_leaders {
+        actions
+            .extend((0..orphaned_writes.len()).flat_map(|index| [Action::LandStray(index), Action::LoseStray(index)]));
+        if orphaned_writes.len() < self.configuration.unknown_leaders {
             self.guesses(cluster, actions);
         }
         for (index, leader) in leaders.iter().enumerate() {
@@ -576,7 +577,7 @@ impl Model for ClaimsModel {
     fn next_state(&self, before: &Cluster, action: Action) -> Option<Cluster> {
         let mut cluster = before.clone();
         let has_statuses = self.configuration.has_statuses;
-        let Cluster { etcd, attempts, leaders, strays, left, .. } = &mut cluster;
+        let Cluster { etcd, attempts, leaders, orphaned_writes, left, .. } = &mut cluster;
         match action {
             Action::Begin(index) if self.configuration.creates[index].is_unseen => {
                 attempts[index].phase = Phase::Admitted;
@@ -605,12 +606,13 @@ impl Model for ClaimsModel {
             Action::Fail(index) => attempts[index].phase = Phase::Failed,
             Action::Release(place) => {
                 left.releases -= 1;
-                let conversation = words::Conversation { holds: false, ..etcd.stored(place)? };
+                let conversation = abstraction::Conversation { held_binding: false, ..etcd.stored(place)? };
                 etcd.change(place, conversation, has_statuses);
             }
             Action::Close(place) => {
                 left.closings -= 1;
-                let conversation = words::Conversation { holds: false, is_hidden: true, ..etcd.stored(place)? };
+                let conversation =
+                    abstraction::Conversation { held_binding: false, is_hidden: true, ..etcd.stored(place)? };
                 etcd.change(place, conversation, has_statuses);
             }
             Action::Delete(place) => {
@@ -625,12 +627,12 @@ impl Model for ClaimsModel {
             Action::Look(index, look) => self.with_world(etcd, |world| leaders[index].look(look, world)),
             Action::Land(index, slot) => self.with_world(etcd, |world| leaders[index].land(slot, world)),
             Action::Lose(index, slot) => leaders[index].lose(slot),
-            Action::Guess(guess) => strays.push(self.with_world(etcd, |world| leader::guess(guess, world))?),
+            Action::Guess(guess) => orphaned_writes.push(self.with_world(etcd, |world| leader::guess(guess, world))?),
             Action::LandStray(index) => {
-                let job = strays.remove(index);
+                let job = orphaned_writes.remove(index);
                 self.with_world(etcd, |world| leader::carry_out(job, world));
             }
-            Action::LoseStray(index) => drop(strays.remove(index)),
+            Action::LoseStray(index) => drop(orphaned_writes.remove(index)),
             Action::Restart(index) => {
                 left.restarts -= 1;
                 leaders[index].restart(etcd, self.configuration.mutation);

@@ -3,11 +3,11 @@
 //! A replica keeps nothing between two reviews, so any number of replicas is any number of reviews at once, and the crash of
 //! a replica is the loss of reviews.
 
+use super::abstraction::{self, Claim, Conversation, Place, Version, Write};
 use super::etcd::{Etcd, Preconditions, write_versions};
-use super::words::{self, Claim, Conversation, Place, Version, Write};
-use super::{Flaw, Mutation, Saw};
+use super::{Coverage, Mutation, StepViolation};
 use switchboard::api::Time;
-use switchboard::core::claim::{AdmitStep, Answer, Seen, Stored, admit};
+use switchboard::core::claim::{AdmitStep, Decision, LiveConversation, Observation, admit};
 
 /// No create is ever overdue here: an overdue one only turns a write into a 503, as giving up does too. patience.rs has clocks.
 const GRACE_MILLISECONDS: u64 = 60_000;
@@ -31,7 +31,7 @@ pub enum Phase {
     /// It was admitted, and will be stored, or fail.
     Admitted,
     /// It was stored, and may be gone again.
-    Stored,
+    LiveConversation,
     Failed,
 }
 
@@ -79,7 +79,7 @@ impl Attempt {
 /// What became of one step of a review.
 pub enum Progress {
     Next(Step),
-    Answered(Answer),
+    Answered(Decision),
 }
 
 /// One review at work.
@@ -92,13 +92,13 @@ pub struct Review<'a> {
     /// Whether a wrong answer is told, or followed to see what comes of it.
     pub is_checked: bool,
     pub mutation: Option<Mutation>,
-    pub saw: &'a mut dyn FnMut(Saw),
+    pub saw: &'a mut dyn FnMut(Coverage),
 }
 
 impl Review<'_> {
     /// The first step: what follows from knowing nothing, carried out.
-    pub fn begin(mut self) -> Result<Progress, Flaw> {
-        match self.decide(Seen::Nothing) {
+    pub fn begin(mut self) -> Result<Progress, StepViolation> {
+        match self.decide(Observation::Nothing) {
             AdmitStep::Write(write) => self.perform(Step::Write(Write::from(&write))),
             AdmitStep::ReadClaim => self.perform(Step::ReadClaim),
             other => unreachable!("{other:?}"),
@@ -106,30 +106,32 @@ impl Review<'_> {
     }
 
     /// Carries `step` out, and asks the protocol what follows.
-    pub fn perform(&mut self, step: Step) -> Result<Progress, Flaw> {
+    pub fn perform(&mut self, step: Step) -> Result<Progress, StepViolation> {
         let mut observed = self.observe(step)?;
         loop {
             observed = match self.decide(observed) {
                 AdmitStep::Wait => {
-                    (self.saw)(Saw::Wait);
-                    Seen::Changed
+                    (self.saw)(Coverage::Wait);
+                    Observation::Changed
                 }
                 AdmitStep::ReadClaim => return Ok(Progress::Next(Step::ReadClaim)),
                 AdmitStep::ReadHolder(claim) => return Ok(Progress::Next(Step::ReadHolder(Claim::from(&claim)))),
                 AdmitStep::Write(write) => return Ok(Progress::Next(Step::Write(Write::from(&write)))),
-                AdmitStep::Answer(answer) if self.is_checked => return self.check(step, answer),
-                AdmitStep::Answer(answer) => return Ok(Progress::Answered(answer)),
+                AdmitStep::Decide(answer) if self.is_checked => return self.check(step, answer),
+                AdmitStep::Decide(answer) => return Ok(Progress::Answered(answer)),
             };
         }
     }
 
-    fn observe(&mut self, step: Step) -> Result<Seen, Flaw> {
+    fn observe(&mut self, step: Step) -> Result<Observation, StepViolation> {
         Ok(match step {
-            Step::ReadClaim => Seen::Claim(self.etcd.claim.map(Into::into)),
-            Step::ReadHolder(claim) => Seen::Holder(claim.into(), self.etcd.stored(claim.holder).map(Stored::from)),
+            Step::ReadClaim => Observation::Claim(self.etcd.claim.map(Into::into)),
+            Step::ReadHolder(claim) => {
+                Observation::Holder(claim.into(), self.etcd.stored(claim.holder).map(LiveConversation::from))
+            }
             Step::Write(write) => {
                 if self.create.is_dry_run {
-                    return Err(Flaw::DryRunWrote);
+                    return Err(StepViolation::DryRunWrote);
                 }
                 let (write, preconditions) = self.mutated(write);
                 let before = self.etcd.claim;
@@ -137,27 +139,27 @@ impl Review<'_> {
                 if is_done {
                     let was_ours = before.is_some_and(|before| before.holder == self.create.place);
                     (self.saw)(match before {
-                        None => Saw::Claimed,
-                        Some(_) if was_ours => Saw::Added,
-                        Some(_) => Saw::TakenOver,
+                        None => Coverage::Claimed,
+                        Some(_) if was_ours => Coverage::Added,
+                        Some(_) => Coverage::TakenOver,
                     });
                     if !self.counts {
-                        (self.saw)(Saw::OrphanWrote);
+                        (self.saw)(Coverage::OrphanWrote);
                     }
                 } else {
-                    (self.saw)(Saw::LostWrite);
+                    (self.saw)(Coverage::LostWrite);
                 }
                 if is_done || self.mutation == Some(Mutation::LostWriteTakenAsDone) {
-                    Seen::Written
+                    Observation::Written
                 } else {
-                    Seen::Changed
+                    Observation::Changed
                 }
             }
         })
     }
 
     fn mutated(&self, write: Write) -> (Write, Preconditions) {
-        let only_this = words::Uids::one(self.uid);
+        let only_this = abstraction::Uids::one(self.uid);
         match (self.mutation, write) {
             (Some(Mutation::AddReplaces), Write::Replace { uid, version, holder, .. }) => {
                 (Write::Replace { uid, version, holder, admissions: only_this }, Preconditions::ALL)
@@ -176,31 +178,42 @@ impl Review<'_> {
     }
 
     /// What `admit` says, except in mutations.
-    fn decide(&mut self, mut seen: Seen) -> AdmitStep {
+    fn decide(&mut self, mut seen: Observation) -> AdmitStep {
         let is_dry_run = self.create.is_dry_run && self.mutation != Some(Mutation::DryRunWrites);
-        let request = words::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
+        let request = abstraction::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
         match (self.mutation, &mut seen) {
-            (Some(Mutation::OursNeedsNoWrite), Seen::Holder(claim, _)) if claim.holder == request.conversation => {
-                return AdmitStep::Answer(Answer::Allow);
+            (Some(Mutation::OursNeedsNoWrite), Observation::Holder(claim, _))
+                if claim.holder == request.conversation =>
+            {
+                return AdmitStep::Decide(Decision::Allow);
             }
-            (Some(Mutation::UndecidedReplaced), Seen::Holder(claim, _)) if claim.holder != request.conversation => {
+            (Some(Mutation::UndecidedReplaced), Observation::Holder(claim, _))
+                if claim.holder != request.conversation =>
+            {
                 claim.admissions.clear();
             }
-            (Some(Mutation::RefusalWithoutRead), Seen::Claim(Some(claim))) if claim.holder != request.conversation => {
+            (Some(Mutation::RefusalWithoutRead), Observation::Claim(Some(claim)))
+                if claim.holder != request.conversation =>
+            {
                 let uid = claim.admissions[0].uid.clone();
-                let stored =
-                    Conversation { uid: words::number(&uid), holds: true, is_hidden: false, bound: None, version: 0 };
-                seen = Seen::Holder(claim.clone(), Some(stored.into()));
+                let stored = Conversation {
+                    uid: abstraction::number(&uid),
+                    held_binding: true,
+                    is_hidden: false,
+                    bound: None,
+                    version: 0,
+                };
+                seen = Observation::Holder(claim.clone(), Some(stored.into()));
             }
             _ => {}
         }
-        let has_claim = matches!(&seen, Seen::Claim(Some(claim)) if claim.admits(&request.uid));
+        let has_claim = matches!(&seen, Observation::Claim(Some(claim)) if claim.admits(&request.uid));
         let step = admit(&request, seen, Time::EPOCH, GRACE_MILLISECONDS);
         match (self.mutation, step) {
-            (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Answer(Answer::Allow),
+            (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Decide(Decision::Allow),
             (_, step) => {
-                if has_claim && step == AdmitStep::Answer(Answer::Allow) {
-                    (self.saw)(Saw::RepeatedReview);
+                if has_claim && step == AdmitStep::Decide(Decision::Allow) {
+                    (self.saw)(Coverage::RepeatedReview);
                 }
                 step
             }
@@ -208,30 +221,30 @@ impl Review<'_> {
     }
 
     /// I4, from what is stored while the answer is given, which is right after the step that it rests on.
-    fn check(&mut self, step: Step, answer: Answer) -> Result<Progress, Flaw> {
+    fn check(&mut self, step: Step, answer: Decision) -> Result<Progress, StepViolation> {
         let read = match step {
             Step::ReadHolder(claim) => Some(claim.holder),
             _ => None,
         };
         match &answer {
-            Answer::Allow if self.create.is_dry_run => (self.saw)(Saw::DryRunAllowed),
-            Answer::Allow if self.counts && !self.etcd.records(self.create.place, self.uid) => {
-                return Err(Flaw::AllowedWithoutClaim);
+            Decision::Allow if self.create.is_dry_run => (self.saw)(Coverage::DryRunAllowed),
+            Decision::Allow if self.counts && !self.etcd.records(self.create.place, self.uid) => {
+                return Err(StepViolation::AllowedWithoutClaim);
             }
-            Answer::Refuse { holder, .. } => {
-                let holder = words::place(holder);
-                if read != Some(holder) || !self.etcd.holds(holder) || holder == self.create.place {
-                    return Err(Flaw::RefusedWithoutHolder);
+            Decision::Deny { holder, .. } => {
+                let holder = abstraction::place(holder);
+                if read != Some(holder) || !self.etcd.held_binding(holder) || holder == self.create.place {
+                    return Err(StepViolation::RefusedWithoutHolder);
                 }
-                (self.saw)(if self.create.is_dry_run { Saw::DryRunRefused } else { Saw::Refused });
+                (self.saw)(if self.create.is_dry_run { Coverage::DryRunRefused } else { Coverage::Refused });
             }
-            Answer::AlreadyExists => {
+            Decision::AlreadyExists => {
                 if read != Some(self.create.place) || self.etcd.stored(self.create.place).is_none() {
-                    return Err(Flaw::RefusedWithoutHolder);
+                    return Err(StepViolation::RefusedWithoutHolder);
                 }
-                (self.saw)(Saw::AlreadyExists);
+                (self.saw)(Coverage::AlreadyExists);
             }
-            Answer::Allow | Answer::Undecidable(_) => {}
+            Decision::Allow | Decision::Undecided(_) => {}
         }
         Ok(Progress::Answered(answer))
     }

@@ -26,7 +26,7 @@ use switchboard::core::binding::{Binding, BindingName};
 use tokio::time::timeout;
 
 /// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A control plane and what is installed on it.
 pub struct Cluster {
@@ -67,14 +67,14 @@ impl Cluster {
     }
 
     /// A namespace of its own for a test, with addresses that no other test uses.
-    pub async fn desk(&self) -> Desk {
+    pub async fn desk(&self) -> TestNamespace {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let client = self.client(0).await;
         let namespace = format!("desk-{number}");
         create_namespace(&client, &namespace).await;
         let contact = format!("+1555{number:07}");
-        Desk { client, namespace, contact, proxy: "+15017122661".to_owned() }
+        TestNamespace { client, namespace, contact, proxy: "+15017122661".to_owned() }
     }
 }
 
@@ -91,14 +91,14 @@ pub async fn create_namespace(client: &Client, name: &str) {
 
 /// A namespace of a test, its contact and its proxy address, and what a test does there.
 #[derive(Clone)]
-pub struct Desk {
+pub struct TestNamespace {
     pub client: Client,
     pub namespace: String,
     pub contact: String,
     pub proxy: String,
 }
 
-impl Desk {
+impl TestNamespace {
     pub fn conversations(&self) -> Api<Conversation> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -129,7 +129,7 @@ impl Desk {
         self.create_object(&self.conversation(name, changes), &PostParams::default()).await
     }
 
-    /// As [`Desk::create`], with an object and parameters of one's own.
+    /// As [`TestNamespace::create`], with an object and parameters of one's own.
     pub async fn create_object(
         &self,
         object: &Conversation,
@@ -161,7 +161,7 @@ impl Desk {
             return object;
         }
         let now = self.conversations().get_opt(name).await.unwrap();
-        panic!("{name} did not become {what} within {PATIENCE:?}; it is {now:#?}")
+        panic!("{name} did not become {what} within {TIMEOUT:?}; it is {now:#?}")
     }
 
     pub async fn wait_for_state(&self, name: &str, state: State) -> Conversation {
@@ -193,7 +193,7 @@ impl Desk {
         let told = watcher(events.clone(), watcher::Config::default())
             .applied_objects()
             .try_filter(|event| ready(regards(event) && event.reason.as_deref() == Some(reason)));
-        let first = timeout(PATIENCE, Box::pin(told).try_next()).await;
+        let first = timeout(TIMEOUT, Box::pin(told).try_next()).await;
         first.unwrap_or_else(|_| panic!("nobody was told {reason} of {name}")).unwrap();
         events.list(&ListParams::default()).await.unwrap().items.into_iter().filter(regards).collect()
     }
@@ -229,7 +229,7 @@ where
 {
     let states = watch_object(api, name).default_backoff().filter_map(|state| ready(state.ok()));
     let mut so = pin!(states.filter(|state| ready(is_so(state.as_ref()))));
-    timeout(PATIENCE, so.next()).await.ok().flatten()
+    timeout(TIMEOUT, so.next()).await.ok().flatten()
 }
 
 /// What `/metrics` of a replica says.

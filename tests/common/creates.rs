@@ -1,6 +1,6 @@
 //! Creates conversations all the time, each with a binding of its own, and never tries again.
 
-use super::cluster::{Cluster, Desk, PATIENCE};
+use super::cluster::{Cluster, TIMEOUT, TestNamespace};
 use kube::api::{DeleteParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -17,7 +17,12 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Panics
 /// At the first create that fails.
-pub async fn create_until(cluster: &Cluster, desk: &Desk, api_server: usize, done: &CancellationToken) -> usize {
+pub async fn create_until(
+    cluster: &Cluster,
+    desk: &TestNamespace,
+    api_server: usize,
+    done: &CancellationToken,
+) -> usize {
     let desk = without_retries(cluster, desk, api_server).await;
     let mut count = 0;
     while !done.is_cancelled() {
@@ -30,7 +35,7 @@ pub async fn create_until(cluster: &Cluster, desk: &Desk, api_server: usize, don
 /// The same, and goes on after a create that fails. Returns how many were sent, and why some of them failed.
 pub async fn count_until(
     cluster: &Cluster,
-    desk: &Desk,
+    desk: &TestNamespace,
     api_server: usize,
     done: &CancellationToken,
 ) -> (usize, Vec<String>) {
@@ -44,7 +49,7 @@ pub async fn count_until(
 }
 
 /// Creates a conversation that nobody else has the binding of, and deletes it.
-pub async fn create_once(desk: &Desk) -> kube::Result<()> {
+pub async fn create_once(desk: &TestNamespace) -> kube::Result<()> {
     let (name, conversation) = next(desk);
     desk.conversations().create(&PostParams::default(), &conversation).await?;
     desk.conversations().delete(&name, &DeleteParams::default()).await.unwrap();
@@ -73,7 +78,7 @@ pub struct Failure {
 }
 
 impl CreateStream {
-    pub async fn start(cluster: &Cluster, desk: &Desk, per_second: u32) -> Self {
+    pub async fn start(cluster: &Cluster, desk: &TestNamespace, per_second: u32) -> Self {
         let mut desks = Vec::new();
         for api_server in 0..cluster.control_plane.api_servers().len() {
             desks.push(without_retries(cluster, desk, api_server).await);
@@ -88,7 +93,7 @@ impl CreateStream {
         let before = *self.successes.borrow_and_update();
         // Fewer than before are those since a failure.
         let is_enough = |in_a_row: &usize| *in_a_row >= if *in_a_row < before { count } else { before + count };
-        let succeeded = timeout(PATIENCE, self.successes.wait_for(is_enough)).await;
+        let succeeded = timeout(TIMEOUT, self.successes.wait_for(is_enough)).await;
         drop(succeeded.unwrap_or_else(|_| panic!("fewer than {count} creates in a row succeed")));
     }
 
@@ -108,7 +113,7 @@ impl Creates {
 }
 
 async fn create_steadily(
-    desks: Vec<Desk>,
+    desks: Vec<TestNamespace>,
     per_second: u32,
     in_a_row: watch::Sender<usize>,
     done: CancellationToken,
@@ -142,17 +147,17 @@ async fn create_steadily(
 }
 
 /// That desk by a client that repeats nothing.
-pub async fn without_retries(cluster: &Cluster, desk: &Desk, api_server: usize) -> Desk {
+pub async fn without_retries(cluster: &Cluster, desk: &TestNamespace, api_server: usize) -> TestNamespace {
     let kubeconfig = Kubeconfig::read_from(cluster.control_plane.kubeconfig()).unwrap();
     let context = Some(format!("api-{}", api_server + 1));
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
     config.default_retry = false;
-    Desk { client: Client::try_from(config).unwrap(), ..desk.clone() }
+    TestNamespace { client: Client::try_from(config).unwrap(), ..desk.clone() }
 }
 
 /// A conversation whose name and binding no other one has.
-fn next(desk: &Desk) -> (String, Conversation) {
+fn next(desk: &TestNamespace) -> (String, Conversation) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("create-{number}");

@@ -2,17 +2,17 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
-pub mod caller;
 pub mod chart;
 pub mod cluster;
 pub mod creates;
 pub mod etcd;
-pub mod faulty;
+pub mod fake_webhook;
+pub mod fault_cluster;
 pub mod https;
 pub mod oracle;
 pub mod proxy;
 pub mod recorder;
-pub mod reviewer;
+pub mod webhook_client;
 
 use control_plane::ControlPlane;
 use std::process::{Command, Output};

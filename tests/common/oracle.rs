@@ -73,7 +73,7 @@ impl fmt::Display for Violation {
 
 /// A time during which a conversation held a binding, in revisions.
 #[derive(Clone, Debug)]
-pub struct Tenure {
+pub struct HoldInterval {
     pub place: Place,
     pub uid: String,
     pub from: u64,
@@ -125,7 +125,7 @@ struct Ledger {
     holders: BTreeSet<Place>,
     /// Those that the status calls bound.
     bound: BTreeSet<Place>,
-    tenures: Vec<Tenure>,
+    tenures: Vec<HoldInterval>,
     trail: VecDeque<String>,
     is_to_be_forgotten: bool,
 }
@@ -224,7 +224,7 @@ impl Oracle {
     }
 
     /// Who has held a binding, in order.
-    pub fn tenures(&self, binding: &Binding) -> &[Tenure] {
+    pub fn tenures(&self, binding: &Binding) -> &[HoldInterval] {
         self.ledgers.get(binding).map(|ledger| ledger.tenures.as_slice()).unwrap_or_default()
     }
 
@@ -346,7 +346,12 @@ impl Oracle {
         }
         if holds && !held {
             ledger.holders.insert(place.clone());
-            ledger.tenures.push(Tenure { place: place.clone(), uid: uid.clone(), from: event.revision, until: None });
+            ledger.tenures.push(HoldInterval {
+                place: place.clone(),
+                uid: uid.clone(),
+                from: event.revision,
+                until: None,
+            });
         } else if held && !holds {
             ledger.holders.remove(&place);
             for tenure in ledger.tenures.iter_mut().filter(|tenure| tenure.place == place) {

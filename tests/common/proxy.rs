@@ -1,7 +1,7 @@
 //! Stands between a client and a server of ours, by HTTPS, and does to chosen requests what a bad network, a slow server or a crash
 //! would do: holds them before or after the server has seen them, cuts them, answers in the server's stead, or sends them twice.
 
-use super::cluster::PATIENCE;
+use super::cluster::TIMEOUT;
 use super::https::{self, Body, json};
 use control_plane::{Authority, ControlPlane};
 use data_encoding::BASE64;
@@ -58,7 +58,7 @@ pub enum Stage {
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug)]
-pub enum Fate {
+pub enum Fault {
     /// It goes on.
     Pass,
     /// The connection is cut.
@@ -69,36 +69,36 @@ pub enum Fate {
     Twice,
 }
 
-struct Fault {
+struct Rule {
     number: usize,
     stage: Stage,
     applies: Box<dyn Fn(&Call) -> bool + Send>,
     met: watch::Sender<usize>,
-    what: What,
+    effect: Effect,
 }
 
-enum What {
-    Do(Fate),
+enum Effect {
+    Inject(Fault),
     Hold(mpsc::UnboundedSender<Held>),
 }
 
-/// A request that waits for its fate; dropped, it goes on.
+/// A request that waits for its fault to be decided; dropped, it goes on.
 #[derive(Debug)]
 pub struct Held {
     pub call: Call,
-    fate: oneshot::Sender<Fate>,
+    fault: oneshot::Sender<Fault>,
 }
 
 impl Held {
-    pub fn meet(self, fate: Fate) {
+    pub fn resolve(self, fault: Fault) {
         // Nobody waits any more where the proxy has ended.
-        let _ = self.fate.send(fate);
+        let _ = self.fault.send(fault);
     }
 }
 
 #[derive(Default)]
 struct Shared {
-    faults: Mutex<Vec<Fault>>,
+    rules: Mutex<Vec<Rule>>,
     numbers: AtomicUsize,
     /// Whether nothing gets through a watch.
     are_watches_frozen: watch::Sender<bool>,
@@ -124,19 +124,19 @@ impl InForce {
     /// Waits until it has met that many requests.
     pub async fn wait_for(&self, count: usize) {
         let mut met = self.met.subscribe();
-        let reached = timeout(PATIENCE, met.wait_for(|met| *met >= count)).await;
+        let reached = timeout(TIMEOUT, met.wait_for(|met| *met >= count)).await;
         drop(reached.unwrap_or_else(|_| panic!("fewer than {count} requests that the fault applies to")));
     }
 
     /// The next request that it holds.
     pub async fn next(&mut self) -> Held {
-        timeout(PATIENCE, self.held.recv()).await.expect("a request that is to be held").unwrap()
+        timeout(TIMEOUT, self.held.recv()).await.expect("a request that is to be held").unwrap()
     }
 }
 
 impl Drop for InForce {
     fn drop(&mut self) {
-        self.shared.faults.lock().unwrap().retain(|fault| fault.number != self.number);
+        self.shared.rules.lock().unwrap().retain(|rule| rule.number != self.number);
     }
 }
 
@@ -186,7 +186,7 @@ impl Proxy {
             let (shared, upstream, client) = (for_calls.clone(), upstream.clone(), client.clone());
             async move {
                 let client: &Client = client.get_or_init(|| Client::try_from((*upstream).clone()).unwrap());
-                // In a task, so that it meets its fate also where its client is gone.
+                // In a task, so that it is treated also where its client is gone.
                 tokio::spawn(carry(shared, client.clone(), request)).await.ok().flatten()
             }
         });
@@ -217,27 +217,27 @@ impl Proxy {
     }
 
     /// This becomes of each such request.
-    pub fn inflict(&self, stage: Stage, fate: Fate, applies: impl Fn(&Call) -> bool + Send + 'static) -> InForce {
-        self.add(stage, What::Do(fate), applies, mpsc::unbounded_channel().1)
+    pub fn inject(&self, stage: Stage, fault: Fault, applies: impl Fn(&Call) -> bool + Send + 'static) -> InForce {
+        self.add(stage, Effect::Inject(fault), applies, mpsc::unbounded_channel().1)
     }
 
     /// Each such request is held until the test says what becomes of it.
     pub fn hold(&self, stage: Stage, applies: impl Fn(&Call) -> bool + Send + 'static) -> InForce {
         let (sender, held) = mpsc::unbounded_channel();
-        self.add(stage, What::Hold(sender), applies, held)
+        self.add(stage, Effect::Hold(sender), applies, held)
     }
 
     fn add(
         &self,
         stage: Stage,
-        what: What,
+        effect: Effect,
         applies: impl Fn(&Call) -> bool + Send + 'static,
         held: mpsc::UnboundedReceiver<Held>,
     ) -> InForce {
         let number = self.shared.numbers.fetch_add(1, Ordering::SeqCst);
         let met = watch::Sender::new(0);
-        let fault = Fault { number, stage, applies: Box::new(applies), met: met.clone(), what };
-        self.shared.faults.lock().unwrap().push(fault);
+        let rule = Rule { number, stage, applies: Box::new(applies), met: met.clone(), effect };
+        self.shared.rules.lock().unwrap().push(rule);
         InForce { shared: self.shared.clone(), number, met, held }
     }
 
@@ -259,38 +259,38 @@ async fn carry(shared: Arc<Shared>, client: Client, request: Request<Bytes>) -> 
         query: request.uri().query().unwrap_or_default().to_owned(),
         body: request.body().clone(),
     };
-    match shared.fate(Stage::Before, &call).await {
-        Fate::Pass => {}
-        Fate::Cut => return None,
-        Fate::Answer(code) => return Some(failure(code)),
-        Fate::Twice => drop(forward(&shared, &client, &call, request.clone()).await),
+    match shared.fault(Stage::Before, &call).await {
+        Fault::Pass => {}
+        Fault::Cut => return None,
+        Fault::Answer(code) => return Some(failure(code)),
+        Fault::Twice => drop(forward(&shared, &client, &call, request.clone()).await),
     }
     let response = forward(&shared, &client, &call, request).await;
-    match shared.fate(Stage::After, &call).await {
-        Fate::Pass | Fate::Twice => response,
-        Fate::Cut => None,
-        Fate::Answer(code) => Some(failure(code)),
+    match shared.fault(Stage::After, &call).await {
+        Fault::Pass | Fault::Twice => response,
+        Fault::Cut => None,
+        Fault::Answer(code) => Some(failure(code)),
     }
 }
 
 impl Shared {
-    async fn fate(&self, stage: Stage, call: &Call) -> Fate {
+    async fn fault(&self, stage: Stage, call: &Call) -> Fault {
         let decided = {
-            let faults = self.faults.lock().unwrap();
-            let Some(fault) = faults.iter().find(|fault| fault.stage == stage && (fault.applies)(call)) else {
-                return Fate::Pass;
+            let rules = self.rules.lock().unwrap();
+            let Some(rule) = rules.iter().find(|rule| rule.stage == stage && (rule.applies)(call)) else {
+                return Fault::Pass;
             };
-            fault.met.send_modify(|met| *met += 1);
-            match &fault.what {
-                What::Do(fate) => return *fate,
-                What::Hold(held) => {
-                    let (fate, decided) = oneshot::channel();
-                    let _ = held.send(Held { call: call.clone(), fate });
+            rule.met.send_modify(|met| *met += 1);
+            match &rule.effect {
+                Effect::Inject(fault) => return *fault,
+                Effect::Hold(held) => {
+                    let (fault, decided) = oneshot::channel();
+                    let _ = held.send(Held { call: call.clone(), fault });
                     decided
                 }
             }
         };
-        decided.await.unwrap_or(Fate::Pass)
+        decided.await.unwrap_or(Fault::Pass)
     }
 }
 

@@ -29,9 +29,9 @@ const TO: &str = "/registry/switchboard.dev0";
 const MARK: &str = "/registry/switchboard.dev/recorder";
 
 /// How long etcd may take to show what has happened, or to come back.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// The pause between two attempts to reach etcd.
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Follows one etcd until it is dropped.
 pub struct Recorder {
@@ -84,10 +84,10 @@ impl Recorder {
 
     /// Waits until all is seen up to the present moment, and returns the revision up to which it is.
     async fn catch_up(&self) -> u64 {
-        let present = timeout(PATIENCE, self.mark()).await.expect("etcd does not answer");
+        let present = timeout(TIMEOUT, self.mark()).await.expect("etcd does not answer");
         let mut progress = self.shared.progress.subscribe();
         let is_there = |progress: &Progress| progress.revision >= present || progress.lost.is_some();
-        let progress = timeout(PATIENCE, progress.wait_for(is_there)).await;
+        let progress = timeout(TIMEOUT, progress.wait_for(is_there)).await;
         let progress = progress.expect("etcd does not show what has happened").unwrap().clone();
         assert!(progress.lost.is_none(), "the history is not complete: {}", progress.lost.unwrap_or_default());
         progress.revision
@@ -152,7 +152,7 @@ impl Recorder {
             if let Ok(answer) = client.request::<Answer>(put).await {
                 return answer.header.revision.parse().unwrap();
             }
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -184,7 +184,7 @@ impl Shared {
                 self.progress.send_modify(|progress| progress.lost = Some(why));
                 return;
             }
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 

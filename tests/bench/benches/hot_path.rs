@@ -11,10 +11,10 @@ use divan::{AllocProfiler, Bencher, black_box};
 use serde_json::Value;
 use switchboard::api::{Conversation, ConversationReference, State, Time};
 use switchboard::core::binding::Binding;
-use switchboard::core::claim::{Request, Seen, Stored, admit};
-use switchboard::core::lifecycle::{Facts, Holding, decide};
-use switchboard::core::refusal::{Disclosure, Refusal, already_bound};
-use switchboard::webhook::{Asked, Review, respond};
+use switchboard::core::claim::{LiveConversation, Observation, Request, admit};
+use switchboard::core::denial::{Denial, Disclosure, already_bound};
+use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
+use switchboard::webhook::{Review, ReviewKind, respond};
 
 /// As an API server sends it: 3 KB, of which the bookkeeping of fields is the larger part.
 const REVIEW: &[u8] = include_bytes!("review.json");
@@ -33,7 +33,7 @@ fn review() -> Review {
 
 fn request() -> Request {
     match review().asked().unwrap() {
-        Asked::Claim(request) => request,
+        ReviewKind::Claim(request) => request,
         asked => panic!("{asked:?}"),
     }
 }
@@ -43,11 +43,11 @@ fn conversation() -> Conversation {
     serde_json::from_value(review["request"]["object"].clone()).unwrap()
 }
 
-fn refusal() -> Refusal {
+fn refusal() -> Denial {
     let holder = ConversationReference { namespace: "sales".to_owned(), name: "alice-before".to_owned() };
-    let stored = Stored {
+    let stored = LiveConversation {
         uid: "u".to_owned(),
-        holds: Some(request().binding.name()),
+        held_binding: Some(request().binding.name()),
         state: State::Active,
         participants: vec!["agent-7".to_owned()],
     };
@@ -72,7 +72,8 @@ fn admission_2_name(bencher: Bencher) {
 fn admission_3_decide(bencher: Bencher) {
     let request = request();
     bencher.bench(|| {
-        [Seen::Nothing, Seen::Written].map(|seen| admit(black_box(&request), seen, Time::EPOCH, GRACE_PERIOD))
+        [Observation::Nothing, Observation::Written]
+            .map(|seen| admit(black_box(&request), seen, Time::EPOCH, GRACE_PERIOD))
     });
 }
 
@@ -94,13 +95,13 @@ fn admission_4_refuse(bencher: Bencher) {
 #[divan::bench]
 fn lifecycle_1_facts(bencher: Bencher) {
     let conversation = conversation();
-    bencher.bench(|| Facts::of(black_box(&conversation)).unwrap());
+    bencher.bench(|| LifecycleInput::of(black_box(&conversation)).unwrap());
 }
 
 /// The status of a new conversation, and when it will change by itself.
 #[divan::bench]
 fn lifecycle_2_decide(bencher: Bencher) {
-    let facts = Facts::of(&conversation()).unwrap();
-    let holding = Holding::Held(request().binding.name());
-    bencher.bench(|| decide(black_box(&facts), Some(&holding), Time::EPOCH));
+    let input = LifecycleInput::of(&conversation()).unwrap();
+    let holding = BindingStatus::Held(request().binding.name());
+    bencher.bench(|| decide(black_box(&input), Some(&holding), Time::EPOCH));
 }

@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
     error::{Error, Result},
-    world::PATIENCE,
+    world::TIMEOUT,
 };
 
 /// What was seen so far.
@@ -98,10 +98,10 @@ impl Observer {
 
     /// Returns what was seen once it is as `is_so` says.
     pub async fn wait_until(&mut self, what: &str, is_so: impl Fn(&Seen) -> bool) -> Result<Seen> {
-        match timeout(PATIENCE, self.seen.wait_for(is_so)).await {
+        match timeout(TIMEOUT, self.seen.wait_for(is_so)).await {
             Ok(Ok(seen)) => Ok(seen.clone()),
             Ok(Err(_)) => Err(Error::Unexpected(format!("the watch ended before it showed {what}"))),
-            Err(_) => Err(Error::Unexpected(format!("{what} did not come about in {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(Error::Unexpected(format!("{what} did not come about in {} s", TIMEOUT.as_secs()))),
         }
     }
 }

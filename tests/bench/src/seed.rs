@@ -15,7 +15,7 @@ use ring::digest;
 use serde_json::{Value, json};
 use switchboard::{
     api::{Conversation, State, Time},
-    core::lifecycle::{Facts, Holding, decide},
+    core::lifecycle::{BindingStatus, LifecycleInput, decide},
 };
 
 use crate::{
@@ -205,10 +205,10 @@ fn key_of_claim(conversation: &Conversation) -> Result<String> {
 /// The status that the operator gives a conversation that was created in 1970.
 fn decided(conversation: &Conversation) -> Result<Value> {
     let metadata = ObjectMeta { generation: Some(1), ..conversation.metadata.clone() };
-    let facts = Facts::of(&Conversation { metadata, ..conversation.clone() });
-    let facts = facts.map_err(|error| Error::Unexpected(error.to_string()))?;
-    let holding = Holding::Held(binding(conversation)?.name());
-    Ok(serde_json::to_value(decide(&facts, Some(&holding), Time::EPOCH).status)?)
+    let input = LifecycleInput::of(&Conversation { metadata, ..conversation.clone() });
+    let input = input.map_err(|error| Error::Unexpected(error.to_string()))?;
+    let holding = BindingStatus::Held(binding(conversation)?.name());
+    Ok(serde_json::to_value(decide(&input, Some(&holding), Time::EPOCH).status)?)
 }
 
 fn apply_crds(control_plane: &ControlPlane) -> Result<()> {

@@ -18,7 +18,7 @@ use switchboard::{
     core::{
         binding::Binding,
         claim::Write,
-        lifecycle::{Facts, Holding, decide, news},
+        lifecycle::{BindingStatus, LifecycleInput, decide, new_notices},
     },
     telemetry::{events::Events, metrics::Metrics},
 };
@@ -146,18 +146,18 @@ impl BareClient {
         let admission = Admission { uid: "00000000-0000-4000-8000-000000000000".to_owned(), time: Clock.now() };
         let write = Write::Create { holder: batch.place(conversation), admissions: vec![admission] };
         match self.claims.write(&binding, write).await {
-            Ok(Outcome::Done) => Ok(()),
-            Ok(Outcome::Lost) => Err(Error::Unexpected(format!("{} is claimed already", binding.name()))),
+            Ok(Outcome::Applied) => Ok(()),
+            Ok(Outcome::Conflict) => Err(Error::Unexpected(format!("{} is claimed already", binding.name()))),
             Err(error) => Err(Error::Unexpected(error.to_string())),
         }
     }
 
     /// The status that a stored conversation has by now, and the events of it.
     pub async fn status(&self, stored: &Conversation) -> Result<()> {
-        let facts = Facts::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
-        let holding = Holding::Held(binding(stored)?.name());
-        let status = decide(&facts, Some(&holding), Clock.now()).status;
-        let news = news(&facts.status, &status);
+        let input = LifecycleInput::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
+        let holding = BindingStatus::Held(binding(stored)?.name());
+        let status = decide(&input, Some(&holding), Clock.now()).status;
+        let new_notices = new_notices(&input.status, &status);
         let metadata = &stored.metadata;
         let place = ConversationReference {
             namespace: metadata.namespace.clone().unwrap_or_default(),
@@ -172,7 +172,7 @@ impl BareClient {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await?;
-        for fact in news {
+        for fact in new_notices {
             let uid = metadata.uid.as_deref().unwrap_or_default();
             self.events.tell(&place.namespace, &place.name, uid, &fact).await?;
         }
@@ -188,8 +188,8 @@ impl BareClient {
             resource_version: metadata.resource_version.unwrap_or_default(),
         };
         match self.claims.write(&binding, write).await {
-            Ok(Outcome::Done) => Ok(()),
-            Ok(Outcome::Lost) => Err(Error::Unexpected(format!("{} has changed", binding.name()))),
+            Ok(Outcome::Applied) => Ok(()),
+            Ok(Outcome::Conflict) => Err(Error::Unexpected(format!("{} has changed", binding.name()))),
             Err(error) => Err(Error::Unexpected(error.to_string())),
         }
     }

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How long anything that is waited for may take: far longer than it does.
-pub const PATIENCE: Duration = Duration::from_mins(5);
+pub const TIMEOUT: Duration = Duration::from_mins(5);
 /// How often a condition is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -226,7 +226,7 @@ impl<'a> World<'a> {
         let used = || -> Result<f64> {
             self.installation.replicas().iter().map(|replica| process::processor_seconds(replica)).sum()
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // Twice in a row, since a process that waits for the API server is at rest too.
         let (mut before, mut at_rest) = (used()?, 0);
         while at_rest < 2 {
@@ -276,10 +276,10 @@ impl<'a> World<'a> {
 
 /// Returns when it is so.
 pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so().await {
         if Instant::now() >= deadline {
-            return Err(Error::Unexpected(format!("waited {} s for {what}", PATIENCE.as_secs())));
+            return Err(Error::Unexpected(format!("waited {} s for {what}", TIMEOUT.as_secs())));
         }
         sleep(POLL).await;
     }

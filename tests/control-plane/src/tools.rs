@@ -91,7 +91,7 @@ static HEALTH_TOOLS: Module = Module {
 };
 
 /// Ours, of the standard library alone.
-static PAUSE: Module = Module {
+static POLL_INTERVAL: Module = Module {
     directory: "tests/nodes/pause",
     go_mod: include_str!("../../nodes/pause/go.mod"),
     go_sum: "",
@@ -209,7 +209,7 @@ impl Tool {
             | Self::KubeScheduler
             | Self::Kubelet
             | Self::KubeProxy => &CONTROL_PLANE,
-            Self::Pause => &PAUSE,
+            Self::Pause => &POLL_INTERVAL,
             Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
@@ -286,7 +286,7 @@ pub(crate) fn ensure_with<const N: usize>(
     };
     let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER];
+    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &POLL_INTERVAL, &CERT_MANAGER];
     for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {

@@ -3,11 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use switchboard::webhook::{Asked, Review, respond};
+use switchboard::webhook::{ReviewKind, Review, respond};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(review) = Review::parse(bytes) else { return };
-    if let Ok(Asked::Claim(request)) = review.asked() {
+    if let Ok(ReviewKind::Claim(request)) = review.asked() {
         assert!(!request.uid.is_empty() && !request.conversation.name.is_empty());
         assert_eq!(request.binding.name(), request.binding.name());
     }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use switchboard::api::{Admission, Channel, ConversationReference, State, Time};
 use switchboard::core::binding::{Binding, BindingName};
-use switchboard::core::claim::{self, Request, Stored};
+use switchboard::core::claim::{self, LiveConversation, Request};
 
 /// Where a conversation is stored: 0 is alice, 1 is bob.
 pub type Place = u8;
@@ -71,7 +71,7 @@ pub struct Claim {
 pub struct Conversation {
     pub uid: u8,
     /// It is open and has a contact.
-    pub holds: bool,
+    pub held_binding: bool,
     /// Its status says Closed, so that the watch does not show it.
     pub is_hidden: bool,
     /// What its status says of its binding. Always nothing where the configuration has no statuses.
@@ -143,12 +143,12 @@ impl From<&claim::Claim> for Claim {
     }
 }
 
-impl From<Conversation> for Stored {
+impl From<Conversation> for LiveConversation {
     fn from(conversation: Conversation) -> Self {
         Self {
             uid: conversation.uid.to_string(),
-            holds: conversation.holds.then(|| NAME.clone()),
-            state: if conversation.holds { State::Active } else { State::Closed },
+            held_binding: conversation.held_binding.then(|| NAME.clone()),
+            state: if conversation.held_binding { State::Active } else { State::Closed },
             participants: Vec::new(),
         }
     }

@@ -12,9 +12,9 @@ use tracing::{Instrument, Span};
 
 /// Counts the calls of a client.
 #[derive(Clone, Debug)]
-pub struct CallLayer(Metrics);
+pub struct ClientMetricsLayer(Metrics);
 
-impl CallLayer {
+impl ClientMetricsLayer {
     /// Counts into `metrics`.
     #[must_use]
     pub fn new(metrics: Metrics) -> Self {
@@ -22,22 +22,22 @@ impl CallLayer {
     }
 }
 
-impl<S> Layer<S> for CallLayer {
-    type Service = Calls<S>;
+impl<S> Layer<S> for ClientMetricsLayer {
+    type Service = ClientMetrics<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Calls { inner, metrics: self.0.clone() }
+        ClientMetrics { inner, metrics: self.0.clone() }
     }
 }
 
 /// A client whose calls are counted.
 #[derive(Clone, Debug)]
-pub struct Calls<S> {
+pub struct ClientMetrics<S> {
     inner: S,
     metrics: Metrics,
 }
 
-impl<S, B> Service<Request<Body>> for Calls<S>
+impl<S, B> Service<Request<Body>> for ClientMetrics<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -157,10 +157,10 @@ mod tests {
             Ok::<_, Infallible>(Response::new(request.headers()["traceparent"].to_str().unwrap().to_owned()))
         });
         // The first thread that comes by a span decides for all whether it is recorded; another test may have been the first.
-        drop(CallLayer::new(Metrics::new(Clock)).layer(echo).call(patch()));
+        drop(ClientMetricsLayer::new(Metrics::new(Clock)).layer(echo).call(patch()));
         tracing::callsite::rebuild_interest_cache();
         let metrics = Metrics::new(Clock);
-        let mut calls = CallLayer::new(metrics.clone()).layer(echo);
+        let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(echo);
         let told = review.in_scope(|| calls.call(patch())).await.unwrap().into_body();
         assert!(told.contains(&trace), "{told} is of trace {trace}");
         assert!(is_counted(&metrics, 200));
@@ -170,7 +170,7 @@ mod tests {
     async fn a_call_that_is_given_up_is_counted_too() {
         let silent = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<()>, Infallible>>());
         let metrics = Metrics::new(Clock);
-        let mut calls = CallLayer::new(metrics.clone()).layer(silent);
+        let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(silent);
         let call = calls.call(patch());
         assert!(!is_counted(&metrics, 0), "it is under way");
         drop(call);

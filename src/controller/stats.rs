@@ -2,37 +2,37 @@
 //! Pure: it is told what comes and goes.
 
 use crate::api::{Channel, State, Time};
-use crate::core::lifecycle::Facts;
+use crate::core::lifecycle::LifecycleInput;
 use std::collections::BTreeMap;
 
 /// What a conversation is counted as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub struct StatsKey {
     channel: Channel,
     state: State,
     /// Since when it has had no participant.
     unassigned_since: Option<Time>,
 }
 
-impl Counted {
+impl StatsKey {
     /// What the conversation of these facts is counted as.
-    pub fn of(facts: &Facts) -> Self {
-        Self { channel: facts.channel, state: facts.state_in_effect(), unassigned_since: facts.unassigned_since() }
+    pub fn of(input: &LifecycleInput) -> Self {
+        Self { channel: input.channel, state: input.state_in_effect(), unassigned_since: input.unassigned_since() }
     }
 }
 
 /// The open conversations, counted.
 #[derive(Debug, Default)]
-pub struct Census {
+pub struct Stats {
     open: BTreeMap<(Channel, State), u64>,
     unassigned: BTreeMap<Time, usize>,
     unassigned_count: usize,
 }
 
-impl Census {
+impl Stats {
     /// A conversation has come.
-    pub fn add(&mut self, counted: Counted) {
-        let Counted { channel, state, unassigned_since } = counted;
+    pub fn add(&mut self, counted: StatsKey) {
+        let StatsKey { channel, state, unassigned_since } = counted;
         if state == State::Closed {
             return;
         }
@@ -44,8 +44,8 @@ impl Census {
     }
 
     /// A conversation that was counted so has gone.
-    pub fn remove(&mut self, counted: Counted) {
-        let Counted { channel, state, unassigned_since } = counted;
+    pub fn remove(&mut self, counted: StatsKey) {
+        let StatsKey { channel, state, unassigned_since } = counted;
         if state == State::Closed {
             return;
         }
@@ -80,9 +80,9 @@ mod tests {
 
     #[test]
     fn what_comes_and_goes_is_counted_and_the_oldest_unassigned_is_known() {
-        let counted = |state, unassigned_since| Counted { channel: Channel::Sms, state, unassigned_since };
+        let counted = |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since };
         let [first, second] = [Time::EPOCH.after(1), Time::EPOCH.after(2)];
-        let mut census = Census::default();
+        let mut stats = Stats::default();
         let all = [
             counted(State::Active, Some(second)),
             counted(State::Active, Some(first)),
@@ -91,21 +91,21 @@ mod tests {
             counted(State::Closed, Some(Time::EPOCH)),
         ];
         for counted in all {
-            census.add(counted);
+            stats.add(counted);
         }
         assert_eq!(
-            census.open().collect::<Vec<_>>(),
+            stats.open().collect::<Vec<_>>(),
             [(Channel::Sms, State::Active, 3), (Channel::Sms, State::Inactive, 1)]
         );
-        assert_eq!(census.unassigned(), (3, Some(first)));
-        census.remove(all[1]);
-        assert_eq!(census.unassigned(), (2, Some(first)), "two were as old");
-        census.remove(all[2]);
-        assert_eq!(census.unassigned(), (1, Some(second)));
+        assert_eq!(stats.unassigned(), (3, Some(first)));
+        stats.remove(all[1]);
+        assert_eq!(stats.unassigned(), (2, Some(first)), "two were as old");
+        stats.remove(all[2]);
+        assert_eq!(stats.unassigned(), (1, Some(second)));
         for counted in [all[0], all[3], all[4]] {
-            census.remove(counted);
+            stats.remove(counted);
         }
-        assert!(census.open().all(|(.., count)| count == 0));
-        assert_eq!(census.unassigned(), (0, None));
+        assert!(stats.open().all(|(.., count)| count == 0));
+        assert_eq!(stats.unassigned(), (0, None));
     }
 }

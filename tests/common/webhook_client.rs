@@ -1,6 +1,6 @@
 //! Calls a webhook without an API server: by TLS, byte for byte.
 
-use super::cluster::Desk;
+use super::cluster::TestNamespace;
 use control_plane::ServingCertificate;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Who calls: whom it trusts, and who it says it is.
-pub struct Caller {
+pub struct WebhookClient {
     config: ClientConfig,
 }
 
@@ -26,7 +26,7 @@ pub struct Answer {
     pub body: String,
 }
 
-impl Caller {
+impl WebhookClient {
     /// One that trusts the CAs of that PEM, has that certificate if any, and offers no protocol by name.
     pub fn new(trusted: &[u8], identity: Option<&ServingCertificate>) -> Self {
         let mut roots = RootCertStore::empty();
@@ -103,7 +103,7 @@ pub async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Answer>
 }
 
 /// The review of a create at `desk` as an API server sends it.
-pub fn review(desk: &Desk, name: &str, uid: &str) -> Value {
+pub fn review(desk: &TestNamespace, name: &str, uid: &str) -> Value {
     let mut object = serde_json::to_value(desk.conversation(name, json!({}))).unwrap();
     object["metadata"]["namespace"] = desk.namespace.clone().into();
     object["metadata"]["uid"] = uid.into();

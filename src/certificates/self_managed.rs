@@ -5,7 +5,7 @@
 //! objects are watched, and looked at every few seconds besides: a watch may die and say nothing.
 
 use super::issue::issue;
-use super::rotation::{Kept, Step, Wanted, step};
+use super::rotation::{CertificateSpec, CertificateState, Step, step};
 use super::tls::{Pair, Publisher, TlsError, is_usable};
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
@@ -30,12 +30,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long between two looks where the watches show nothing.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
 /// The least time between two looks. After each one that had to write, or failed, it doubles, until nothing happens for a while:
 /// whoever undoes every write does not make the replicas spin.
-const SHORT_PAUSE: Duration = Duration::from_millis(100);
+const MIN_RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long one look may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -44,7 +44,7 @@ const NEXT_KEY: &str = "next.key";
 const TRUSTED: &str = "ca.crt";
 const NEXT_TRUSTED: &str = "next-ca.crt";
 
-/// Where the certificate is kept, and what for.
+/// Where the certificate is stored, and for which names.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The namespace of the Secret.
@@ -60,21 +60,21 @@ pub struct Settings {
 }
 
 /// Keeps the certificate.
-pub struct Keeper {
+pub struct SelfManagedCertificate {
     client: Client,
     secrets: Api<Secret>,
     configurations: Api<ValidatingWebhookConfiguration>,
     settings: Settings,
-    wanted: Wanted,
+    spec: CertificateSpec,
     clock: Clock,
     publisher: Publisher,
     /// What the Secret held when it was last seen.
-    known: Option<Kept>,
+    known: Option<CertificateState>,
     /// What the Secret was seen to hold and the configuration to trust, and since when.
-    in_force: Option<(Kept, Instant)>,
+    in_force: Option<(CertificateState, Instant)>,
 }
 
-/// Why the certificate could not be kept.
+/// Why reconciling the certificate failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -88,14 +88,14 @@ enum Error {
 }
 
 /// Whether there is more to be done at once.
-enum Looked {
+enum Reconciled {
     /// Something was written, by us or by another: what follows from it is to be seen.
-    Again,
+    Requeue,
     /// All is as it should be.
     Done,
 }
 
-impl Keeper {
+impl SelfManagedCertificate {
     /// One that keeps what `settings` say, and hands what is to be served to `publisher`.
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock, publisher: Publisher) -> Self {
@@ -103,7 +103,10 @@ impl Keeper {
             secrets: Api::namespaced(client.clone(), &settings.namespace),
             configurations: Api::all(client.clone()),
             client,
-            wanted: Wanted { names: settings.names.iter().map(|name| spelled(name)).collect(), life: settings.life },
+            spec: CertificateSpec {
+                names: settings.names.iter().map(|name| spelled(name)).collect(),
+                life: settings.life,
+            },
             settings,
             clock,
             publisher,
@@ -116,18 +119,18 @@ impl Keeper {
     pub async fn run(mut self) {
         let mut changes = pin!(self.changes());
         // The looks that wrote or failed since nothing has happened for a while.
-        let mut efforts = 0;
+        let mut attempts = 0;
         loop {
-            let has_failed = match timeout(PATIENCE, self.look()).await {
-                Ok(Ok(Looked::Done)) => {
-                    sleep(spacing(efforts).min(self.pause())).await;
+            let has_failed = match timeout(RECONCILE_TIMEOUT, self.reconcile()).await {
+                Ok(Ok(Reconciled::Done)) => {
+                    sleep(spacing(attempts).min(self.pause())).await;
                     tokio::select! {
-                        () = sleep_until(self.next_look()) => efforts = 0,
+                        () = sleep_until(self.next_reconcile()) => attempts = 0,
                         Some(()) = changes.next() => {}
                     }
                     continue;
                 }
-                Ok(Ok(Looked::Again)) => false,
+                Ok(Ok(Reconciled::Requeue)) => false,
                 Ok(Err(error)) => {
                     tracing::warn!(error = %ErrorChain(&error), "cannot keep the certificate of the webhook");
                     true
@@ -137,8 +140,8 @@ impl Keeper {
                     true
                 }
             };
-            efforts += 1;
-            let pause = sleep(spacing(efforts).min(self.pause()));
+            attempts += 1;
+            let pause = sleep(spacing(attempts).min(self.pause()));
             if has_failed {
                 // What was missing or out of reach may be back: a registration is mended at once, however long it was away.
                 tokio::select! {
@@ -163,7 +166,7 @@ impl Keeper {
 
     /// Short enough that several looks fit between the renewal of a certificate and its end.
     fn pause(&self) -> Duration {
-        (self.settings.life / 30).min(LONGEST_PAUSE)
+        (self.settings.life / 30).min(RESYNC_INTERVAL)
     }
 
     /// How long it takes at most until every API server knows a `caBundle`, and every replica what the Secret holds: by their
@@ -172,79 +175,79 @@ impl Keeper {
         self.pause() * 3 / 2
     }
 
-    fn next_look(&self) -> Instant {
+    fn next_reconcile(&self) -> Instant {
         let now = self.clock.monotonic();
         let settled = self.in_force.as_ref().map(|(_, since)| *since + self.settling());
         settled.into_iter().filter(|settled| *settled > now).fold(now + self.pause(), Instant::min)
     }
 
-    async fn look(&mut self) -> Result<Looked, Error> {
+    async fn reconcile(&mut self) -> Result<Reconciled, Error> {
         // The configuration first: it is written on its resourceVersion, and so by nobody who has read an older Secret than
         // whoever wrote it last.
         let name = &self.settings.configuration;
         let configuration = self.configurations.get_opt(name).await?;
         let configuration = configuration.ok_or_else(|| Error::NoConfiguration(name.clone()))?;
         let secret = self.secrets.get_opt(&self.settings.secret).await?;
-        let kept = secret.as_ref().and_then(kept);
-        let is_trusted = match &kept {
-            Some(kept) => self.trust(&configuration, &kept.trusted).await?,
+        let state = secret.as_ref().and_then(state);
+        let is_trusted = match &state {
+            Some(state) => self.trust(&configuration, &state.trusted).await?,
             None => false,
         };
-        let is_settled = self.is_settled(kept.as_ref().filter(|_| is_trusted));
+        let is_settled = self.is_settled(state.as_ref().filter(|_| is_trusted));
         let now = self.clock.now();
-        let step = step(kept.as_ref(), self.known.as_ref(), &self.wanted, is_settled, now);
-        if let Some(kept) = &kept {
-            self.known = Some(kept.clone());
+        let step = step(state.as_ref(), self.known.as_ref(), &self.spec, is_settled, now);
+        if let Some(state) = &state {
+            self.known = Some(state.clone());
         }
-        let issue = || issue(&self.wanted.names_after(self.known.as_ref()), now, self.wanted.life);
-        let changed = match (step, kept.or_else(|| self.known.clone())) {
-            (Step::Rest, kept) => {
-                let Some(kept) = kept.filter(|_| is_trusted) else { return Ok(Looked::Again) };
-                self.publisher.publish(&kept.serving)?;
-                return Ok(Looked::Done);
+        let issue = || issue(&self.spec.names_after(self.known.as_ref()), now, self.spec.life);
+        let changed = match (step, state.or_else(|| self.known.clone())) {
+            (Step::None, state) => {
+                let Some(state) = state.filter(|_| is_trusted) else { return Ok(Reconciled::Requeue) };
+                self.publisher.publish(&state.serving)?;
+                return Ok(Reconciled::Done);
             }
             (Step::Reissue, Some(known)) => known.reissued(issue()?, &bundle(&configuration), now),
-            (Step::Prepare, Some(kept)) => kept.prepared(issue()?, now),
-            (Step::Promote, Some(kept)) => kept.promoted(),
-            (Step::Retire, Some(kept)) => kept.retired(),
-            (Step::Make | Step::Reissue | Step::Prepare | Step::Promote | Step::Retire, kept) => {
+            (Step::Stage, Some(state)) => state.staged(issue()?, now),
+            (Step::Promote, Some(state)) => state.promoted(),
+            (Step::Retire, Some(state)) => state.retired(),
+            (Step::Issue | Step::Reissue | Step::Stage | Step::Promote | Step::Retire, state) => {
                 let stored = secret.as_ref().and_then(|secret| part(secret, TRUSTED));
-                let before = kept.map(|kept| kept.trusted).or(stored).unwrap_or_default();
-                Kept::made(issue()?, &[before, bundle(&configuration)].concat(), now)
+                let before = state.map(|state| state.trusted).or(stored).unwrap_or_default();
+                CertificateState::issued(issue()?, &[before, bundle(&configuration)].concat(), now)
             }
         };
         if self.store(secret, &changed).await? {
             tracing::info!(
                 step = step.as_str(),
                 secret = self.settings.secret,
-                "changed what is kept of the webhook's certificates"
+                "changed what is state of the webhook's certificates"
             );
             self.trust(&configuration, &changed.trusted).await?;
         }
-        Ok(Looked::Again)
+        Ok(Reconciled::Requeue)
     }
 
     /// Whether all know what is in force now, which is noted.
-    fn is_settled(&mut self, in_force: Option<&Kept>) -> bool {
+    fn is_settled(&mut self, in_force: Option<&CertificateState>) -> bool {
         let now = self.clock.monotonic();
-        if self.in_force.as_ref().map(|(kept, _)| kept) != in_force {
-            self.in_force = in_force.map(|kept| (kept.clone(), now));
+        if self.in_force.as_ref().map(|(state, _)| state) != in_force {
+            self.in_force = in_force.map(|state| (state.clone(), now));
         }
         self.in_force.as_ref().is_some_and(|(_, since)| now >= *since + self.settling())
     }
 
-    /// Writes what is kept, if it is still as it was read in `before`.
-    async fn store(&self, before: Option<Secret>, kept: &Kept) -> Result<bool, Error> {
+    /// Writes `state`, if the Secret is still as it was read in `before`.
+    async fn store(&self, before: Option<Secret>, state: &CertificateState) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let name = &self.settings.secret;
         let result = if let Some(before) = before {
-            let secret = Secret { data: Some(data(kept)), ..before };
+            let secret = Secret { data: Some(data(state)), ..before };
             self.secrets.replace(name, &parameters, &secret).await
         } else {
             // Of no type, as the chart's: the next upgrade takes it over, and a type cannot be changed.
             let secret = Secret {
                 metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
-                data: Some(data(kept)),
+                data: Some(data(state)),
                 ..Secret::default()
             };
             self.secrets.create(&parameters, &secret).await
@@ -300,8 +303,8 @@ where
 }
 
 /// The least time between two looks after so many that wrote or failed.
-fn spacing(efforts: u32) -> Duration {
-    SHORT_PAUSE.saturating_mul(1_u32.checked_shl(efforts.saturating_sub(1)).unwrap_or(u32::MAX))
+fn spacing(attempts: u32) -> Duration {
+    MIN_RECONCILE_INTERVAL.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX))
 }
 
 /// What the configuration trusts.
@@ -323,12 +326,12 @@ fn part(secret: &Secret, key: &str) -> Option<Vec<u8>> {
 }
 
 /// What a Secret keeps; none where parts of it are missing or of no use.
-fn kept(secret: &Secret) -> Option<Kept> {
+fn state(secret: &Secret) -> Option<CertificateState> {
     let pair = |certificate, key| {
         let pair = Pair { certificate: part(secret, certificate)?, key: part(secret, key)? };
         Some(pair).filter(is_usable)
     };
-    Some(Kept {
+    Some(CertificateState {
         serving: pair(CERTIFICATE, KEY)?,
         next: pair(NEXT_CERTIFICATE, NEXT_KEY),
         trusted: part(secret, TRUSTED)?,
@@ -336,8 +339,8 @@ fn kept(secret: &Secret) -> Option<Kept> {
     })
 }
 
-fn data(kept: &Kept) -> BTreeMap<String, ByteString> {
-    let Kept { serving, next, trusted, next_trusted } = kept;
+fn data(state: &CertificateState) -> BTreeMap<String, ByteString> {
+    let CertificateState { serving, next, trusted, next_trusted } = state;
     let next = next.iter().flat_map(|next| [(NEXT_CERTIFICATE, &next.certificate), (NEXT_KEY, &next.key)]);
     let parts = [(CERTIFICATE, &serving.certificate), (KEY, &serving.key), (TRUSTED, trusted)];
     let next_trusted = next_trusted.iter().map(|trusted| (NEXT_TRUSTED, trusted));
@@ -366,6 +369,6 @@ mod tests {
     #[test]
     fn looks_come_less_often_the_more_of_them_had_to_write() {
         assert_eq!([0, 1, 2, 3].map(spacing), [100, 100, 200, 400].map(Duration::from_millis));
-        assert!(spacing(u32::MAX) > LONGEST_PAUSE);
+        assert!(spacing(u32::MAX) > RESYNC_INTERVAL);
     }
 }

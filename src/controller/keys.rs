@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 /// Where a conversation is. All who know one share its text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(Arc<str>);
+pub struct NamespacedName(Arc<str>);
 
-impl Place {
+impl NamespacedName {
     /// `name` in `namespace`.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
@@ -35,13 +35,13 @@ impl Place {
     }
 }
 
-impl From<&ConversationReference> for Place {
+impl From<&ConversationReference> for NamespacedName {
     fn from(reference: &ConversationReference) -> Self {
         Self::new(&reference.namespace, &reference.name)
     }
 }
 
-impl Display for Place {
+impl Display for NamespacedName {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(&self.0)
     }
@@ -118,9 +118,9 @@ mod tests {
 
     #[test]
     fn a_place_is_a_namespace_and_a_name() {
-        let place = Place::new("sales", "alice");
-        assert_eq!((place.namespace(), place.name()), ("sales", "alice"));
-        assert_eq!(Place::from(&place.reference()), place);
+        let key = NamespacedName::new("sales", "alice");
+        assert_eq!((key.namespace(), key.name()), ("sales", "alice"));
+        assert_eq!(NamespacedName::from(&key.reference()), key);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a refused create is told: the message for people, the causes for programs, and the code by which clients act.
 
 use super::binding::{Binding, InvalidBinding};
-use super::claim::{Stored, Undecidable};
+use super::claim::{LiveConversation, Undecided};
 use crate::api::ConversationReference;
 
 /// The code of a binding that another conversation holds (shared with Twilio's Conversations).
@@ -12,9 +12,9 @@ const NAMED_PARTICIPANTS: usize = 10;
 
 /// A create that is not allowed, in the terms of `metav1.Status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Denial {
     /// The HTTP code that clients act on: 403 is not repeated, 409 makes the API server try another generated name, 503 is
-    /// repeated after [`Refusal::retry_after_seconds`].
+    /// repeated after [`Denial::retry_after_seconds`].
     pub code: u16,
     /// The reason that belongs to the code.
     pub reason: &'static str,
@@ -53,9 +53,9 @@ pub enum Disclosure {
 pub fn already_bound(
     binding: &Binding,
     holder: &ConversationReference,
-    stored: &Stored,
+    stored: &LiveConversation,
     disclosure: Disclosure,
-) -> Refusal {
+) -> Denial {
     let message = already_bound_message(binding, holder, stored, disclosure);
     let (details, name) = match disclosure {
         Disclosure::Full => {
@@ -65,7 +65,7 @@ pub fn already_bound(
         }
         Disclosure::OtherNamespace => ("holder is in another namespace".to_owned(), None),
     };
-    Refusal {
+    Denial {
         code: 403,
         reason: "Forbidden",
         message,
@@ -80,7 +80,7 @@ pub fn already_bound(
 pub fn already_bound_message(
     binding: &Binding,
     holder: &ConversationReference,
-    stored: &Stored,
+    stored: &LiveConversation,
     disclosure: Disclosure,
 ) -> String {
     let addresses =
@@ -127,8 +127,8 @@ pub fn already_bound_message(
 
 /// A conversation of this name exists.
 #[must_use]
-pub fn already_exists(name: &str) -> Refusal {
-    Refusal {
+pub fn already_exists(name: &str) -> Denial {
+    Denial {
         code: 409,
         reason: "AlreadyExists",
         message: format!("conversations.switchboard.dev \"{name}\" already exists"),
@@ -140,15 +140,15 @@ pub fn already_exists(name: &str) -> Refusal {
 
 /// It cannot be said in time whether the binding is free.
 #[must_use]
-pub fn undecidable(why: Undecidable) -> Refusal {
+pub fn undecidable(why: Undecided) -> Denial {
     let why = match why {
-        Undecidable::InFlight => "another create or a release for the same binding is under way",
-        Undecidable::AwaitingRelease => {
+        Undecided::InFlight => "another create or a release for the same binding is under way",
+        Undecided::AwaitingRelease => {
             "earlier creates of this name were admitted and never stored, and their claim has not been released yet"
         }
-        Undecidable::ApiServer => "the claims could not be read or written in time",
+        Undecided::ApiServer => "the claims could not be read or written in time",
     };
-    Refusal {
+    Denial {
         code: 503,
         reason: "ServiceUnavailable",
         message: format!("cannot decide yet whether the binding is free: {why}; try again in a second"),
@@ -160,13 +160,13 @@ pub fn undecidable(why: Undecidable) -> Refusal {
 
 /// The conversation has addresses that no schema let through: the review does not come from an API server with our CRD.
 #[must_use]
-pub fn invalid_binding(error: &InvalidBinding) -> Refusal {
+pub fn invalid_binding(error: &InvalidBinding) -> Denial {
     let (reason, field) = match error {
         InvalidBinding::Contact(_) => ("48025", "spec.contact.address"),
         InvalidBinding::Proxy(_) => ("48026", "spec.proxy.address"),
         InvalidBinding::Equal => ("48027", "spec.contact.address"),
     };
-    Refusal {
+    Denial {
         code: 403,
         reason: "Forbidden",
         message: format!("{reason}: {error}"),
@@ -181,11 +181,11 @@ mod tests {
     use super::*;
     use crate::api::{Channel, State};
 
-    fn refusal(participants: usize, disclosure: Disclosure) -> Refusal {
+    fn refusal(participants: usize, disclosure: Disclosure) -> Denial {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
-        let stored = Stored {
+        let stored = LiveConversation {
             uid: "a1".into(),
-            holds: Some(binding.name()),
+            held_binding: Some(binding.name()),
             state: State::Inactive,
             participants: (1..=participants).map(|number| format!("agent-{number}")).collect(),
         };
@@ -210,7 +210,12 @@ mod tests {
     fn the_readme_shows_a_refusal_as_it_is() {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
         let participants = vec!["agent-7".to_owned()];
-        let stored = Stored { uid: "a1".into(), holds: Some(binding.name()), state: State::Active, participants };
+        let stored = LiveConversation {
+            uid: "a1".into(),
+            held_binding: Some(binding.name()),
+            state: State::Active,
+            participants,
+        };
         let holder = ConversationReference { namespace: "default".into(), name: "alice".into() };
         let message = already_bound_message(&binding, &holder, &stored, Disclosure::Full);
         let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");

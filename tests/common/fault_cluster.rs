@@ -1,10 +1,10 @@
 //! A cluster whose operator reaches the API server through a proxy, and a witness of all that happens to one desk on it.
 
-use super::cluster::{Cluster, Desk, PATIENCE, until};
+use super::cluster::{Cluster, TIMEOUT, TestNamespace, until};
+use super::fake_webhook::{FakeWebhook, Verdict};
 use super::oracle::{Event, Kind, Oracle};
-use super::proxy::{Call, Fate, Held, Proxy, Stage};
+use super::proxy::{Call, Fault, Held, Proxy, Stage};
 use super::recorder::Recorder;
-use super::reviewer::{Reviewer, Verdict};
 use control_plane::installation::{NAMESPACE, OPERATOR};
 use control_plane::{ControlPlane, Installation, Replica};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -25,25 +25,25 @@ use tokio::time::{Instant, sleep};
 pub const GRACE_PERIOD: Duration = Duration::from_secs(4);
 const REQUEST_TIMEOUT: &str = "--request-timeout=3s";
 
-/// The annotation of a conversation that another webhook denies; see [`Faulty::deny_some`].
+/// The annotation of a conversation that another webhook denies; see [`FaultCluster::deny_some`].
 const DENIED: &str = "example.com/denied";
 
 /// The pause between two looks at something that tells nobody that it has changed.
-pub const PAUSE: Duration = Duration::from_millis(50);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A cluster with one API server, and a proxy before it for the operator.
-pub struct Faulty {
+pub struct FaultCluster {
     pub cluster: Cluster,
     pub proxy: Proxy,
 }
 
-impl Faulty {
+impl FaultCluster {
     /// With that many replicas, all of them behind the one proxy.
     pub async fn start(replicas: usize) -> Self {
         Self::start_with(replicas, &["--lease-duration=3s"]).await
     }
 
-    /// As [`Faulty::start`], with flags of the operator's that are not the grace period.
+    /// As [`FaultCluster::start`], with flags of the operator's that are not the grace period.
     pub async fn start_with(replicas: usize, flags: &[&str]) -> Self {
         Self::start_on(ControlPlane::builder().api_server_flag(REQUEST_TIMEOUT), replicas, flags).await
     }
@@ -91,15 +91,15 @@ impl Faulty {
     }
 
     /// A desk, and the witness of what happens to its binding. Requests are not repeated.
-    pub async fn desk(&self) -> (Desk, Witness) {
-        let desk = Desk { client: self.client().await, ..self.cluster.desk().await };
+    pub async fn desk(&self) -> (TestNamespace, HistoryChecker) {
+        let desk = TestNamespace { client: self.client().await, ..self.cluster.desk().await };
         let witness = self.witness(&desk, Oracle::default());
         (desk, witness)
     }
 
     /// A witness that judges by `oracle`.
-    pub fn witness(&self, desk: &Desk, oracle: Oracle) -> Witness {
-        Witness {
+    pub fn witness(&self, desk: &TestNamespace, oracle: Oracle) -> HistoryChecker {
+        HistoryChecker {
             recorder: Recorder::start(&self.cluster.control_plane),
             oracle,
             namespace: desk.namespace.clone(),
@@ -109,8 +109,8 @@ impl Faulty {
 
     /// Another webhook, by which the API server denies at that desk what [`create_denied`] creates, after ours has allowed it: it
     /// asks all webhooks at once, and waits for all of them.
-    pub async fn deny_some(&self, desk: &Desk) -> Reviewer {
-        Reviewer::start(&desk.client, &desk.namespace, 10, |review| async move {
+    pub async fn deny_some(&self, desk: &TestNamespace) -> FakeWebhook {
+        FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
             let is_denied = review.request["object"]["metadata"]["annotations"].get(DENIED).is_some();
             if is_denied { Verdict::Deny(403, "Forbidden") } else { Verdict::Allow }
         })
@@ -129,31 +129,31 @@ impl Faulty {
     }
 }
 
-impl Desk {
+impl TestNamespace {
     /// Waits until the API server answers, after its store or itself was away.
     pub async fn until_it_answers(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.conversations().list(&ListParams::default()).await.is_err() {
             assert!(Instant::now() < deadline, "the API server does not come back");
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-/// Creates a conversation that our webhook admits and [`Faulty::deny_some`] does not.
-pub async fn create_denied(desk: &Desk, name: &str) -> Box<Status> {
+/// Creates a conversation that our webhook admits and [`FaultCluster::deny_some`] does not.
+pub async fn create_denied(desk: &TestNamespace, name: &str) -> Box<Status> {
     let mut object = desk.conversation(name, json!({}));
     object.metadata.annotations = Some([(DENIED.to_owned(), String::new())].into());
     desk.create_object(&object, &PostParams::default()).await.expect_err("another webhook denies it")
 }
 
 /// Creates a conversation, again and again where the answer is a 503 that says when to come again, as kubectl does.
-pub async fn create_as_soon_as_possible(desk: &Desk, name: &str, changes: Value) -> Conversation {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn create_as_soon_as_possible(desk: &TestNamespace, name: &str, changes: Value) -> Conversation {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match desk.create(name, changes.clone()).await {
             Ok(stored) => return stored,
-            Err(status) if is_to_be_repeated(&status) && Instant::now() < deadline => sleep(PAUSE).await,
+            Err(status) if is_to_be_repeated(&status) && Instant::now() < deadline => sleep(POLL_INTERVAL).await,
             Err(status) => panic!("{name} is not created: {status:?}"),
         }
     }
@@ -165,44 +165,44 @@ pub fn is_to_be_repeated(status: &Status) -> bool {
 }
 
 /// The operator makes the claim of this desk.
-pub fn claim_create(desk: &Desk) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn claim_create(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
     let binding = desk.binding().to_string();
     move |call| call.is("POST", "/addressbindings") && call.mentions(&binding)
 }
 
 /// The operator changes the claim of this desk.
-pub fn claim_replace(desk: &Desk) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn claim_replace(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
     let path = format!("/addressbindings/{}", desk.binding());
     move |call| call.is("PUT", &path)
 }
 
 /// The operator deletes the claim of this desk.
-pub fn claim_delete(desk: &Desk) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn claim_delete(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
     let path = format!("/addressbindings/{}", desk.binding());
     move |call| call.is("DELETE", &path)
 }
 
 /// The operator writes the status of a conversation of this desk.
-pub fn status_write(desk: &Desk, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn status_write(desk: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
     let path = format!("/namespaces/{}/conversations/{name}/status", desk.namespace);
     move |call| call.is("PATCH", &path)
 }
 
 /// The operator does anything with the claim of this desk.
-pub fn claim_use(desk: &Desk) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn claim_use(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
     let (binding, path) = (desk.binding().to_string(), format!("/addressbindings/{}", desk.binding()));
     move |call| call.path.ends_with(&path) || (call.is("POST", "/addressbindings") && call.mentions(&binding))
 }
 
 /// Sees all that happens to the conversations and the claim of one desk, and judges it.
-pub struct Witness {
+pub struct HistoryChecker {
     recorder: Recorder,
     pub oracle: Oracle,
     namespace: String,
     claims: HashSet<BindingName>,
 }
 
-impl Witness {
+impl HistoryChecker {
     /// Judges what has happened up to the present moment.
     pub async fn show(&mut self) {
         for event in self.recorder.news().await {
@@ -214,29 +214,29 @@ impl Witness {
 
     /// The same, until all is at rest.
     pub async fn show_rest(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             self.show().await;
             let unrest = self.oracle.unrest();
             if unrest.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "not at rest after {PATIENCE:?}:\n{}", unrest.join("\n"));
-            sleep(PAUSE).await;
+            assert!(Instant::now() < deadline, "not at rest after {TIMEOUT:?}:\n{}", unrest.join("\n"));
+            sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Waits until the desk's binding has been held that many times.
-    pub async fn wait_for_tenures(&mut self, desk: &Desk, count: usize) {
+    pub async fn wait_for_tenures(&mut self, desk: &TestNamespace, count: usize) {
         let binding = super::oracle::Binding::new("SMS", &desk.contact, &desk.proxy);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             self.show().await;
             if self.oracle.tenures(&binding).len() >= count {
                 return;
             }
             assert!(Instant::now() < deadline, "{binding} was held fewer than {count} times");
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -250,7 +250,7 @@ impl Witness {
 
 /// Kills the replica while the next such request of its is right before or right after the API server, and starts it again.
 pub async fn kill_around(
-    faulty: &Faulty,
+    faulty: &FaultCluster,
     stage: Stage,
     applies: impl Fn(&Call) -> bool + Send + 'static,
     trigger: impl Future<Output = ()>,
@@ -259,7 +259,7 @@ pub async fn kill_around(
     let kill = async {
         let request: Held = held.next().await;
         faulty.replica().kill();
-        request.meet(Fate::Cut);
+        request.resolve(Fault::Cut);
     };
     tokio::join!(kill, trigger);
     drop(held);
@@ -267,22 +267,22 @@ pub async fn kill_around(
 }
 
 /// A cluster that a test has for itself as long as it runs; another one gets it afterwards, unless the test has failed.
-pub struct Alone(Option<Faulty>);
+pub struct Alone(Option<FaultCluster>);
 
-static IDLE: Mutex<Vec<Faulty>> = Mutex::new(Vec::new());
+static IDLE: Mutex<Vec<FaultCluster>> = Mutex::new(Vec::new());
 
-pub async fn alone() -> Alone {
+pub async fn exclusive_cluster() -> Alone {
     let idle = IDLE.lock().unwrap().pop();
     Alone(Some(match idle {
         Some(faulty) => faulty,
-        None => Faulty::start_with(1, &["--lease-duration=2s"]).await,
+        None => FaultCluster::start_with(1, &["--lease-duration=2s"]).await,
     }))
 }
 
 impl std::ops::Deref for Alone {
-    type Target = Faulty;
+    type Target = FaultCluster;
 
-    fn deref(&self) -> &Faulty {
+    fn deref(&self) -> &FaultCluster {
         self.0.as_ref().unwrap()
     }
 }
@@ -296,7 +296,7 @@ impl Drop for Alone {
 }
 
 /// One cluster for tests of a process that do not stand in each other's way.
-pub async fn shared() -> Arc<Faulty> {
-    static SHARED: tokio::sync::OnceCell<Arc<Faulty>> = tokio::sync::OnceCell::const_new();
-    SHARED.get_or_init(|| async { Arc::new(Faulty::start(1).await) }).await.clone()
+pub async fn shared() -> Arc<FaultCluster> {
+    static SHARED: tokio::sync::OnceCell<Arc<FaultCluster>> = tokio::sync::OnceCell::const_new();
+    SHARED.get_or_init(|| async { Arc::new(FaultCluster::start(1).await) }).await.clone()
 }

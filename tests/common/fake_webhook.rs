@@ -1,6 +1,6 @@
 //! A validating webhook of the tests: it records what the API server asks, and answers as the test says.
 
-use super::cluster::PATIENCE;
+use super::cluster::TIMEOUT;
 use super::https::{self, json};
 use control_plane::Authority;
 use data_encoding::BASE64;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The pause between two looks at whether the API server has taken up the configuration.
-const PAUSE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is answered to a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Review {
 type Deciding = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 
 /// Answers reviews until it is dropped.
-pub struct Reviewer {
+pub struct FakeWebhook {
     server: https::Server,
     authority: Authority,
     namespace: String,
@@ -80,7 +80,7 @@ impl Drop for UntilAnswered {
     }
 }
 
-impl Reviewer {
+impl FakeWebhook {
     /// Reviews each creation of a conversation in `namespace`, once the API server has taken that up. `timeout_seconds` is how long the
     /// API server waits for an answer.
     pub async fn start<F>(
@@ -156,10 +156,10 @@ impl Reviewer {
         let probe = Conversation::new(PROBE, spec);
         let conversations = Api::<Conversation>::namespaced(client.clone(), namespace);
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while conversations.create(&dry_run, &probe).await.is_ok() {
             assert!(Instant::now() < deadline, "the API server does not take up the webhook of the test");
-            sleep(PAUSE).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -184,7 +184,7 @@ const PROBE: &str = "reviewer-probe";
 
 async fn reach(counter: &watch::Sender<usize>, count: usize) {
     let mut counter = counter.subscribe();
-    let reached = timeout(PATIENCE, counter.wait_for(|seen| *seen >= count)).await;
+    let reached = timeout(TIMEOUT, counter.wait_for(|seen| *seen >= count)).await;
     drop(reached.unwrap_or_else(|_| panic!("fewer than {count} reviews")));
 }
 
