@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-versions e2e model soak fuzz bench generate image fmt clean-cache require
+.PHONY: help run test test-versions e2e model soak fuzz bench bench-check generate image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -51,13 +51,16 @@ bench: require ## What it costs, against the same API server without it (three q
 	@"$(TARGET)/release/bench"
 	$(if $(QUICK),,cargo bench --locked --package bench)
 
+bench-check: require ## That each scenario of the benchmark works, with numbers too small to say anything (three minutes on two cores)
+	cargo test --locked --package bench --test quick -- --ignored
+
 model: require ## The exhaustive check of the protocol, in its large configurations (four minutes on two cores, once compiled)
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
-	cargo test --release --locked --test pure_claims_model -- --ignored --nocapture
+	cargo test --release --locked --test integration -- --ignored --nocapture pure::claims_model
 
 soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 50 creates (an hour for 10,000 on two cores)
 	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."
-	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test processes_races -- --ignored --nocapture --exact soak
+	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test integration -- --ignored --nocapture --exact processes::races::soak
 
 fuzz: require ## Random input for what strangers can send: reviews, addresses, durations (SECONDS=60 for each; needs a C++ compiler)
 	@echo "Compiles a fuzzer, then tries inputs until one makes a parser panic or answer wrongly, or until the time is over."
@@ -69,7 +72,7 @@ fuzz: require ## Random input for what strangers can send: reviews, addresses, d
 
 generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings
 	cargo run --locked -- crds --directory crds
-	UPDATE=1 cargo test --locked --quiet --test chart_documentation --test chart_rendering -- the_readme the_schema_says each_case
+	UPDATE=1 cargo test --locked --quiet --test integration -- the_readme the_schema_says each_case
 
 image: ## The container image, with buildah or podman: static, from scratch, reproducible, with its SBOM (IMAGE=registry.example/switchboard)
 	@image/build

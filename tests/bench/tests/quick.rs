@@ -6,6 +6,7 @@
 use std::process::Command;
 
 #[test]
+#[ignore = "it takes minutes: make bench-check"]
 fn every_scenario_runs_and_is_in_the_table() {
     let output = Command::new(env!("CARGO_BIN_EXE_bench")).env("QUICK", "1").env_remove("ONLY").output().unwrap();
     let [table, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());

@@ -19,28 +19,28 @@ use crate::{
     tour,
 };
 
-/// A test target, or the tour, and how many seconds it usually takes on two cores.
+/// A module of the integration tests, or the tour, and how many seconds it usually takes on two cores.
 struct Suite {
     name: &'static str,
     usual: u64,
 }
 
-/// The tour of the playground, which is no test target.
+/// The tour of the playground, which is no test.
 const TOUR: &str = "tour";
 
 /// Those whose outcome depends on the API server. None of them needs kube-controller-manager, of which there is only the current one.
 const SUITES: [Suite; 12] = [
-    Suite { name: "api_server_facts", usual: 10 },
-    Suite { name: "api_server_schema", usual: 15 },
-    Suite { name: "api_server_leader", usual: 25 },
-    Suite { name: "processes_admission", usual: 10 },
-    Suite { name: "processes_lifecycle", usual: 20 },
-    Suite { name: "processes_leader", usual: 40 },
-    Suite { name: "processes_certificates", usual: 40 },
-    Suite { name: "processes_races", usual: 180 },
-    Suite { name: "chart_policies", usual: 15 },
-    Suite { name: "chart_installation", usual: 70 },
-    Suite { name: "chart_rbac", usual: 20 },
+    Suite { name: "api_server::facts", usual: 10 },
+    Suite { name: "api_server::schema", usual: 15 },
+    Suite { name: "api_server::leader", usual: 25 },
+    Suite { name: "processes::admission", usual: 10 },
+    Suite { name: "processes::lifecycle", usual: 20 },
+    Suite { name: "processes::leader", usual: 40 },
+    Suite { name: "processes::certificates", usual: 40 },
+    Suite { name: "processes::races", usual: 180 },
+    Suite { name: "chart::policies", usual: 15 },
+    Suite { name: "chart::installation", usual: 70 },
+    Suite { name: "chart::rbac", usual: 20 },
     Suite { name: TOUR, usual: 20 },
 ];
 
@@ -54,7 +54,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Of what a test target printed, and how it ended. One that ran no test has shown nothing.
+    /// Of what the tests printed, and how it ended. One that ran no test has shown nothing.
     fn of_tests(output: &str, ended_well: bool) -> Self {
         let count = |what: &str| -> usize {
             let results = output.lines().filter_map(|line| line.strip_prefix("test result: "));
@@ -112,13 +112,10 @@ impl Programs {
         Ok(Self { playground: own.with_file_name("playground"), logs: target.join("versions") })
     }
 
-    /// All test targets at once, so that no suite's time has the compiler's in it.
+    /// First, so that no suite's time has the compiler's in it.
     fn compile(&self) -> Result<(), Error> {
         let mut cargo = cargo_test();
         cargo.arg("--no-run");
-        for suite in SUITES.iter().filter(|suite| suite.name != TOUR) {
-            cargo.args(["--test", suite.name]);
-        }
         let process = self.process("compile", Path::new(""), cargo)?;
         let mut progress = Progress::new("cargo test", "compiling", Duration::from_mins(2));
         let ended_well = finish(&process, &mut progress)?;
@@ -136,7 +133,7 @@ impl Programs {
             playground
         } else {
             let mut cargo = cargo_test();
-            cargo.args(["--test", suite.name]);
+            cargo.arg(format!("{}::", suite.name));
             cargo
         };
         command.env(kubernetes::VARIABLE, version.minor());
@@ -160,7 +157,7 @@ impl Programs {
     fn process(&self, name: &'static str, directory: &Path, mut command: Command) -> Result<Process, Error> {
         let directory = self.logs.join(directory);
         fs::create_dir_all(&directory).map_err(Error::io(format!("create {}", directory.display())))?;
-        let log = directory.join(format!("{name}.log"));
+        let log = directory.join(format!("{}.log", name.replace("::", "-")));
         // Of an earlier run.
         let _ = fs::remove_file(&log);
         command.current_dir(repository::root()?);
@@ -170,7 +167,7 @@ impl Programs {
 
 fn cargo_test() -> Command {
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--locked", "--package", "switchboard"]);
+    cargo.args(["test", "--locked", "--package", "switchboard", "--test", "integration"]);
     cargo
 }
 
@@ -235,6 +232,6 @@ mod tests {
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines.len(), 1 + SUITES.len());
         assert_eq!(lines[0], "suite                   1.31.14         1.37.2");
-        assert_eq!(lines[1], "api_server_facts        14 passed       FAILED 3 of 15");
+        assert_eq!(lines[1], "api_server::facts       14 passed       FAILED 3 of 15");
     }
 }

@@ -1,0 +1,5 @@
+//! Tests against a real API server with the CRDs, without the operator.
+
+mod facts;
+mod leader;
+mod schema;

@@ -1,0 +1,667 @@
+//! Claims about what a real API server admits, refuses and shows of both kinds, with no webhook and no controller. Tier: API server.
+
+use crate::testdata::{Manifest, Verb};
+use futures::{StreamExt, stream};
+use http_body_util::BodyExt;
+use hyper::http::{Method, Request};
+use kube::client::Body;
+use serde_json::{Value, json};
+
+/// How many requests, or manifests, are under way at once in one test.
+const CONCURRENCY: usize = 8;
+
+/// A namespace of its own, and a client.
+struct Place {
+    client: kube::Client,
+    namespace: String,
+}
+
+/// What the API server answers to what it does not admit.
+#[derive(Debug)]
+struct Refusal {
+    code: u16,
+    message: String,
+    /// The complaints, one by one, with their fields. Empty where the request was not understood so far.
+    complaints: Vec<String>,
+}
+
+impl Refusal {
+    fn read(code: u16, status: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let complaints = status["details"]["causes"].as_array().into_iter().flatten();
+        let complaints = complaints
+            .filter(|cause| !text(&cause["message"]).contains("some validation rules were not checked"))
+            .map(|cause| format!("{}: {}", text(&cause["field"]), text(&cause["message"])));
+        Self { code, message: text(&status["message"]), complaints: complaints.collect() }
+    }
+
+    /// Why this is not the refusal that was to be expected, in all its complaints and no more.
+    fn differs_from(&self, expected: &[String]) -> Option<String> {
+        let missing = expected.iter().find(|expected| !says(&self.message, expected));
+        let unexpected =
+            self.complaints.iter().find(|complaint| !expected.iter().any(|expected| says(complaint, expected)));
+        let differs = match (missing, unexpected) {
+            (Some(missing), _) => Some(format!("lacks {missing:?}")),
+            (_, Some(unexpected)) => Some(format!("has {unexpected:?} as well")),
+            _ => self.is_unfit().map(str::to_owned),
+        };
+        differs.map(|differs| format!("{differs}: {} {}", self.code, self.message))
+    }
+
+    /// Why no refusal at all may be like this one.
+    fn is_unfit(&self) -> Option<&'static str> {
+        // Of a merge that it cannot make, the API server says that it is its own error.
+        if !(400..500).contains(&self.code) && !self.message.starts_with("failed to create typed patch object") {
+            Some("is no refusal")
+        } else if self.code == 409 {
+            Some("would be tried again")
+        } else if self.message.contains("is invalid: <nil>") || self.message.contains("is invalid: [<nil>") {
+            Some("does not say where")
+        } else if self.message.contains("evaluating rule") {
+            Some("has a rule that does not work")
+        } else if self.message.contains("is immutable") {
+            Some("makes Flux delete the object")
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether `text` contains `expected`, in the words of the current API server or of an older one. Only the API server's own words may
+/// differ: the message of a rule is ours, and must be the same.
+fn says(text: &str, expected: &str) -> bool {
+    let (text, expected) = (current_wording(text), current_wording(expected));
+    // Of a string that a rule refuses an older one tells the type, from which the value cannot be told back.
+    let of_type = expected.split_once("Invalid value: \"").and_then(|(field, value)| {
+        let (_, message) = value.split_once("\": ")?;
+        Some(format!("{field}Invalid value: \"string\": {message}"))
+    });
+    text.contains(&expected) || of_type.is_some_and(|expected| text.contains(&expected))
+}
+
+/// What an older API server says, as the current one words it.
+fn current_wording(text: &str) -> String {
+    // The type of a value that is omitted now, and a map in Go's syntax.
+    let text = ["object", "array"].iter().fold(text.to_owned(), |text, of_type| {
+        text.replace(&format!("Invalid value: \"{of_type}\": "), "Invalid value: ")
+    });
+    let text = text.replace("Duplicate value: map[string]interface {}", "Duplicate value: ");
+    // 1.31: other words for the bound, and no unit.
+    let mut parts = text.split("may not be longer than ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let rest = part.trim_start_matches(|character: char| character.is_ascii_digit());
+        let length = &part[..part.len() - rest.len()];
+        format!("{text}may not be more than {length} bytes{rest}")
+    })
+}
+
+#[test]
+fn older_wordings_are_read_as_the_current_ones() {
+    for (older, current) in [
+        (r#"spec: Invalid value: "object": 48027: differ"#, "spec: Invalid value: 48027: differ"),
+        (r#"spec.participants: Invalid value: "array": 50433: once"#, "spec.participants: Invalid value: 50433: once"),
+        (r#"spec.ttl: Invalid value: "string": must be"#, r#"spec.ttl: Invalid value: "1d": must be"#),
+        (
+            r#"[1]: Duplicate value: map[string]interface {}{"type":"Ready"}"#,
+            r#"[1]: Duplicate value: {"type":"Ready"}"#,
+        ),
+        ("[a: Too long: may not be longer than 256, b: …]", "a: Too long: may not be more than 256 "),
+    ] {
+        assert!(says(current, current) && says(older, current), "{older}");
+    }
+}
+
+#[test]
+fn other_messages_fields_and_bounds_are_not_read_as_the_expected_ones() {
+    for (text, expected) in [
+        (r#"spec: Invalid value: "object": 48027: equal"#, "spec: Invalid value: 48027: differ"),
+        (r#"spec.ttl: Invalid value: "string": must be"#, r#"spec.timers: Invalid value: "1d": must be"#),
+        (r#"spec.ttl: Invalid value: "2d": must be"#, r#"spec.ttl: Invalid value: "1d": must be"#),
+        (r#"spec.ttl: Invalid value: "string": must lie"#, r#"spec.ttl: Invalid value: "1d": must be"#),
+        (
+            r#"[1]: Duplicate value: map[string]interface {}{"type":"Bound"}"#,
+            r#"[1]: Duplicate value: {"type":"Ready"}"#,
+        ),
+        ("a: Too long: may not be longer than 2560", "a: Too long: may not be more than 256 "),
+    ] {
+        assert!(!says(text, expected), "{text}");
+    }
+}
+
+impl Place {
+    async fn new() -> Self {
+        let client = crate::common::client().await;
+        let place = Self { client, namespace: String::new() };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "schema-"}});
+        let namespace =
+            place.request(Method::POST, "/api/v1/namespaces", "application/json", &namespace).await.unwrap();
+        Self { namespace: namespace["metadata"]["name"].as_str().unwrap().to_owned(), ..place }
+    }
+
+    async fn request(&self, method: Method, uri: &str, media_type: &str, body: &Value) -> Result<Value, Refusal> {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let request = Request::builder().method(method).uri(uri).header("Content-Type", media_type);
+        let response = self.client.send(request.body(Body::from(body)).unwrap()).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let answer: Value = serde_json::from_slice(&bytes).unwrap();
+        if status.is_success() { Ok(answer) } else { Err(Refusal::read(status.as_u16(), &answer)) }
+    }
+
+    fn collection(&self, object: &Value) -> String {
+        let api = "/apis/switchboard.dev/v1alpha1";
+        match object["kind"].as_str().unwrap() {
+            "Conversation" => format!("{api}/namespaces/{}/conversations", self.namespace),
+            "AddressBinding" => format!("{api}/addressbindings"),
+            kind => panic!("what is a {kind}?"),
+        }
+    }
+
+    fn item(&self, object: &Value) -> String {
+        format!("{}/{}", self.collection(object), object["metadata"]["name"].as_str().unwrap())
+    }
+
+    async fn get(&self, object: &Value) -> Result<Value, Refusal> {
+        self.request(Method::GET, &self.item(object), "application/json", &Value::Null).await
+    }
+
+    /// Writes `object` as `by` says, strictly.
+    async fn write(&self, by: Verb, object: &Value) -> Result<Value, Refusal> {
+        self.write_with(by, object, "").await
+    }
+
+    /// Asks what [`Place::write`] would answer.
+    async fn would_write(&self, by: Verb, object: &Value) -> Result<Value, Refusal> {
+        self.write_with(by, object, "&dryRun=All").await
+    }
+
+    async fn write_with(&self, by: Verb, object: &Value, options: &str) -> Result<Value, Refusal> {
+        let options = format!("?fieldManager=tests&fieldValidation=Strict{options}");
+        let item = self.item(object);
+        let (method, path, media_type) = match by {
+            Verb::Create => (Method::POST, self.collection(object), "application/json"),
+            Verb::Replace => (Method::PUT, item, "application/json"),
+            Verb::ReplaceStatus => (Method::PUT, format!("{item}/status"), "application/json"),
+            Verb::Apply => (Method::PATCH, item, "application/apply-patch+yaml"),
+            Verb::ApplyStatus => (Method::PATCH, format!("{item}/status"), "application/apply-patch+yaml"),
+            Verb::MergePatch => (Method::PATCH, item, "application/merge-patch+json"),
+            Verb::MergePatchStatus => (Method::PATCH, format!("{item}/status"), "application/merge-patch+json"),
+        };
+        let mut object = object.clone();
+        if method == Method::PUT {
+            object["metadata"]["resourceVersion"] = self.get(&object).await?["metadata"]["resourceVersion"].take();
+        }
+        self.request(method, &format!("{path}{options}"), media_type, &object).await
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> std::process::Command {
+        let mut kubectl = crate::common::shared_control_plane().kubectl();
+        kubectl.args(arguments).args(["--namespace", &self.namespace]);
+        kubectl
+    }
+
+    /// Writes all documents of `manifest` but the last `omitted` ones, which must be admitted, and stored as they are written.
+    async fn write_all_but(&self, omitted: usize, manifest: &Manifest) -> Result<(), String> {
+        for (index, document) in manifest.documents[..manifest.documents.len() - omitted].iter().enumerate() {
+            let written = self.write(document.by, &document.object).await;
+            let written = written.map_err(|refusal| format!("document {index} is refused: {}", refusal.message))?;
+            if document.by.is_whole() && written["spec"] != crate::testdata::without_nulls(&document.object["spec"]) {
+                return Err(format!("document {index} is stored as {}", written["spec"]));
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(&self, manifest: &Manifest) -> Result<(), String> {
+        if manifest.refused.is_empty() {
+            return self.write_all_but(0, manifest).await;
+        }
+        self.write_all_but(1, manifest).await?;
+        let last = manifest.documents.last().unwrap();
+        match self.write(last.by, &last.object).await {
+            Ok(_) => Err("the last document is admitted".to_owned()),
+            Err(refusal) => refusal.differs_from(&manifest.refused).map_or(Ok(()), Err),
+        }
+    }
+}
+
+/// Follows each manifest in a namespace of its own, and tells of all that do not come out as they say.
+async fn follow_all(folder: &str) {
+    let outcomes = stream::iter(crate::testdata::manifests(folder)).map(async |manifest| {
+        let outcome = Place::new().await.follow(&manifest).await;
+        outcome.err().map(|error| format!("{}: {error}", manifest.file))
+    });
+    let failures: Vec<String> =
+        outcomes.buffer_unordered(CONCURRENCY).filter_map(async |failure| failure).collect().await;
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[tokio::test]
+async fn what_is_to_be_admitted_is_admitted_and_stored_as_it_is_written() {
+    follow_all("admitted").await;
+}
+
+#[tokio::test]
+async fn what_is_to_be_refused_is_refused_for_what_it_shows_and_for_nothing_else() {
+    follow_all("refused").await;
+}
+
+/// Sends all requests of a table, and tells of all whose answers are not as they ought to be.
+async fn ask_all<T>(cases: Vec<T>, ask: impl AsyncFn(T) -> Option<String>) {
+    let answers = stream::iter(cases).map(|case| ask(case)).buffer_unordered(CONCURRENCY);
+    let failures: Vec<String> = answers.filter_map(async |failure| failure).collect().await;
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Why `answer` is not as it ought to be: a refusal that quotes `refused`, and complains of nothing else, or an admission.
+fn differs(answer: Result<Value, Refusal>, refused: Option<&[String]>) -> Option<String> {
+    match (answer, refused) {
+        (Ok(_), None) => None,
+        (Ok(_), Some(_)) => Some("is admitted".to_owned()),
+        (Err(refusal), None) => Some(format!("is refused: {}", refusal.message)),
+        (Err(refusal), Some(expected)) => refusal.differs_from(expected),
+    }
+}
+
+fn conversation(name: &str) -> Value {
+    json!({
+        "apiVersion": "switchboard.dev/v1alpha1",
+        "kind": "Conversation",
+        "metadata": {"name": name},
+        "spec": {"channel": "Chat", "contact": {"address": "alice"}, "proxy": {"address": "desk"}},
+    })
+}
+
+fn address_binding(name: &str) -> Value {
+    json!({
+        "apiVersion": "switchboard.dev/v1alpha1",
+        "kind": "AddressBinding",
+        "metadata": {"name": name},
+        "spec": {
+            "channel": "Chat",
+            "contactAddress": "alice",
+            "proxyAddress": "desk",
+            "conversationRef": {"namespace": "sales", "name": "alice"},
+        },
+    })
+}
+
+/// `object`, with `value` where the path (`/spec/participants/0`) leads.
+fn with(mut object: Value, path: &str, value: Value) -> Value {
+    let mut place = &mut object;
+    for step in path.split('/').skip(1) {
+        place = &mut place[step];
+    }
+    *place = value;
+    object
+}
+
+#[tokio::test]
+async fn an_address_is_admitted_where_it_is_canonical_and_else_the_canonical_one_is_shown() {
+    let place = Place::new().await;
+    ask_all(crate::testdata::addresses(), async |case| {
+        let crate::testdata::AddressCase { channel, role, address, refused, write } = case;
+        let spec = json!({"channel": channel, "proxy": {"address": address}});
+        let spec = match (role, channel.as_str()) {
+            ("proxy", _) => spec,
+            (_, "SMS" | "WhatsApp" | "RCS") => with(spec, "/proxy/address", json!("+15017122661")),
+            (_, "Email") => with(spec, "/proxy/address", json!("desk@example.org")),
+            _ => with(spec, "/proxy/address", json!("desk")),
+        };
+        let spec = if role == "contact" { with(spec, "/contact/address", json!(address)) } else { spec };
+        let code = if role == "contact" { "48025" } else { "48026" };
+        let answer = place.would_write(Verb::Create, &with(conversation("alice"), "/spec", spec)).await;
+        let shown = match &answer {
+            Err(refusal) => refusal.message.split_once("; write ").map(|(_, canonical)| canonical.to_owned()),
+            Ok(_) => None,
+        };
+        let expected = refused
+            .map(|words| [format!("spec.{role}.address: Invalid value: {code}: the {role} address must be "), words]);
+        let difference = differs(answer, expected.as_ref().map(<[String; 2]>::as_slice));
+        let difference = difference.or_else(|| (shown != write).then(|| format!("is to be written as {shown:?}")));
+        difference.map(|difference| format!("{role} {address:?} on {channel} {difference}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_duration_is_admitted_where_it_is_well_formed_and_within_its_bounds() {
+    let place = Place::new().await;
+    let fields = ["timers/inactiveAfter", "timers/closeAfter", "timers/closeUnassignedAfter", "ttlAfterClosed"];
+    let cases = crate::testdata::durations().into_iter().flat_map(|case| {
+        fields.map(|field| (field, case.duration.clone(), case.meaning.clone().err().map(|words| vec![words])))
+    });
+    ask_all(cases.collect(), async |(field, duration, refused)| {
+        let object = with(conversation("alice"), &format!("/spec/{field}"), json!(duration));
+        let answer = place.would_write(Verb::Create, &object).await;
+        differs(answer, refused.as_deref()).map(|difference| format!("{field} {duration:?} {difference}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_instant_is_admitted_where_every_reader_takes_it_for_the_same() {
+    let place = Place::new().await;
+    place.write(Verb::Create, &conversation("alice")).await.unwrap();
+    ask_all(crate::testdata::instants(), async |(instant, refused)| {
+        let mut failures = Vec::new();
+        for field in ["reportedActivityTime", "lastActivityTime"] {
+            let patch = with(conversation("alice"), &format!("/status/{field}"), json!(instant));
+            let answer = place.would_write(Verb::MergePatchStatus, &patch).await;
+            failures.extend(
+                differs(answer, refused.as_deref()).map(|difference| format!("{field} {instant:?} {difference}")),
+            );
+        }
+        failures.pop()
+    })
+    .await;
+}
+
+/// What has a length, the longest one, and the words in which one more is refused.
+struct Bound {
+    object: Value,
+    path: &'static str,
+    make: Box<dyn Fn(usize) -> Value>,
+    longest: usize,
+    beyond: String,
+}
+
+impl Bound {
+    fn string(object: Value, path: &'static str, longest: usize) -> Self {
+        Self::string_in(object, path, longest, Value::String)
+    }
+
+    /// A string that stands in what `wrap` makes of it.
+    fn string_in(object: Value, path: &'static str, longest: usize, wrap: impl Fn(String) -> Value + 'static) -> Self {
+        let make = Box::new(move |length| wrap("x".repeat(length)));
+        Self { object, path, make, longest, beyond: format!("Too long: may not be more than {longest} ") }
+    }
+
+    fn list(object: Value, path: &'static str, longest: usize, item: impl Fn(usize) -> Value + 'static) -> Self {
+        let make = Box::new(move |length| (0..length).map(&item).collect());
+        let beyond = format!("Too many: {}: must have at most {longest} items", longest + 1);
+        Self { object, path, make, longest, beyond }
+    }
+}
+
+#[tokio::test]
+async fn every_length_has_its_bound() {
+    let place = Place::new().await;
+    place.write(Verb::Create, &conversation("alice")).await.unwrap();
+    let (alice, new, binding) = (|| conversation("alice"), || conversation("new"), || address_binding("new"));
+    let condition = |message| json!([{"type": "Ready", "status": "True", "reason": "Bound", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let cases = vec![
+        Bound::string(new(), "/spec/contact/address", 256),
+        Bound::string(new(), "/spec/contact/displayName", 256),
+        // It is characters that are counted, not bytes.
+        Bound::string_in(new(), "/spec/contact/displayName", 256, |name| json!(name.replace('x', "ü"))),
+        Bound::string(new(), "/spec/proxy/address", 256),
+        Bound::list(new(), "/spec/participants", 100, |number| json!({"identity": format!("agent-{number}")})),
+        Bound::string_in(new(), "/spec/participants", 256, |identity| json!([{"identity": identity}])),
+        Bound::string_in(new(), "/spec/ttlAfterClosed", 28, |text| json!("99999ms".repeat(4) + &text[28..])),
+        Bound::string(alice(), "/status/addressBindingName", 63),
+        Bound::string_in(alice(), "/status/conditions", 4096, condition),
+        Bound::string(binding(), "/spec/contactAddress", 256),
+        Bound::string(binding(), "/spec/proxyAddress", 256),
+        Bound::string(binding(), "/spec/conversationRef/namespace", 63),
+        Bound::string(binding(), "/spec/conversationRef/name", 253),
+        Bound::list(
+            binding(),
+            "/spec/admissions",
+            64,
+            |number| json!({"uid": format!("{number}"), "time": "2026-01-01T00:00:00Z"}),
+        ),
+        Bound::string_in(
+            binding(),
+            "/spec/admissions",
+            128,
+            |uid| json!([{"uid": uid, "time": "2026-01-01T00:00:00Z"}]),
+        ),
+    ];
+    ask_all(cases, async |Bound { object, path, make, longest, beyond }| {
+        let by = if path.starts_with("/status") { Verb::MergePatchStatus } else { Verb::Create };
+        let answer = place.would_write(by, &with(object.clone(), path, make(longest))).await;
+        let one_more = place.would_write(by, &with(object, path, make(longest + 1))).await;
+        let difference = differs(answer, None).or_else(|| differs(one_more, Some(&[beyond])));
+        difference.map(|difference| format!("{path}, {longest} and one more: {difference}"))
+    })
+    .await;
+}
+
+/// The cost of the rules grows with what they look at, and the API server gives up beyond a budget: not on what is admitted.
+#[tokio::test]
+async fn the_rules_can_be_afforded_on_the_largest_conversation() {
+    let place = Place::new().await;
+    let identities: Vec<String> = (0..100).map(|number| format!("{number:x>256}")).collect();
+    let participants =
+        |identities: &[String]| identities.iter().map(|identity| json!({"identity": identity})).collect();
+    let largest = json!({
+        "channel": "Email",
+        "contact": {"address": format!("{}@example.com", "a".repeat(242)), "displayName": "👩".repeat(256)},
+        "proxy": {"address": format!("{}@example.org", "a".repeat(242))},
+        "state": "Closed",
+        "timers": {
+            "inactiveAfter": "00001h00001m00001s00001ms",
+            "closeAfter": "00002h00001m00001s00001ms",
+            "closeUnassignedAfter": "00001h00001m00001s00001ms",
+        },
+        "ttlAfterClosed": "00001h00001m00001s00001ms",
+    });
+    let largest =
+        with(with(conversation("largest"), "/spec", largest), "/spec/participants", participants(&identities));
+    place.write(Verb::Create, &largest).await.unwrap();
+
+    let mut reversed = identities.clone();
+    reversed.reverse();
+    let reordered = with(largest.clone(), "/spec/participants", participants(&reversed));
+    place.would_write(Verb::Replace, &reordered).await.unwrap();
+
+    reversed[99] = "somebody else".to_owned();
+    let exchanged = with(largest.clone(), "/spec/participants", participants(&reversed));
+    let refusal = place.would_write(Verb::Replace, &exchanged).await.unwrap_err();
+    assert_eq!(
+        refusal.differs_from(&["50377: the participants of a closed conversation must not change".to_owned()]),
+        None
+    );
+
+    reversed[99] = reversed[0].clone();
+    let twice = with(with(largest, "/metadata/name", json!("twice")), "/spec/participants", participants(&reversed));
+    let refusal = place.would_write(Verb::Create, &twice).await.unwrap_err();
+    assert_eq!(
+        refusal.differs_from(&["50433: ".to_owned(), "spec.participants[99]: Duplicate value".to_owned()]),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_fresh_conversation_is_pending_without_a_write() {
+    let place = Place::new().await;
+    let created = place.write(Verb::Create, &conversation("alice")).await.unwrap();
+    let seen = place.get(&conversation("alice")).await.unwrap();
+    assert_eq!(seen, created, "and with the resourceVersion of its creation");
+    assert_eq!(seen["status"]["observedGeneration"], 0);
+    let conditions: Vec<_> = seen["status"]["conditions"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        conditions.iter().map(|condition| &condition["type"]).collect::<Vec<_>>(),
+        ["Ready", "Bound", "Unassigned"]
+    );
+    for condition in conditions {
+        assert_eq!((&condition["status"], &condition["reason"]), (&json!("Unknown"), &json!("Pending")));
+    }
+    let owned = seen["metadata"]["managedFields"].to_string();
+    assert!(!owned.contains("f:status"), "nobody owns the status: {owned}");
+}
+
+#[tokio::test]
+async fn a_status_given_at_creation_is_dropped() {
+    let place = Place::new().await;
+    let closed = with(conversation("alice"), "/status/state", json!("Closed"));
+    let created = place.write(Verb::Create, &closed).await.unwrap();
+    assert_eq!(created["status"].get("state"), None);
+    assert_eq!(created["status"]["observedGeneration"], 0);
+}
+
+#[tokio::test]
+async fn the_spec_and_the_status_are_written_apart() {
+    let place = Place::new().await;
+    place.write(Verb::Create, &conversation("alice")).await.unwrap();
+    let both = with(with(conversation("alice"), "/spec/state", json!("Inactive")), "/status/state", json!("Closed"));
+    let written = place.write(Verb::MergePatch, &both).await.unwrap();
+    assert_eq!((&written["spec"]["state"], written["status"].get("state")), (&json!("Inactive"), None));
+    let both = with(with(conversation("alice"), "/spec/state", json!("Active")), "/status/state", json!("Inactive"));
+    let written = place.write(Verb::MergePatchStatus, &both).await.unwrap();
+    assert_eq!((&written["spec"]["state"], &written["status"]["state"]), (&json!("Inactive"), &json!("Inactive")));
+}
+
+#[tokio::test]
+async fn applying_the_same_manifest_again_changes_nothing() {
+    let file = crate::testdata::root().join("tests/testdata/admitted/every-field.yaml");
+    let file = file.to_str().unwrap();
+    for apply in [&["apply", "--filename", file][..], &["apply", "--server-side", "--filename", file]] {
+        let place = Place::new().await;
+        crate::common::succeed(&mut place.kubectl(apply));
+        let status = json!({"observedGeneration": 1, "state": "Active", "lastActivityTime": "2026-01-01T00:00:00Z"});
+        place.write(Verb::MergePatchStatus, &with(conversation("alice"), "/status", status)).await.unwrap();
+        let before = place.get(&conversation("alice")).await.unwrap();
+        crate::common::succeed(&mut place.kubectl(apply));
+        assert_eq!(place.get(&conversation("alice")).await.unwrap(), before, "{apply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_of_kubectl_tells_what_is_wrong() {
+    let place = Place::new().await;
+    let file = crate::testdata::root().join("tests/testdata/refused/48025-sms-with-separators.yaml");
+    let complaint =
+        crate::common::fail(&mut place.kubectl(&["apply", "--dry-run=server", "--filename", file.to_str().unwrap()]));
+    let expected = "spec.contact.address: Invalid value: 48025: the contact address must be E.164 on this channel: \
+                    '+' and 2 to 15 digits, the first not 0; write +15558675310";
+    assert!(says(&complaint, expected), "{complaint}");
+}
+
+#[tokio::test]
+async fn explain_reads_as_documentation() {
+    /// The fields below `schema`, with their descriptions.
+    fn fields(path: &str, schema: &Value, found: &mut Vec<(String, String)>) {
+        let fields_of = if schema["type"] == "array" { &schema["items"] } else { schema };
+        for (name, schema) in fields_of["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            fields(&path, schema, found);
+            found.push((path, schema["description"].as_str().unwrap().to_owned()));
+        }
+    }
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let place = Place::new().await;
+    for crd in [switchboard::api::conversation_crd(), switchboard::api::address_binding_crd()] {
+        let crd = serde_json::to_value(crd.unwrap()).unwrap();
+        let kind = crd["spec"]["names"]["singular"].as_str().unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let mut found = Vec::new();
+        fields(&format!("{kind}.spec"), schema, &mut found);
+        let overview = crate::common::succeed(&mut place.kubectl(&["explain", "--recursive", &format!("{kind}.spec")]));
+        assert!(words(&overview).contains(&words(schema["description"].as_str().unwrap())), "{overview}");
+        for (path, description) in found {
+            let (_, name) = path.rsplit_once('.').unwrap();
+            assert!(overview.contains(&format!(" {name}\t<")), "{path} is not in {overview}");
+            let explained = crate::common::succeed(&mut place.kubectl(&["explain", &path]));
+            assert!(words(&explained).contains(&format!("DESCRIPTION: {}", words(&description))), "{explained}");
+        }
+    }
+}
+
+/// The cells of a table that kubectl printed, but for the empty ones.
+fn table(text: &str) -> Vec<Vec<&str>> {
+    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect()
+}
+
+#[tokio::test]
+async fn get_shows_what_people_look_for() {
+    let place = Place::new().await;
+    let alice =
+        with(conversation("alice"), "/spec/participants", json!([{"identity": "agent-7"}, {"identity": "agent-8"}]));
+    place.write(Verb::Create, &alice).await.unwrap();
+    place.write(Verb::Create, &conversation("fresh")).await.unwrap();
+    let bound = json!({"type": "Bound", "status": "True", "reason": "BindingHeld", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let unassigned = json!({"type": "Unassigned", "status": "False", "reason": "Assigned", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let status = json!({
+        "state": "Active",
+        "stateReason": "Spec",
+        "lastActivityTime": "2026-01-01T00:00:00Z",
+        "deadlines": {"inactiveTime": "2999-01-01T00:00:00Z", "closeTime": "2999-01-02T00:00:00Z"},
+        "addressBindingName": "chat-shown",
+        "conditions": [unassigned, bound],
+    });
+    place.write(Verb::MergePatchStatus, &with(conversation("alice"), "/status", status)).await.unwrap();
+    place.write(Verb::Create, &address_binding("chat-shown")).await.unwrap();
+
+    // The age, which moves on, is left out.
+    let shown = crate::common::succeed(&mut place.kubectl(&[
+        "get",
+        "conversation/alice",
+        "conversation/fresh",
+        "ab/chat-shown",
+    ]));
+    let shown = table(&shown);
+    let rows = [
+        "NAME CHANNEL CONTACT PROXY STATE ASSIGNED-TO BOUND CLOSES AGE",
+        "conversation.switchboard.dev/alice Chat alice desk Active agent-7 True 2999-01-02T00:00:00Z",
+        "conversation.switchboard.dev/fresh Chat alice desk Unknown",
+        "",
+        "NAME CHANNEL CONTACT PROXY NAMESPACE CONVERSATION AGE",
+        "addressbinding.switchboard.dev/chat-shown Chat alice desk sales alice",
+    ];
+    assert_eq!(shown.len(), rows.len(), "{shown:?}");
+    for (shown, row) in shown.iter().zip(rows) {
+        let row: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(shown[..row.len()], row);
+    }
+
+    let wide = crate::common::succeed(&mut place.kubectl(&["get", "conv", "alice", "--output", "wide"]));
+    let wide = table(&wide);
+    assert_eq!(wide[0][9..], ["UNASSIGNED", "STATE-REASON", "LAST-ACTIVITY", "INACTIVE-AT", "BINDING"]);
+    assert_eq!(wide[1][9..], ["False", "Spec", "2026-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "chat-shown"]);
+
+    let category = crate::common::succeed(&mut place.kubectl(&["get", "switchboard", "--output", "name"]));
+    for name in ["conversation.switchboard.dev/alice", "addressbinding.switchboard.dev/chat-shown"] {
+        assert!(category.lines().any(|line| line == name), "{category}");
+    }
+}
+
+#[tokio::test]
+async fn look_ups_are_exact() {
+    let place = Place::new().await;
+    for (name, contact) in [("alice", "alice@example.com"), ("another", "alice@example.community")] {
+        let spec =
+            json!({"channel": "Email", "contact": {"address": contact}, "proxy": {"address": "desk@example.org"}});
+        place.write(Verb::Create, &with(conversation(name), "/spec", spec)).await.unwrap();
+        let binding = with(address_binding(&format!("email-{name}")), "/spec/contactAddress", json!(contact));
+        place
+            .write(Verb::Create, &with(binding, "/spec/conversationRef/namespace", json!(place.namespace)))
+            .await
+            .unwrap();
+    }
+    place
+        .write(Verb::MergePatchStatus, &with(conversation("another"), "/status/state", json!("Closed")))
+        .await
+        .unwrap();
+    let in_place = format!("spec.conversationRef.namespace={}", place.namespace);
+    for (kind, selector, expected) in [
+        ("conversation", "spec.contact.address=alice@example.com".to_owned(), &["alice"][..]),
+        ("conversation", "spec.proxy.address=desk@example.org,spec.channel=Email".to_owned(), &["alice", "another"]),
+        ("conversation", "spec.channel=SMS".to_owned(), &[]),
+        ("conversation", "status.state=Closed".to_owned(), &["another"]),
+        ("conversation", "status.state!=Closed".to_owned(), &["alice"]),
+        ("addressbinding", "spec.contactAddress=alice@example.com,spec.proxyAddress=desk".to_owned(), &["email-alice"]),
+        (
+            "addressbinding",
+            format!("{in_place},spec.conversationRef.name=alice,spec.channel=Chat"),
+            &["email-alice", "email-another"],
+        ),
+    ] {
+        let names = ["get", kind, "--output", "name", "--field-selector", &selector];
+        let found = crate::common::succeed(&mut place.kubectl(&names));
+        let expected: Vec<String> = expected.iter().map(|name| format!("{kind}.switchboard.dev/{name}")).collect();
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected, "{selector}");
+    }
+}

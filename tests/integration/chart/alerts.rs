@@ -1,0 +1,146 @@
+//! The chart's alerts and its dashboard: rules that Prometheus accepts and that fire when they must, runbooks that are there, and no
+//! metric that the operator does not serve.
+
+use crate::common::chart::{CHART, Case};
+use crate::common::succeed;
+use control_plane::tools::{self, Tool};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::Command;
+
+fn promtool() -> Command {
+    let [promtool] = tools::ensure([Tool::Promtool]).unwrap_or_else(|error| panic!("{error}"));
+    Command::new(promtool)
+}
+
+fn object(kind: &str) -> Value {
+    Case::named("everything").objects().into_iter().find(|object| object["kind"] == kind).unwrap()
+}
+
+/// The rules as Prometheus reads them, with their unit tests beside them.
+fn rules(test: &str) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("rules.yaml"), object("PrometheusRule")["spec"].to_string()).unwrap();
+    std::fs::write(directory.join("alerts.yaml"), include_str!("../../testdata/alerts.yaml")).unwrap();
+    directory
+}
+
+fn alerts() -> Vec<Value> {
+    object("PrometheusRule")["spec"]["groups"][0]["rules"].as_array().unwrap().clone()
+}
+
+fn names(alerts: &[Value]) -> BTreeSet<String> {
+    alerts.iter().map(|alert| alert["alert"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn prometheus_accepts_the_rules() {
+    let directory = rules("accepts");
+    succeed(promtool().args(["check", "rules", "--lint=all", "--lint-fatal"]).arg(directory.join("rules.yaml")));
+}
+
+#[test]
+fn each_alert_fires_when_it_must_and_none_when_all_is_well() {
+    let directory = rules("fires");
+    succeed(promtool().current_dir(&directory).args(["test", "rules", "alerts.yaml"]));
+    let tests: Value = serde_saphyr::from_str(include_str!("../../testdata/alerts.yaml")).unwrap();
+    let cases =
+        tests["tests"].as_array().unwrap().iter().filter_map(|test| test["alert_rule_test"].as_array()).flatten();
+    let fires = cases.filter(|case| case.get("exp_alerts").is_some());
+    let fires: BTreeSet<_> = fires.map(|case| case["alertname"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(fires, names(&alerts()), "each alert has a test in which it fires");
+}
+
+#[test]
+fn each_alert_has_a_runbook() {
+    let text = std::fs::read_to_string(format!("{CHART}/RUNBOOKS.md")).unwrap();
+    let sections: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).map(str::to_owned).collect();
+    assert_eq!(sections, names(&alerts()));
+    for alert in alerts() {
+        let anchor = format!("#{}", alert["alert"].as_str().unwrap().to_lowercase());
+        assert!(alert["annotations"]["runbook_url"].as_str().unwrap().ends_with(&anchor), "{alert}");
+        assert!(["critical", "warning"].contains(&alert["labels"]["severity"].as_str().unwrap()), "{alert}");
+    }
+}
+
+/// The metrics that METRICS.md lists, which a test of its own compares with what the operator serves, and the labels of each.
+fn served() -> BTreeMap<String, BTreeSet<String>> {
+    let text = include_str!("../../../METRICS.md");
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let rows = text.lines().filter(|line| line.starts_with("| `switchboard_"));
+    let metrics = rows.flat_map(|row| {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let (name, labels) = (quoted(cells[1]).remove(0), BTreeSet::from_iter(quoted(cells[3])));
+        let mut series = vec![(name.clone(), labels.clone())];
+        if cells[2] == "histogram" {
+            let mut with_bound = labels.clone();
+            with_bound.insert("le".to_owned());
+            series = vec![
+                (format!("{name}_bucket"), with_bound),
+                (format!("{name}_sum"), labels.clone()),
+                (format!("{name}_count"), labels),
+            ];
+        }
+        series
+    });
+    metrics.collect()
+}
+
+/// The words of a query.
+fn words(query: &str) -> impl Iterator<Item = &str> {
+    query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').filter(|word| !word.is_empty())
+}
+
+/// What stands in the brackets that follow `opening`: the labels of `by (…)`, say.
+fn labels_after<'a>(query: &'a str, opening: &'a str, closing: char) -> impl Iterator<Item = &'a str> {
+    query.split(opening).skip(1).flat_map(move |rest| rest.split(closing).next().unwrap().split(','))
+}
+
+#[test]
+fn alerts_and_dashboard_name_only_metrics_and_labels_that_exist() {
+    let dashboard: Value =
+        serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut queries: Vec<_> = targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    queries.extend(alerts().iter().map(|alert| alert["expr"].as_str().unwrap().to_owned()));
+
+    let served = served();
+    // Of every target that is scraped.
+    let scraped = "instance";
+    let mut used = BTreeSet::new();
+    for query in &queries {
+        let metrics: BTreeSet<_> = words(query).filter(|word| word.starts_with("switchboard_")).collect();
+        assert!(!metrics.is_empty(), "{query} asks for nothing");
+        for metric in &metrics {
+            assert!(served.contains_key(*metric), "{query}: no replica serves {metric}");
+        }
+        let labels = labels_after(query, "by (", ')')
+            .chain(labels_after(query, "{", '}').map(|matcher| matcher.split(['=', '!']).next().unwrap()));
+        for label in labels.map(str::trim).filter(|label| *label != scraped) {
+            assert!(metrics.iter().any(|metric| served[*metric].contains(label)), "{query}: no metric has {label}");
+        }
+        used.extend(metrics.into_iter().map(str::to_owned));
+    }
+    assert!(used.len() > 12, "{used:?}");
+}
+
+/// The dashboard is given to Grafana as JSON, and a query that Prometheus cannot read shows an empty panel, and no error.
+#[test]
+fn prometheus_accepts_the_queries_of_the_dashboard() {
+    let dashboard: Value =
+        serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    // As recording rules, for which promtool has a check. Grafana fills in the interval.
+    let record = |(number, target): (usize, &Value)| {
+        let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+        serde_json::json!({"record": format!("panel:{number}"), "expr": query})
+    };
+    let rules: Vec<_> = targets.enumerate().map(record).collect();
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboard.yaml");
+    std::fs::write(&path, serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string()).unwrap();
+    succeed(promtool().args(["check", "rules", "--lint=all", "--lint-fatal"]).arg(&path));
+}

@@ -1,0 +1,117 @@
+//! The chart's documentation has one source, the comments in its values: README and schema are compared with it, and written anew
+//! by `make generate`.
+
+use crate::common::chart::{CHART, assert_generated};
+use crate::common::succeed;
+use control_plane::tools::{self, Tool};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::process::Command;
+
+fn path(name: &str) -> std::path::PathBuf {
+    Path::new(CHART).join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(path(name)).unwrap()
+}
+
+#[test]
+fn the_readme_is_made_from_the_comments_in_the_values() {
+    let [helm_docs] = tools::ensure([Tool::HelmDocs]).unwrap_or_else(|error| panic!("{error}"));
+    let mut command = Command::new(helm_docs);
+    command.args(["--dry-run", "--log-level=warning", "--chart-search-root", CHART]);
+    let text = succeed(&mut command);
+    // helm-docs skips a chart that it cannot read, and is content.
+    for value in documented() {
+        let row = format!("| {} |", value.path.join("."));
+        assert!(text.contains(&row), "helm-docs says nothing of {row}");
+    }
+    assert_generated(&path("README.md"), &format!("{}\n", text.trim()));
+}
+
+/// One value: where it is, what it is by default, and what is said of it.
+struct Documented {
+    path: Vec<String>,
+    default: Value,
+    description: String,
+}
+
+/// The values with a comment that starts with `# --`, in their order.
+fn documented() -> Vec<Documented> {
+    let values: Value = serde_saphyr::from_str(&read("values.yaml")).unwrap();
+    let (mut found, mut path, mut comment) = (Vec::new(), Vec::<(usize, String)>::new(), None::<String>);
+    for line in read("values.yaml").lines() {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        if let Some(first) = text.strip_prefix("# -- ") {
+            comment = Some(first.to_owned());
+        } else if let (Some(comment), Some(more)) = (&mut comment, text.strip_prefix("# ")) {
+            comment.push(' ');
+            comment.push_str(more);
+        } else if let Some((key, _)) = text.split_once(':').filter(|_| !text.starts_with(['#', '-'])) {
+            while path.last().is_some_and(|(above, _)| *above >= indent) {
+                path.pop();
+            }
+            path.push((indent, key.to_owned()));
+            if let Some(description) = comment.take() {
+                let path: Vec<_> = path.iter().map(|(_, key)| key.clone()).collect();
+                let default = path.iter().fold(&values, |value, key| &value[key]).clone();
+                found.push(Documented { path, default, description });
+            }
+        }
+    }
+    found
+}
+
+fn property<'a>(schema: &'a mut Value, path: &[String]) -> Option<&'a mut Map<String, Value>> {
+    path.iter().try_fold(schema, |schema, key| schema.get_mut("properties")?.get_mut(key))?.as_object_mut()
+}
+
+#[test]
+fn the_schema_says_of_each_value_what_its_comment_says() {
+    let mut schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
+    for Documented { path, default, description } in documented() {
+        let property = property(&mut schema, &path).unwrap_or_else(|| panic!("the schema lacks {}", path.join(".")));
+        property.insert("description".to_owned(), json!(description));
+        property.insert("default".to_owned(), default);
+    }
+    assert_generated(&path("values.schema.json"), &format!("{}\n", serde_json::to_string_pretty(&schema).unwrap()));
+}
+
+/// The paths of all values that the schema knows, but for those inside a value that is documented as a whole.
+fn paths(schema: &Value, above: &str, found: &mut Vec<String>) {
+    for (key, schema) in schema["properties"].as_object().unwrap() {
+        let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+        if schema.get("description").is_none() && schema.get("properties").is_some() {
+            paths(schema, &path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_schema_and_the_values_have_the_same_keys() {
+    let schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
+    let mut known = Vec::new();
+    paths(&schema, "", &mut known);
+    // Helm's own; the chart does not read it.
+    known.retain(|path| path != "global");
+    let mut documented: Vec<_> = documented().into_iter().map(|value| value.path.join(".")).collect();
+    known.sort();
+    documented.sort();
+    assert_eq!(known, documented);
+}
+
+/// An object that takes any key lets a mistyped value pass without a word.
+#[test]
+fn an_object_of_the_schema_takes_no_key_that_it_does_not_name() {
+    fn check(schema: &Value, path: &str) {
+        if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+            assert_eq!(schema["additionalProperties"], false, "{path}");
+            properties.iter().for_each(|(key, schema)| check(schema, &format!("{path}.{key}")));
+        }
+    }
+    check(&serde_json::from_str(&read("values.schema.json")).unwrap(), "");
+}

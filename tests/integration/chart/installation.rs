@@ -1,0 +1,197 @@
+//! The chart on a real API server: it is accepted as rendered, its pods are "restricted", and neither an upgrade nor an uninstall
+//! leaves anything behind that blocks.
+
+use crate::common::chart::{CHART, Case, NAMESPACE, documents, title};
+use crate::common::cluster::TIMEOUT;
+use crate::common::{eventually, fail, succeed};
+use control_plane::ControlPlane;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// A control plane that is started when it is first asked for; none where that failed, so that it is not tried again.
+type OnDemand = OnceLock<Option<ControlPlane>>;
+
+/// Where nothing is stored, so that what is tried by a dry run meets nothing of another test.
+static FOR_DRY_RUNS: OnDemand = OnDemand::new();
+/// Where the one test that installs releases does so.
+static FOR_RELEASES: OnDemand = OnDemand::new();
+
+/// An API server on which the kinds of others are defined, and the namespace that the chart is for; nothing of switchboard.
+fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
+    let start = || {
+        let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+        let others = "tests/testdata/crds-of-others.yaml";
+        succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", others]));
+        succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--filename", others]));
+        for kind in ["certificates", "issuers", "servicemonitors", "prometheusrules"] {
+            eventually(control_plane.kubectl().args(["explain", kind]));
+        }
+        succeed(control_plane.kubectl().args(["create", "namespace", NAMESPACE]));
+        control_plane
+    };
+    let control_plane = on_demand.get_or_init(|| std::panic::catch_unwind(start).ok());
+    control_plane.as_ref().expect("a control plane: see the first test that failed")
+}
+
+/// A file with these objects.
+fn manifest(name: &str, objects: &[Value]) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
+    path
+}
+
+#[test]
+fn the_api_server_accepts_each_case_as_it_is_rendered() {
+    for case in Case::all() {
+        // The tests of `helm test` too.
+        let objects = documents(&case.render(&[]));
+        let path = manifest(&format!("{}.json", case.name), &objects);
+        let mut kubectl = control_plane(&FOR_DRY_RUNS).kubectl();
+        // Strict: a field that the kind does not have is an error.
+        kubectl.args(["apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename"]);
+        let answer = succeed(kubectl.arg(path));
+        assert_eq!(answer.lines().count(), objects.len(), "{answer}");
+    }
+}
+
+/// Judged by Pod Security admission itself, in a namespace that enforces "restricted". A pod in the network of its node cannot be, and
+/// all else in it is.
+#[test]
+fn the_pods_are_restricted() {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+        "name": "restricted", "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+    }});
+    succeed(
+        control_plane(&FOR_DRY_RUNS)
+            .kubectl()
+            .args(["apply", "--filename"])
+            .arg(manifest("restricted.json", &[namespace])),
+    );
+    let create = |name: &str, mut spec: Value| {
+        spec["hostNetwork"] = json!(false);
+        let metadata = json!({"name": "pod", "namespace": "restricted"});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        let mut kubectl = control_plane(&FOR_DRY_RUNS).kubectl();
+        kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename"]).arg(manifest(name, &[pod]));
+        kubectl
+    };
+    let mut judged = BTreeSet::new();
+    for case in Case::all() {
+        for object in documents(&case.render(&[])) {
+            let spec = match object["kind"].as_str().unwrap() {
+                "Deployment" => &object["spec"]["template"]["spec"],
+                "Pod" => &object["spec"],
+                _ => continue,
+            };
+            let mut spec = spec.clone();
+            succeed(&mut create("pod.json", spec.clone()));
+            spec["securityContext"]["runAsNonRoot"] = json!(false);
+            let refusal = fail(&mut create("pod-as-root.json", spec));
+            assert!(refusal.contains("violates PodSecurity"), "{}: {refusal}", case.name);
+            judged.insert(case.name.clone());
+        }
+    }
+    // All but the one that has no pod.
+    assert_eq!(judged.len(), Case::all().len() - 1, "{judged:?}");
+}
+
+/// What bears the labels of the release, of whatever kind but our own: those bear none, and a kind that has just been removed may
+/// still be listed.
+fn found() -> BTreeSet<String> {
+    let kinds = kubectl(&["api-resources", "--verbs=list", "--output=name"]);
+    let kinds: Vec<_> = kinds.lines().filter(|kind| !kind.ends_with(".switchboard.dev")).collect();
+    let kinds = kinds.join(",");
+    let mut kubectl = control_plane(&FOR_RELEASES).kubectl();
+    kubectl.args(["get", &kinds, "--all-namespaces", "--ignore-not-found", "--output=json"]);
+    let list = succeed(kubectl.arg("--selector=app.kubernetes.io/instance=switchboard"));
+    // kubectl prints nothing at all where there is nothing.
+    let list: Value = serde_json::from_str(&list).unwrap_or(Value::Null);
+    list["items"].as_array().into_iter().flatten().map(title).collect()
+}
+
+fn helm(arguments: &[&str]) {
+    let mut helm = control_plane(&FOR_RELEASES).helm().unwrap_or_else(|error| panic!("{error}"));
+    succeed(helm.args(arguments).args(["--namespace", NAMESPACE]));
+}
+
+/// Installs or upgrades, with more arguments. Without `--reset-values` an upgrade with no value of its own keeps the previous ones.
+fn release(case: &Case, arguments: &[&str]) {
+    let values = case.values();
+    let upgrade =
+        ["upgrade", "--install", "--reset-values", "switchboard", CHART, "--values", values.to_str().unwrap()];
+    helm(&[&upgrade, arguments].concat());
+}
+
+fn kubectl(arguments: &[&str]) -> String {
+    succeed(control_plane(&FOR_RELEASES).kubectl().args(arguments))
+}
+
+/// A create that must be refused, since nobody answers the webhook, which an API server takes up a moment after it was installed.
+fn await_a_webhook_that_blocks(conversation: &Path) {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let mut create = control_plane(&FOR_RELEASES).kubectl();
+        create.args(["create", "--dry-run=server", "--filename"]).arg(conversation);
+        let output = create.output().unwrap();
+        if String::from_utf8_lossy(&output.stderr).contains("failed calling webhook") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the webhook does not block: {output:?}");
+    }
+}
+
+/// No release was published yet whose rendering could be kept here, so the upgrades are those from each way to install the chart to
+/// the next.
+#[test]
+fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
+    let cases = Case::all();
+    let titles = |case: &Case| case.objects().iter().map(title).collect::<BTreeSet<_>>();
+    for case in cases.iter().chain(&cases[..1]) {
+        release(case, &[]);
+        assert_eq!(found(), titles(case), "after an upgrade to {}", case.name);
+    }
+
+    // What the operator wrote into objects of the release outlives an upgrade.
+    release(&Case::named("defaults"), &[]);
+    let authority = control_plane::Authority::new("test").unwrap();
+    let ca = data_encoding::BASE64.encode(authority.certificate().as_bytes());
+    let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": ca}]).to_string();
+    kubectl(&["patch", "validatingwebhookconfiguration", "switchboard", "--type=json", "--patch", &patch]);
+    // As it is when somebody deleted it to have new keys, and the operator has made it anew.
+    kubectl(&["delete", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE]);
+    let made = ["create", "secret", "generic", "switchboard-webhook-tls", "--from-literal=tls.key=key"];
+    kubectl(&[&made[..], &["--namespace", NAMESPACE]].concat());
+    release(&Case::named("metrics-off"), &[]);
+    let written = "--output=jsonpath={.webhooks[0].clientConfig.caBundle}";
+    assert_eq!(kubectl(&["get", "validatingwebhookconfiguration", "switchboard", written]), ca);
+    let written = "--output=jsonpath={.data.tls\\.key}";
+    assert_eq!(kubectl(&["get", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE, written]), "a2V5");
+
+    // Uninstalled, the CRDs and what they hold stay, and nothing blocks.
+    let conversation = manifest(
+        "conversation.json",
+        &[json!({
+            "apiVersion": "switchboard.dev/v1alpha1", "kind": "Conversation",
+            "metadata": {"name": "alice", "namespace": NAMESPACE},
+            "spec": {"channel": "Chat", "contact": {"address": "alice"}, "proxy": {"address": "shop"}},
+        })],
+    );
+    await_a_webhook_that_blocks(&conversation);
+    helm(&["uninstall", "switchboard"]);
+    let kept =
+        ["addressbindings", "conversations"].map(|kind| format!("CustomResourceDefinition/{kind}.switchboard.dev"));
+    assert_eq!(found(), kept.into());
+    eventually(control_plane(&FOR_RELEASES).kubectl().args(["create", "--filename"]).arg(&conversation));
+
+    // Installed again over what was kept; and uninstalled with it, where that is asked for.
+    release(&Case::named("defaults"), &["--set", "crds.keep=false", "--take-ownership"]);
+    assert_eq!(
+        kubectl(&["get", "conversations", "--namespace", NAMESPACE, "--output=name"]),
+        "conversation.switchboard.dev/alice\n"
+    );
+    helm(&["uninstall", "switchboard"]);
+    assert_eq!(found(), BTreeSet::new());
+}

@@ -1,0 +1,83 @@
+//! What those tests share that need a real API server.
+
+pub mod chart;
+pub mod cluster;
+pub mod creates;
+pub mod etcd;
+pub mod fake_webhook;
+pub mod fault_cluster;
+pub mod https;
+pub mod oracle;
+pub mod proxy;
+pub mod recorder;
+pub mod webhook_client;
+
+use control_plane::ControlPlane;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// One control plane for all tests of a process, on which both kinds of `crds/` are served.
+pub fn shared_control_plane() -> &'static ControlPlane {
+    // What fails for the first test is not tried once more by each of the others.
+    static CONTROL_PLANE: OnceLock<Option<ControlPlane>> = OnceLock::new();
+    let control_plane = CONTROL_PLANE.get_or_init(|| std::panic::catch_unwind(start).ok());
+    control_plane.as_ref().expect("a control plane: see the first test that failed")
+}
+
+fn start() -> ControlPlane {
+    let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
+    install_crds(&control_plane);
+    control_plane
+}
+
+/// Serves both kinds of `crds/`.
+pub fn install_crds(control_plane: &ControlPlane) {
+    let crds = "crds/";
+    succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
+    succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
+    // Being established comes before being served, and that before being documented.
+    for kind in ["conversations", "addressbindings"] {
+        eventually(control_plane.kubectl().args(["get", kind, "--all-namespaces"]));
+        eventually(control_plane.kubectl().args(["explain", kind]));
+    }
+}
+
+/// Runs `command`, which must succeed, and returns what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs `command`, which must fail, and returns what it complained of.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(!output.status.success(), "{command:?} succeeded: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+/// Runs `command` until it succeeds, for half a minute.
+pub fn eventually(command: &mut Command) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let Output { status, stderr, .. } = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        if status.success() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command:?}: {}", text(&stderr));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A client of the shared control plane, as its administrator. Each test has its own, since a connection belongs to a runtime.
+pub async fn client() -> kube::Client {
+    let kubeconfig = kube::config::Kubeconfig::read_from(shared_control_plane().kubeconfig()).unwrap();
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    kube::Client::try_from(config).unwrap()
+}

@@ -1,0 +1,20 @@
+//! Tests of the operator as real processes, on a real control plane with the chart installed.
+
+mod admission;
+mod certificates;
+mod cli;
+mod faults_claims;
+mod faults_create;
+mod faults_lifecycle;
+mod faults_process;
+mod faults_store;
+mod faults_unseen;
+mod input;
+mod leader;
+mod lifecycle;
+mod logs;
+mod races;
+mod rules;
+mod runtime;
+mod shutdown;
+mod start;

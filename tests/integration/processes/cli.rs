@@ -1,0 +1,178 @@
+//! The command line, by the real binary: what it refuses, in one line with the remedy.
+
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn switchboard(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+    command.output().unwrap()
+}
+
+/// The one line that it complains in.
+fn complaint(output: &Output) -> String {
+    assert!(!output.status.success(), "it went well");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+/// Why it ended, by the one line that it wrote as JSON.
+fn fatal(output: &Output) -> String {
+    let line: Value = serde_json::from_str(&complaint(output)).unwrap();
+    assert_eq!(line["level"], "ERROR");
+    line["fields"]["error"].as_str().unwrap().to_owned()
+}
+
+/// A directory of a test, removed when this is dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("switchboard-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
+    /// A kubeconfig of an API server that is not there: nobody listens on port 1. `user` is how to authenticate.
+    fn kubeconfig(&self, user: &str) -> String {
+        self.write(
+            "kubeconfig",
+            &format!(
+                r#"{{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+                     "clusters": [{{"name": "c", "cluster": {{"server": "https://127.0.0.1:1"}}}}],
+                     "users": [{{"name": "u", "user": {user}}}],
+                     "contexts": [{{"name": "c", "context": {{"cluster": "c", "user": "u"}}}}]}}"#
+            ),
+        )
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `switchboard run` with its own certificate on free ports, and the rest as given.
+fn run(kubeconfig: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    command.arg("run").args(arguments).env("KUBECONFIG", kubeconfig);
+    command.env("SWITCHBOARD_WEBHOOK_ADDRESS", "127.0.0.1:0").env("SWITCHBOARD_HEALTH_ADDRESS", "127.0.0.1:0");
+    command
+}
+
+#[test]
+fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
+    let directory = Directory::new("configuration");
+    let good = directory.kubeconfig(r#"{"token": "t"}"#);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = format!("--health-address={}", taken.local_addr().unwrap());
+    let no_certificate = ["--tls-cert-file=/nonexistent/tls.crt", "--tls-key-file=/nonexistent/tls.key"];
+    for (arguments, expected) in [
+        (&no_certificate[..], ["No such file or directory", "give the file by --tls-cert-file"]),
+        (&[health.as_str()], ["Address already in use", "choose another address by --health-address"]),
+        (&["--lease-duration=1s"], ["whole seconds", "at least 2s"]),
+    ] {
+        let text = fatal(&run(&good, arguments).output().unwrap());
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+    }
+    let no_token = directory.kubeconfig(r#"{"tokenFile": "/nonexistent/token"}"#);
+    let text = fatal(&run(&no_token, &[]).output().unwrap());
+    assert!(text.contains("/nonexistent/token") && text.contains("check what KUBECONFIG"), "{text}");
+    let text = fatal(&run("/nonexistent/kubeconfig", &[]).output().unwrap());
+    assert!(text.contains("no API server is configured: set KUBECONFIG"), "{text}");
+}
+
+#[test]
+fn last_line_is_written_whatever_the_filter_says() {
+    let directory = Directory::new("last-line");
+    let kubeconfig = directory.kubeconfig(r#"{"token": "t"}"#);
+    for filter in ["--log=off", "--log=no,such=filter,=="] {
+        let arguments = [filter, "--tls-cert-file=/nonexistent/tls.crt", "--tls-key-file=/nonexistent/tls.key"];
+        fatal(&run(&kubeconfig, &arguments).output().unwrap());
+        let text = complaint(&run(&kubeconfig, &[&arguments[..], &["--log-format=text"]].concat()).output().unwrap());
+        assert!(text.contains("ERROR"), "{text}");
+    }
+}
+
+#[test]
+fn check_against_a_dead_api_server_ends_with_cause_and_remedy() {
+    let directory = Directory::new("check");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    let text =
+        complaint(&command.arg("check").env("KUBECONFIG", directory.kubeconfig(r#"{"token": "t"}"#)).output().unwrap());
+    let expected = "switchboard: the API server at https://127.0.0.1:1/ cannot be reached: client error (Connect): tcp connect error: \
+                    Connection refused (os error 111); check that it runs";
+    assert!(text.starts_with(expected), "{text}");
+}
+
+#[test]
+fn a_grace_period_that_could_let_a_second_holder_in_is_refused() {
+    let text = complaint(&switchboard(&["run", "--grace-period=39s"]));
+    assert!(text.contains("at least 40s"), "{text}");
+}
+
+#[test]
+fn a_lease_that_no_leader_can_renew_is_refused() {
+    for lease in ["1s", "2500ms"] {
+        let text = complaint(&switchboard(&["run", &format!("--lease-duration={lease}")]));
+        assert!(text.contains("whole seconds, and at least 2s"), "{text}");
+    }
+}
+
+#[test]
+fn a_bad_flag_is_refused_with_what_is_allowed() {
+    for (arguments, expected) in [
+        (&["run", "--grace-period=soon"][..], "must be a duration such as 90s"),
+        (&["run", "--webhook-address=here"][..], "--webhook-address"),
+        (&["walk"][..], "unrecognized subcommand"),
+        (&["run", "--otlp-endpoint=https://collector"][..], "http://collector"),
+        (&["run", "--tls-cert-file=tls.crt"][..], "--tls-key-file"),
+    ] {
+        let output = switchboard(arguments);
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn the_crds_are_printed_as_they_are_installed() {
+    let output = switchboard(&["crds"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let kinds: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
+    assert_eq!(kinds, ["conversations.switchboard.dev", "addressbindings.switchboard.dev"]);
+}
+
+#[test]
+fn the_version_says_which_commit_and_which_kubernetes() {
+    let text = String::from_utf8(switchboard(&["--version"]).stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], concat!("switchboard ", env!("CARGO_PKG_VERSION")));
+    assert!(lines[1].starts_with("commit ") && lines[2].starts_with("for Kubernetes 1."), "{text}");
+}
+
+#[test]
+fn a_shell_completes_what_there_is() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = switchboard(&["completions", shell]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains("grace-period"), "{shell}: {text}");
+    }
+}
+
+#[test]
+fn a_check_that_cannot_reach_the_api_server_says_so_with_the_remedy() {
+    let text = complaint(&switchboard(&["check"]));
+    assert!(text.contains("no API server is configured") && text.contains("KUBECONFIG"), "{text}");
+}

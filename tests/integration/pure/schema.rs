@@ -1,0 +1,483 @@
+//! Claims about the generated schemas, and about the parsers that state the same rules once more. Tier: pure.
+
+use serde_json::{Map, Value, json};
+use switchboard::api::{AddressBinding, Channel, Conversation, ConversationStatus, Duration, Time};
+use switchboard::core::address::{Address, Role};
+
+/// The CRDs as the types generate them.
+fn crds() -> [Value; 2] {
+    [switchboard::api::conversation_crd(), switchboard::api::address_binding_crd()]
+        .map(|crd| serde_json::to_value(crd.unwrap()).unwrap())
+}
+
+fn version(crd: &Value) -> &Value {
+    let [version] = &crd["spec"]["versions"].as_array().unwrap()[..] else { panic!("one version") };
+    version
+}
+
+fn root_schema(crd: &Value) -> &Value {
+    &version(crd)["schema"]["openAPIV3Schema"]
+}
+
+/// One place in a schema.
+struct Node<'a> {
+    /// Where: `Conversation.spec.participants[].identity`.
+    path: String,
+    /// Whether it is a field, as opposed to the root or the items of a list.
+    is_field: bool,
+    schema: &'a Map<String, Value>,
+}
+
+impl Node<'_> {
+    fn field(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+
+    fn is(&self, kind: &str) -> bool {
+        self.schema["type"] == kind
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &Value> {
+        self.schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
+    }
+}
+
+/// Every place in both schemas, from the root down.
+fn nodes(crds: &[Value]) -> Vec<Node<'_>> {
+    fn walk<'a>(path: String, is_field: bool, schema: &'a Value, nodes: &mut Vec<Node<'a>>) {
+        let schema = schema.as_object().unwrap();
+        if let Some(properties) = schema.get("properties") {
+            for (name, schema) in properties.as_object().unwrap() {
+                walk(format!("{path}.{name}"), true, schema, nodes);
+            }
+        }
+        if let Some(items) = schema.get("items") {
+            walk(format!("{path}[]"), false, items, nodes);
+        }
+        nodes.push(Node { path, is_field, schema });
+    }
+    let mut nodes = Vec::new();
+    for crd in crds {
+        walk(crd["spec"]["names"]["kind"].as_str().unwrap().to_owned(), false, root_schema(crd), &mut nodes);
+    }
+    nodes
+}
+
+/// The paths of the places where `is_wrong`.
+fn wrong(crds: &[Value], is_wrong: impl Fn(&Node) -> bool) -> Vec<String> {
+    nodes(crds).into_iter().filter(is_wrong).map(|node| node.path).collect()
+}
+
+const NONE: [&str; 0] = [];
+
+#[test]
+fn crds_are_what_the_types_generate() {
+    for (file, crd) in [
+        ("conversations.yaml", switchboard::api::conversation_crd()),
+        ("addressbindings.yaml", switchboard::api::address_binding_crd()),
+    ] {
+        let generated = serde_saphyr::to_string(&crd.unwrap()).unwrap();
+        let stored = std::fs::read_to_string(crate::testdata::root().join("crds").join(file)).unwrap();
+        assert!(stored.trim() == generated.trim(), "crds/{file} is stale: run `make generate`");
+    }
+}
+
+#[test]
+fn every_string_is_bounded() {
+    let unbounded = wrong(&crds(), |node| {
+        node.is("string") && !node.schema.contains_key("maxLength") && !node.schema.contains_key("enum")
+    });
+    assert_eq!(unbounded, NONE);
+}
+
+#[test]
+fn every_list_is_typed_and_bounded() {
+    let untyped = wrong(&crds(), |node| {
+        node.is("array")
+            && !(node.schema.contains_key("maxItems") && node.schema.contains_key("x-kubernetes-list-type"))
+    });
+    assert_eq!(untyped, NONE);
+}
+
+#[test]
+fn the_status_has_the_one_default() {
+    assert_eq!(wrong(&crds(), |node| node.schema.contains_key("default")), ["Conversation.status"]);
+}
+
+#[test]
+fn the_default_status_is_one_that_waits() {
+    let [conversation, _] = crds();
+    let status: ConversationStatus =
+        serde_json::from_value(root_schema(&conversation)["properties"]["status"]["default"].clone()).unwrap();
+    assert_eq!(status.observed_generation, Some(0));
+    assert_eq!(status.state, None);
+    let conditions = serde_json::to_value(&status.conditions).unwrap();
+    let pending = |condition: &str| {
+        json!({
+            "type": condition,
+            "status": "Unknown",
+            "reason": "Pending",
+            "message": "Waiting for switchboard",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        })
+    };
+    assert_eq!(conditions, json!(["Ready", "Bound", "Unassigned"].map(pending)));
+}
+
+#[test]
+fn every_field_has_a_description_of_its_own() {
+    let crds = crds();
+    let nodes = nodes(&crds);
+    let description =
+        |node: &Node| node.schema.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
+    for node in &nodes {
+        let text = description(node);
+        assert!(text.ends_with('.'), "{}: {text:?} is no sentence", node.path);
+        let kind = node.path.split('.').next();
+        // Where two fields read the same, the type that they share is described in their place.
+        let twin = nodes.iter().find(|other| {
+            node.is_field
+                && other.is_field
+                && other.path != node.path
+                && other.path.split('.').next() == kind
+                && description(other) == text
+        });
+        assert!(twin.is_none(), "{} and {} read the same", node.path, twin.map_or("", |twin| &twin.path));
+    }
+}
+
+#[test]
+fn schemas_are_structural_and_closed() {
+    // What a structural schema may have, less what would let a null or an unknown field in.
+    const KEYWORDS: [&str; 16] = [
+        "default",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "minLength",
+        "minimum",
+        "pattern",
+        "properties",
+        "required",
+        "title",
+        "type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-list-type",
+    ];
+    for node in nodes(&crds()) {
+        assert!(node.schema["type"].is_string(), "{} has no type", node.path);
+        let foreign: Vec<&String> = node
+            .schema
+            .keys()
+            .filter(|key| !KEYWORDS.contains(&key.as_str()) && *key != "x-kubernetes-validations")
+            .collect();
+        assert!(foreign.is_empty(), "{} has {foreign:?}", node.path);
+    }
+}
+
+#[test]
+fn an_object_has_nothing_but_spec_and_status() {
+    let crds = crds();
+    let fields = |crd| root_schema(crd)["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let [conversation, binding] = &crds;
+    assert_eq!(fields(conversation), ["spec", "status"]);
+    assert_eq!(version(conversation)["subresources"], json!({"status": {}}));
+    // One object and no status subresource: a claim is one atomic write.
+    assert_eq!(fields(binding), ["spec"]);
+    assert_eq!(version(binding).get("subresources"), None);
+}
+
+#[test]
+fn values_are_spelled_as_the_conventions_ask() {
+    let crds = crds();
+    assert_eq!(wrong(&crds, |node| node.is("boolean") || node.is("number")), NONE, "neither may grow");
+    let integers = wrong(&crds, |node| {
+        node.is("integer") && !node.schema.get("format").is_some_and(|f| f == "int32" || f == "int64")
+    });
+    assert_eq!(integers, NONE);
+    let is_camel_case = |value: &Value| {
+        let value = value.as_str().unwrap();
+        value.starts_with(|first: char| first.is_ascii_uppercase())
+            && value.chars().all(|rest| rest.is_ascii_alphanumeric())
+    };
+    let enums = wrong(&crds, |node| {
+        node.schema.get("enum").is_some_and(|values| !values.as_array().unwrap().iter().all(is_camel_case))
+    });
+    assert_eq!(enums, NONE);
+    let instants = wrong(&crds, |node| {
+        let is_instant = node.schema.get("format").is_some_and(|format| format == "date-time");
+        let is_named_so = node.field() == "time" || node.field().ends_with("Time");
+        is_instant != is_named_so || (is_instant && !node.schema.contains_key("pattern"))
+    });
+    assert_eq!(instants, NONE);
+    let durations = wrong(&crds, |node| {
+        let is_duration = node.rules().any(|rule| rule["rule"].as_str().unwrap().contains("duration(self)"));
+        is_duration != (node.field().ends_with("After") || node.field() == "ttlAfterClosed")
+    });
+    assert_eq!(durations, NONE);
+}
+
+#[test]
+fn every_rule_says_what_must_be_and_where() {
+    let mut rules = 0;
+    for node in nodes(&crds()) {
+        for rule in node.rules() {
+            rules += 1;
+            let path = &node.path;
+            let message = rule["message"].as_str().unwrap();
+            assert!(message.contains("must "), "{path}: {message:?} says not what must be");
+            assert!(node.is("string") || rule["fieldPath"].is_string(), "{path}: {message:?} says not where");
+            for text in [Some(message), rule["messageExpression"].as_str()].into_iter().flatten() {
+                assert!(text.contains("must "), "{path}: {text:?} says not what must be");
+                assert!(!text.contains("is immutable"), "{path}: Flux would delete the object upon {text:?}");
+            }
+        }
+    }
+    assert!(rules > 20, "only {rules} rules were seen");
+}
+
+#[test]
+fn every_error_code_of_the_schema_starts_a_message() {
+    let crds = crds();
+    for code in ["48025", "48026", "48027", "50377", "50433"] {
+        let starts = |rule: &Value| rule["message"].as_str().unwrap().starts_with(&format!("{code}: "));
+        assert!(nodes(&crds).iter().any(|node| node.rules().any(starts)), "{code}");
+    }
+}
+
+#[test]
+fn people_see_what_they_look_for() {
+    let columns = |crd: &Value, priority: i64| -> Vec<(String, String)> {
+        let columns = version(crd)["additionalPrinterColumns"].as_array().unwrap();
+        let text = |column: &Value, key: &str| column[key].as_str().unwrap().to_owned();
+        assert!(columns.iter().all(|column| text(column, "description").ends_with('.')));
+        let shown = columns.iter().filter(|column| column["priority"].as_i64().unwrap_or(0) == priority);
+        shown.map(|column| (text(column, "name").to_uppercase(), text(column, "type"))).collect()
+    };
+    let strings =
+        |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), "string".to_owned())).collect::<Vec<_>>();
+    let age = ("AGE".to_owned(), "date".to_owned());
+    let [conversation, binding] = &crds();
+
+    let mut expected = strings(&["CHANNEL", "CONTACT", "PROXY", "STATE", "ASSIGNED-TO", "BOUND", "CLOSES"]);
+    expected.push(age.clone());
+    assert_eq!(columns(conversation, 0), expected);
+    assert_eq!(
+        columns(conversation, 1),
+        strings(&["UNASSIGNED", "STATE-REASON", "LAST-ACTIVITY", "INACTIVE-AT", "BINDING"]),
+        "`type: date` would print <invalid> for an instant in the future"
+    );
+
+    let mut expected = strings(&["CHANNEL", "CONTACT", "PROXY", "NAMESPACE", "CONVERSATION"]);
+    expected.push(age);
+    assert_eq!(columns(binding, 0), expected);
+    assert!(columns(binding, 1).is_empty());
+}
+
+#[test]
+fn programs_select_by_what_they_look_for() {
+    let selectable = |crd: &Value| -> Vec<String> {
+        let fields = version(crd)["selectableFields"].as_array().unwrap();
+        fields.iter().map(|field| field["jsonPath"].as_str().unwrap().to_owned()).collect()
+    };
+    let [conversation, binding] = &crds();
+    assert_eq!(
+        selectable(conversation),
+        [".spec.channel", ".spec.contact.address", ".spec.proxy.address", ".status.state"]
+    );
+    let strings = [".spec.channel", ".spec.contactAddress", ".spec.proxyAddress"];
+    let conversation = [".spec.conversationRef.namespace", ".spec.conversationRef.name"];
+    assert_eq!(selectable(binding), [&strings[..], &conversation].concat());
+}
+
+#[test]
+fn names_are_those_of_the_api() {
+    let names =
+        |crd: &Value| (crd["spec"]["names"].clone(), crd["spec"]["scope"].clone(), crd["spec"]["group"].clone());
+    let [conversation, binding] = &crds();
+    let expected = |kind: &str, short: &str| {
+        let singular = kind.to_lowercase();
+        json!({
+            "kind": kind,
+            "singular": singular,
+            "plural": format!("{singular}s"),
+            "shortNames": [short],
+            "categories": ["switchboard"],
+        })
+    };
+    assert_eq!(names(conversation), (expected("Conversation", "conv"), json!("Namespaced"), json!("switchboard.dev")));
+    assert_eq!(names(binding), (expected("AddressBinding", "ab"), json!("Cluster"), json!("switchboard.dev")));
+}
+
+/// Whether `path`, as of a [`Node`], leads to something in `object`.
+fn stands_in(path: &str, object: &Value) -> bool {
+    let Some((first, rest)) = path.split_once('.') else {
+        return match path.strip_suffix("[]") {
+            Some(list) => object[list].as_array().is_some_and(|items| !items.is_empty()),
+            None => !object[path].is_null(),
+        };
+    };
+    match first.strip_suffix("[]") {
+        Some(list) => object[list].as_array().is_some_and(|items| items.iter().any(|item| stands_in(rest, item))),
+        None => stands_in(rest, &object[first]),
+    }
+}
+
+#[test]
+fn every_field_and_every_value_stands_in_an_admitted_manifest() {
+    let manifests = crate::testdata::manifests("admitted");
+    let objects: Vec<&Value> =
+        manifests.iter().flat_map(|manifest| &manifest.documents).map(|document| &document.object).collect();
+    for node in nodes(&crds()) {
+        let Some((kind, path)) = node.path.split_once('.') else {
+            continue;
+        };
+        assert!(
+            objects.iter().any(|object| object["kind"] == kind && stands_in(path, object)),
+            "no admitted manifest has {}",
+            node.path
+        );
+    }
+    let [conversation, _] = &crds();
+    let channels = &root_schema(conversation)["properties"]["spec"]["properties"]["channel"]["enum"];
+    for channel in channels.as_array().unwrap() {
+        assert!(
+            objects.iter().any(|object| object["spec"]["channel"] == *channel),
+            "no admitted manifest is on {channel}"
+        );
+    }
+}
+
+#[test]
+fn admitted_manifests_are_read_and_written_by_the_types_as_they_are() {
+    for manifest in crate::testdata::manifests("admitted") {
+        for document in manifest.documents.iter().filter(|document| document.by.is_whole()) {
+            let object = document.object.clone();
+            let written = match object["kind"].as_str().unwrap() {
+                "Conversation" => serde_json::from_value::<Conversation>(object.clone()).and_then(serde_json::to_value),
+                "AddressBinding" => {
+                    serde_json::from_value::<AddressBinding>(object.clone()).and_then(serde_json::to_value)
+                }
+                kind => panic!("{}: {kind}", manifest.file),
+            };
+            let written = written.unwrap_or_else(|error| panic!("{}: {error}", manifest.file));
+            let (written, object) = (
+                without_empty_lists(&written["spec"]),
+                without_empty_lists(&crate::testdata::without_nulls(&object["spec"])),
+            );
+            assert_eq!(written, object, "{}", manifest.file);
+        }
+    }
+}
+
+/// `value` without its empty lists, which mean the same as absent ones, and with the durations in their shortest spelling.
+fn without_empty_lists(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(_, value)| value.as_array().is_none_or(|items| !items.is_empty()))
+            .map(|(key, value)| (key.clone(), without_empty_lists(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::String(text) => {
+            text.parse::<Duration>().map_or_else(|_| value.clone(), |duration| json!(duration.to_string()))
+        }
+        _ => value.clone(),
+    }
+}
+
+fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, Option<String>> {
+    let channel: Channel = serde_json::from_value(json!(channel)).unwrap();
+    let role = if role == "contact" { Role::Contact } else { Role::Proxy };
+    Address::parse(channel, role, address).map_err(|error| error.canonical)
+}
+
+#[test]
+fn addresses_are_parsed_as_the_schema_admits_them() {
+    for crate::testdata::AddressCase { channel, role, address, refused, write } in crate::testdata::addresses() {
+        let parsed = parse_address(&channel, role, &address);
+        let expected = if refused.is_some() { Err(write) } else { Ok(address.clone()) };
+        assert_eq!(parsed.map(|address| address.as_str().to_owned()), expected, "{role} {address:?} on {channel}");
+    }
+}
+
+#[test]
+fn canonical_spellings_are_admitted_on_their_own() {
+    for crate::testdata::AddressCase { channel, role, address, write, .. } in crate::testdata::addresses() {
+        let Some(canonical) = write else { continue };
+        assert!(parse_address(&channel, role, &canonical).is_ok(), "{canonical:?} for {address:?} on {channel}");
+    }
+}
+
+#[test]
+fn manifests_are_refused_for_their_addresses_where_the_parsers_refuse_them() {
+    let manifests = [crate::testdata::manifests("admitted"), crate::testdata::manifests("refused")];
+    for manifest in manifests.iter().flatten() {
+        for (index, document) in manifest.documents.iter().enumerate() {
+            let is_refused = index + 1 == manifest.documents.len();
+            let spec = &document.object["spec"];
+            if !document.by.is_whole() || serde_json::from_value::<Channel>(spec["channel"].clone()).is_err() {
+                continue;
+            }
+            for (role, code) in [("contact", "48025"), ("proxy", "48026")] {
+                let Some(address) = spec[role]["address"].as_str() else {
+                    continue;
+                };
+                let parsed = parse_address(spec["channel"].as_str().unwrap(), role, address);
+                let refusal =
+                    manifest.refused.iter().find(|refusal| is_refused && refusal.contains(&format!("{code}: ")));
+                assert_eq!(parsed.is_err(), refusal.is_some(), "{}: the {role} address", manifest.file);
+                if let (Err(canonical), Some(refusal)) = (parsed, refusal) {
+                    assert_eq!(
+                        refusal.split_once("; write ").map(|(_, write)| write.to_owned()),
+                        canonical,
+                        "{}",
+                        manifest.file
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn durations_are_parsed_as_the_schema_admits_them() {
+    for crate::testdata::DurationCase { duration, meaning } in crate::testdata::durations() {
+        match (duration.parse::<Duration>(), meaning) {
+            (Ok(parsed), Ok(milliseconds)) => {
+                assert_eq!(parsed.as_milliseconds(), milliseconds, "{duration:?}");
+            }
+            (Err(error), Err(refused)) => assert!(error.to_string().contains(&refused), "{duration:?}: {error}"),
+            (parsed, meaning) => panic!("{duration:?} is {parsed:?}, and ought to be {meaning:?}"),
+        }
+    }
+}
+
+#[test]
+fn durations_are_refused_by_the_schema_in_the_words_of_the_parser() {
+    let crds = crds();
+    let words: Vec<String> =
+        ["", "0s"].map(|duration| duration.parse::<Duration>().unwrap_err().to_string()).into_iter().collect();
+    let durations: Vec<Node> = nodes(&crds).into_iter().filter(|node| node.field().contains("After")).collect();
+    assert_eq!(durations.len(), 4);
+    for node in durations {
+        assert_eq!(
+            node.rules().map(|rule| rule["message"].as_str().unwrap()).collect::<Vec<_>>(),
+            words,
+            "{}",
+            node.path
+        );
+    }
+}
+
+#[test]
+fn an_admitted_instant_is_one_that_the_types_read() {
+    for (instant, refused) in crate::testdata::instants() {
+        if refused.is_none() {
+            assert!(instant.parse::<Time>().is_ok(), "{instant}");
+        }
+    }
+}

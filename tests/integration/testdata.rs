@@ -1,0 +1,204 @@
+//! Reads the manifests of `tests/testdata`, whose README says how to write them.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The repository, where cargo runs tests.
+pub fn root() -> &'static Path {
+    Path::new(".")
+}
+
+fn directory() -> PathBuf {
+    root().join("tests/testdata")
+}
+
+/// A file of `admitted/` or `refused/`.
+pub struct Manifest {
+    /// Its name, as people look for it.
+    pub file: String,
+    /// What the complaints about the last document quote; empty where all documents are admitted.
+    pub refused: Vec<String>,
+    /// Its documents, in order.
+    pub documents: Vec<Document>,
+}
+
+/// One document of a manifest.
+pub struct Document {
+    /// How it is written.
+    pub by: Verb,
+    /// What is written.
+    pub object: Value,
+}
+
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// POST.
+    Create,
+    /// PUT, with the current resourceVersion.
+    Replace,
+    /// PUT to the status subresource, with the current resourceVersion.
+    ReplaceStatus,
+    /// Server-side apply.
+    Apply,
+    /// Server-side apply to the status subresource.
+    ApplyStatus,
+    /// JSON merge patch.
+    MergePatch,
+    /// JSON merge patch of the status subresource.
+    MergePatchStatus,
+}
+
+impl Verb {
+    fn read(text: &str) -> Option<Self> {
+        Some(match text {
+            "create" => Self::Create,
+            "replace" => Self::Replace,
+            "replace of the status" => Self::ReplaceStatus,
+            "apply" => Self::Apply,
+            "apply of the status" => Self::ApplyStatus,
+            "merge patch" => Self::MergePatch,
+            "merge patch of the status" => Self::MergePatchStatus,
+            _ => return None,
+        })
+    }
+
+    /// Whether what is written is a whole object and its spec, as opposed to a part of one.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Create | Self::Replace | Self::Apply)
+    }
+}
+
+impl Manifest {
+    fn read(folder: &str, path: &Path) -> Self {
+        let name = path.file_name().unwrap().to_string_lossy();
+        let file = format!("{folder}/{name}");
+        let text = std::fs::read_to_string(path).unwrap();
+        let comments = |document: &str, key: &str| -> Vec<String> {
+            document.lines().filter_map(|line| line.strip_prefix(&format!("# {key}: "))).map(str::to_owned).collect()
+        };
+        assert!(text.starts_with("# "), "{file}: the first line must say what the file shows");
+        let refused = comments(&text, "refused");
+        assert_eq!(
+            folder == "refused",
+            !refused.is_empty(),
+            "{file}: refused, and only refused, manifests have `# refused:`"
+        );
+        let mut names = Vec::new();
+        let documents = text.split("\n---\n").map(|document| {
+            let object: Value = serde_saphyr::from_str(document)
+                .unwrap_or_else(|error| panic!("{file}: not readable as YAML: {error}"));
+            let name =
+                object["metadata"]["name"].as_str().unwrap_or_else(|| panic!("{file}: a name is missing")).to_owned();
+            let is_new = !names.contains(&name);
+            names.push(name);
+            let by = match &comments(document, "by")[..] {
+                [] if is_new => Verb::Create,
+                [] => Verb::Replace,
+                [verb] => Verb::read(verb).unwrap_or_else(|| panic!("{file}: `# by: {verb}` means nothing")),
+                _ => panic!("{file}: more than one `# by:` above a document"),
+            };
+            Document { by, object }
+        });
+        let documents = documents.collect();
+        Self { file, refused, documents }
+    }
+}
+
+/// The manifests in `folder`, by name.
+pub fn manifests(folder: &str) -> Vec<Manifest> {
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(directory().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{folder}/ is empty");
+    paths.iter().map(|path| Manifest::read(folder, path)).collect()
+}
+
+/// One row of `addresses.yaml`, for one channel and one role.
+pub struct AddressCase {
+    /// The channel, as the API spells it.
+    pub channel: String,
+    /// `contact` or `proxy`.
+    pub role: &'static str,
+    /// The address, filled up to its length.
+    pub address: String,
+    /// What the refusal quotes, where it is refused.
+    pub refused: Option<String>,
+    /// The canonical spelling that the refusal shows, where it shows one.
+    pub write: Option<String>,
+}
+
+/// The rows of `addresses.yaml`, multiplied by their channels and roles.
+pub fn addresses() -> Vec<AddressCase> {
+    let mut cases = Vec::new();
+    for row in rows("addresses.yaml") {
+        let text = |key: &str| row.get(key).map(|value| value.as_str().unwrap().to_owned());
+        let pattern = text("address").unwrap();
+        let address = row.get("length").map_or(pattern.clone(), |length| {
+            let length = usize::try_from(length.as_u64().unwrap()).unwrap();
+            pattern.replace('…', &"a".repeat(length + 1 - pattern.chars().count()))
+        });
+        let roles = match text("role").as_deref() {
+            None => vec!["contact", "proxy"],
+            Some("contact") => vec!["contact"],
+            Some("proxy") => vec!["proxy"],
+            Some(role) => panic!("{role} is no role"),
+        };
+        for channel in row["channels"].as_array().unwrap() {
+            for &role in &roles {
+                cases.push(AddressCase {
+                    channel: channel.as_str().unwrap().to_owned(),
+                    role,
+                    address: address.clone(),
+                    refused: text("refused"),
+                    write: text("write"),
+                });
+            }
+        }
+    }
+    cases
+}
+
+/// One row of `durations.yaml`.
+pub struct DurationCase {
+    /// The duration, as it is written.
+    pub duration: String,
+    /// What it means, or what the refusal quotes.
+    pub meaning: Result<u64, String>,
+}
+
+/// The rows of `durations.yaml`.
+pub fn durations() -> Vec<DurationCase> {
+    let case = |row: &Value| DurationCase {
+        duration: row["duration"].as_str().unwrap().to_owned(),
+        meaning: match (row["milliseconds"].as_u64(), row["refused"].as_str()) {
+            (Some(milliseconds), None) => Ok(milliseconds),
+            (None, Some(refused)) => Err(refused.to_owned()),
+            _ => panic!("{row}: either `milliseconds` or `refused`"),
+        },
+    };
+    rows("durations.yaml").iter().map(case).collect()
+}
+
+/// The rows of `instants.yaml`: the instant, and what the refusal quotes where it is refused.
+pub fn instants() -> Vec<(String, Option<Vec<String>>)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let refused = |row: &Value| row.get("refused").map(|words| words.as_array().unwrap().iter().map(text).collect());
+    rows("instants.yaml").iter().map(|row| (text(&row["instant"]), refused(row))).collect()
+}
+
+/// `value` without its null fields, which are absent ones.
+pub fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(key, value)| (key.clone(), without_nulls(value))).collect::<serde_json::Map<_, _>>().into()
+        }
+        _ => value.clone(),
+    }
+}
+
+fn rows(file: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(directory().join(file)).unwrap();
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
