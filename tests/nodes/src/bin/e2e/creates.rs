@@ -139,9 +139,14 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
     let sent = || load.sent() >= 40;
     wait("creates to be sent", WITHIN, || if sent() { Ok(()) } else { Err("fewer".to_owned()) })?;
     let id = i32::try_from(process).ok().and_then(Pid::from_raw);
-    let killed = id.is_some_and(|id| kill_process(id, Signal::KILL).is_ok());
     let killed_at = load.elapsed();
+    let killed = id.is_some_and(|id| kill_process(id, Signal::KILL).is_ok());
     expect(killed, || format!("process {process} cannot be killed"))?;
+    // Its connections are closed when it has ended, and take requests until then.
+    wait("the process to end", WITHIN, || {
+        if World::process_of_now(&leader) == Some(process) { Err("it has not".to_owned()) } else { Ok(()) }
+    })?;
+    let ended_at = load.elapsed();
     wait("the container to be started again", WITHIN, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
         if pods.iter().any(|pod| pod.name == leader.name && pod.restarts > leader.restarts) {
@@ -154,11 +159,11 @@ pub fn killed_leader(world: &mut World) -> Result<String> {
     world.leader_after(&holder)?;
     let led = load.elapsed().saturating_sub(killed_at);
     let outcome = load.stop()?;
-    // On its way was what had been sent and not answered when it ended. Until the Service knows, a new connection may be led to the
-    // address of a pod in which nobody listens: no operator can answer there.
-    let is_in_flight = |failure: &&Failure| failure.sent <= killed_at && failure.answered >= killed_at;
+    // In flight was each create that was sent before the process had ended and answered after it was killed. Until the Service knows,
+    // a new connection may be led to the address of a pod in which nobody listens: no operator can answer there.
+    let is_in_flight = |failure: &&Failure| failure.sent <= ended_at && failure.answered >= killed_at;
     let in_flight = outcome.failures.iter().filter(is_in_flight).count();
-    let is_refused = |failure: &&Failure| failure.sent > killed_at && failure.message.contains("connection refused");
+    let is_refused = |failure: &&Failure| failure.sent > ended_at && failure.message.contains("connection refused");
     let refused = outcome.failures.iter().filter(is_refused).count();
     let figures = format!(
         "{}: {in_flight} in flight, {refused} led to where nobody listens any more; led again after {:.1} s",
