@@ -404,7 +404,7 @@ impl Metrics {
         let api_calls = registered(
             &mut registry,
             "api_requests",
-            "ClientMetrics of the API server, by the code of its last answer; 0 where there was none in time",
+            "Calls of the API server, by the code of its last answer; 0 where there was none in time",
         );
         let panics = registered(&mut registry, "panics", "Handlers that panicked");
         let self_check_failures = registered(

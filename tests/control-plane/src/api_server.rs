@@ -1,15 +1,11 @@
 //! How an API server is started.
 
-use std::{
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    process::Command,
-};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use crate::{
     Error,
     data_directory::DataDirectory,
-    process,
+    http::{ApiClient, Call},
     server::{Ready, Server},
 };
 
@@ -27,13 +23,8 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// An API server on loopback, not started yet. `kubectl` makes a command that talks to it as an administrator.
-    pub(crate) fn server(
-        &self,
-        number: usize,
-        address: SocketAddr,
-        kubectl: impl Fn() -> Command + Send + Sync + 'static,
-    ) -> Result<Server, Error> {
+    /// An API server on loopback, not started yet. `client` calls it as an administrator.
+    pub(crate) fn server(&self, number: usize, address: SocketAddr, client: ApiClient) -> Result<Server, Error> {
         let name = format!("api-server-{number}");
         let mut command = Command::new(self.binary);
         command
@@ -59,21 +50,17 @@ impl Plan<'_> {
             .args(["--service-cluster-ip-range", "10.0.0.0/24"])
             .args(self.flags);
         let log = self.directory.log(&name);
-        Server::new(name, log, command, address, ready(address, kubectl))
+        Server::new(name, log, command, address, ready(client))
     }
 }
 
 /// Ready is: `/readyz`, which covers the roles of RBAC, and the namespace `default`, which comes a moment later.
-fn ready(address: SocketAddr, kubectl: impl Fn() -> Command + Send + Sync + 'static) -> Ready {
+fn ready(client: ApiClient) -> Ready {
     Box::new(move || {
-        // A look at the port first, since kubectl costs 60 ms of CPU a call.
-        TcpStream::connect(address).map_err(|error| format!("{address}: {error}"))?;
         for path in ["/readyz", "/api/v1/namespaces/default"] {
-            let mut command = kubectl();
-            command.args(["get", "--request-timeout", "2s", "--raw", path]);
-            let output = process::output(&mut command).map_err(|error| error.to_string())?;
-            if !output.status.success() {
-                return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+            let answer = client.call(&Call::Get, path)?;
+            if answer.status != 200 {
+                return Err(format!("{path} answers {}: {}", answer.status, answer.body.trim()));
             }
         }
         Ok(())

@@ -70,6 +70,19 @@ pub enum Error {
         output: String,
     },
 
+    /// An API server cannot be called as its administrator.
+    #[error("cannot make a client of the API server: {0}")]
+    Client(String),
+
+    /// A request that prepares a test did not do what it was to do.
+    #[error("{request} failed: {answer}")]
+    Request {
+        /// What was asked.
+        request: String,
+        /// What was answered.
+        answer: String,
+    },
+
     /// Something was waited for and did not come.
     #[error("waited {} s for {what}; the last look gave: {last}", within.as_secs())]
     Timeout {

@@ -1,29 +1,93 @@
-//! The least of an HTTP client: plain text, loopback, one GET. It asks health endpoints, and nothing else.
+//! Synchronous HTTP to health endpoints and to API servers, for set-up that would otherwise start a kubectl for each look.
 
-use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use rustls::crypto::ring;
+use ureq::{
+    Agent,
+    http::{Request, Response},
+    tls::{Certificate, RootCerts, TlsConfig},
 };
 
-const WITHIN: Duration = Duration::from_secs(2);
+/// How long a server may take to answer; the API server gives its webhooks up to ten seconds.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `Ok` when the answer is 200, else what it was, for a message.
-pub(crate) fn is_ok(address: SocketAddr, path: &str) -> Result<(), String> {
-    match get(address, path) {
-        Ok(answer) if answer.split(' ').nth(1) == Some("200") => Ok(()),
-        Ok(answer) => Err(format!("http://{address}{path} answers {:?}", answer.trim())),
-        Err(error) => Err(format!("http://{address}{path}: {error}")),
+/// What is asked of an API server.
+pub(crate) enum Call<'a> {
+    Get,
+    /// Create this object, as YAML or JSON.
+    Create(&'a str),
+    /// Change the object by this merge patch.
+    Merge(&'a str),
+    Delete,
+}
+
+/// An API server, as a user with a token.
+#[derive(Clone)]
+pub(crate) struct ApiClient {
+    agent: Agent,
+    address: SocketAddr,
+    token: String,
+}
+
+/// The status and the body of an answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl ApiClient {
+    /// Trusts the authority with this certificate (PEM).
+    pub(crate) fn new(address: SocketAddr, authority: &str, token: &str) -> Result<Self, String> {
+        let certificate = Certificate::from_pem(authority.as_bytes()).map_err(|error| error.to_string())?;
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[certificate]))
+            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+            .build();
+        Ok(Self { agent: agent(tls), address, token: token.to_owned() })
+    }
+
+    /// Calls the API server; `path` begins with a slash and may have a query.
+    pub(crate) fn call(&self, call: &Call<'_>, path: &str) -> Result<Answer, String> {
+        let url = format!("https://{}{path}", self.address);
+        let (method, media_type, body) = match *call {
+            Call::Get => ("GET", "", ""),
+            Call::Create(body) => ("POST", "application/yaml", body),
+            Call::Merge(body) => ("PATCH", "application/merge-patch+json", body),
+            Call::Delete => ("DELETE", "", ""),
+        };
+        let bearer = format!("Bearer {}", self.token);
+        let request = Request::builder().method(method).uri(&url).header("Authorization", bearer);
+        let answered = if body.is_empty() {
+            request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request))
+        } else {
+            let request = request.header("Content-Type", media_type).body(body);
+            request.map_err(ureq::Error::from).and_then(|request| self.agent.run(request))
+        };
+        read(answered, &url)
     }
 }
 
-/// The whole answer, head and body. HTTP/1.0, so that the body comes in one piece and its end is the end of the connection.
-fn get(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, WITHIN)?;
-    stream.set_read_timeout(Some(WITHIN))?;
-    stream.set_write_timeout(Some(WITHIN))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+/// `Ok` when the answer to a GET over plain HTTP is 200, else the reason, for a message.
+pub(crate) fn is_ok(address: SocketAddr, path: &str) -> Result<(), String> {
+    let url = format!("http://{address}{path}");
+    let answer = read(agent(TlsConfig::default()).get(&url).call(), &url)?;
+    if answer.status == 200 {
+        Ok(())
+    } else {
+        Err(format!("{url} answers {}: {:?}", answer.status, answer.body.trim()))
+    }
+}
+
+/// Without connections that outlive a request: the server may be restarted meanwhile.
+fn agent(tls: TlsConfig) -> Agent {
+    let config = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(TIMEOUT));
+    config.max_idle_connections(0).proxy(None).build().new_agent()
+}
+
+fn read(response: Result<Response<ureq::Body>, ureq::Error>, url: &str) -> Result<Answer, String> {
+    let failed = |error: ureq::Error| format!("{url}: {error}");
+    let mut response = response.map_err(failed)?;
+    let body = response.body_mut().read_to_string().map_err(failed)?;
+    Ok(Answer { status: response.status().as_u16(), body })
 }

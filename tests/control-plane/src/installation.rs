@@ -14,10 +14,9 @@ use data_encoding::BASE64;
 
 use crate::{
     Authority, Balancer, ControlPlane, Error, Server,
-    data_directory::DataDirectory,
-    http,
+    http::{self, ApiClient, Call},
     ports::Port,
-    process::{self, POLL, run, typed},
+    process::{POLL, run},
     repository,
 };
 
@@ -89,8 +88,8 @@ impl Builder {
         let authority = Authority::new("webhook")?;
         let balancer = Balancer::start()?;
         self.install_chart(control_plane, &authority, &balancer)?;
-        let probes = Probes::write(&control_plane.directory)?;
-        probes.wait_for_the_chart(control_plane)?;
+        let probes = Probes { api_servers: &control_plane.clients };
+        probes.wait_for_the_chart()?;
 
         let serving = authority.issue("switchboard")?;
         let files = Files {
@@ -109,7 +108,7 @@ impl Builder {
             balancer.add(replica.webhook_address());
         }
         if !replicas.is_empty() {
-            probes.wait_for_the_webhook(control_plane)?;
+            probes.wait_for_the_webhook()?;
         }
         Ok(Installation { replicas, balancer, authority })
     }
@@ -256,92 +255,79 @@ impl std::ops::Deref for Replica {
 
 /// Requests that tell whether an API server has taken up what helm has stored: it does so a moment later, and until then would let
 /// pass what a test expects to be refused. None of them changes what is stored but the conversation that the last one needs.
-struct Probes {
-    claim: PathBuf,
-    with_contact: PathBuf,
-    without_contact: PathBuf,
+struct Probes<'a> {
+    api_servers: &'a [ApiClient],
 }
 
-impl Probes {
-    fn write(directory: &DataDirectory) -> Result<Self, Error> {
-        const CONVERSATION: &str = "apiVersion: switchboard.dev/v1alpha1\nkind: Conversation\n\
-            metadata: {name: installation-probe, namespace: switchboard-system}\n";
-        let addresses = "channel: Chat, proxy: {address: installation-probe-proxy}";
-        Ok(Self {
-            claim: directory.write(
-                "probe-claim.yaml",
-                "apiVersion: switchboard.dev/v1alpha1\nkind: AddressBinding\nmetadata: {name: installation-probe}\n\
-                 spec: {channel: Chat, contactAddress: a, proxyAddress: b, conversationRef: {namespace: a, name: a}}\n",
-            )?,
-            with_contact: directory.write(
-                "probe-with-contact.yaml",
-                &format!("{CONVERSATION}spec: {{{addresses}, contact: {{address: installation-probe}}}}\n"),
-            )?,
-            without_contact: directory
-                .write("probe-without-contact.yaml", &format!("{CONVERSATION}spec: {{{addresses}}}\n"))?,
-        })
-    }
+const CLAIMS: &str = "/apis/switchboard.dev/v1alpha1/addressbindings?dryRun=All";
+const CONVERSATIONS: &str = "/apis/switchboard.dev/v1alpha1/namespaces/switchboard-system/conversations";
+const CLAIM: &str = r#"{"apiVersion": "switchboard.dev/v1alpha1", "kind": "AddressBinding", "metadata": {"name": "installation-probe"},
+    "spec": {"channel": "Chat", "contactAddress": "a", "proxyAddress": "b", "conversationRef": {"namespace": "a", "name": "a"},
+        "admissions": []}}"#;
+const FORGED_STATUS: &str = r#"{"status": {"state": "Closed"}}"#;
 
+impl Probes<'_> {
     /// While no replica runs, the webhook is in force exactly when it cannot be called.
-    fn wait_for_the_chart(&self, control_plane: &ControlPlane) -> Result<(), Error> {
-        for api_server in 1..=control_plane.api_servers().len() {
-            await_answer(control_plane, api_server, &dry_run(&self.with_contact), "failed calling webhook")?;
-            await_answer(control_plane, api_server, &dry_run(&self.claim), "switchboard-claims")?;
+    fn wait_for_the_chart(&self) -> Result<(), Error> {
+        let dry_run = format!("{CONVERSATIONS}?dryRun=All");
+        for api_server in self.api_servers {
+            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, "failed calling webhook")?;
+            await_answer(api_server, &Call::Create(CLAIM), CLAIMS, "switchboard-claims")?;
         }
-        let conversation = ["conversations.switchboard.dev", "installation-probe", "--namespace", NAMESPACE];
-        run(control_plane.kubectl().args(["create", "--validate=false", "--filename"]).arg(&self.without_contact))?;
-        for api_server in 1..=control_plane.api_servers().len() {
-            let forgery = ["--subresource=status", "--dry-run=server", "--type=merge", "--patch", FORGED_STATUS];
-            let patch: Vec<_> = ["patch"].iter().chain(&conversation).chain(&forgery).map(OsString::from).collect();
-            await_answer(control_plane, api_server, &patch, "switchboard-status")?;
+        let Some(first) = self.api_servers.first() else { return Ok(()) };
+        request(first, &Call::Create(&conversation(false)), CONVERSATIONS)?;
+        let stored = format!("{CONVERSATIONS}/installation-probe");
+        for api_server in self.api_servers {
+            let status = format!("{stored}/status?dryRun=All");
+            await_answer(api_server, &Call::Merge(FORGED_STATUS), &status, "switchboard-status")?;
         }
-        run(control_plane.kubectl().arg("delete").args(conversation)).map(drop)
+        request(first, &Call::Delete, &stored).map(drop)
     }
 
     /// The webhook answers every API server.
-    fn wait_for_the_webhook(&self, control_plane: &ControlPlane) -> Result<(), Error> {
-        (1..=control_plane.api_servers().len()).try_for_each(|api_server| {
-            await_answer(control_plane, api_server, &dry_run(&self.with_contact), "created (server dry run)")
+    fn wait_for_the_webhook(&self) -> Result<(), Error> {
+        self.api_servers.iter().try_for_each(|api_server| {
+            let dry_run = format!("{CONVERSATIONS}?dryRun=All");
+            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, r#""uid":"#)
         })
     }
+}
+
+/// The conversation of the probes.
+fn conversation(has_contact: bool) -> String {
+    let contact = if has_contact { r#", "contact": {"address": "installation-probe"}"# } else { "" };
+    format!(
+        r#"{{"apiVersion": "switchboard.dev/v1alpha1", "kind": "Conversation", "metadata": {{"name": "installation-probe"}},
+        "spec": {{"channel": "Chat", "proxy": {{"address": "installation-probe-proxy"}}{contact}}}}}"#
+    )
 }
 
 fn name_of(index: usize) -> String {
     format!("replica-{}", index + 1)
 }
 
-const FORGED_STATUS: &str = r#"{"status": {"state": "Closed"}}"#;
-
-fn dry_run(manifest: &Path) -> Vec<OsString> {
-    let mut command: Vec<_> =
-        ["create", "--validate=false", "--dry-run=server", "--filename"].map(OsString::from).into();
-    command.push(manifest.into());
-    command
-}
-
-/// Repeats a kubectl command at one API server until its answer contains `expected`.
-fn await_answer(
-    control_plane: &ControlPlane,
-    api_server: usize,
-    arguments: &[OsString],
-    expected: &str,
-) -> Result<(), Error> {
+/// Repeats a request to one API server until its answer contains `expected`.
+fn await_answer(api_server: &ApiClient, call: &Call<'_>, path: &str, expected: &str) -> Result<(), Error> {
     let deadline = Instant::now() + IN_FORCE_WITHIN;
     loop {
-        let mut kubectl = control_plane.kubectl();
-        kubectl.args(["--context", &format!("api-{api_server}")]).args(arguments);
-        let output = process::output(&mut kubectl)?;
-        let answer = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let answer = api_server.call(call, path).map_or_else(|error| error, |answer| answer.body);
         if answer.contains(expected) {
             return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(Error::Timeout {
-                what: format!("{expected:?} in the answer to `{}`", typed(&kubectl)),
+                what: format!("{expected:?} in the answer to {path}"),
                 within: IN_FORCE_WITHIN,
                 last: answer.trim().to_owned(),
             });
         }
         thread::sleep(POLL);
     }
+}
+
+/// A request that must succeed; returns the body of the answer.
+fn request(api_server: &ApiClient, call: &Call<'_>, path: &str) -> Result<String, Error> {
+    let failed = |answer| Error::Request { request: path.to_owned(), answer };
+    let answer = api_server.call(call, path).map_err(failed)?;
+    if (200..300).contains(&answer.status) { Ok(answer.body) } else { Err(failed(answer.body)) }
 }

@@ -43,6 +43,7 @@ use std::{
     thread,
 };
 
+use http::ApiClient;
 use ports::Port;
 
 pub use balancer::Balancer;
@@ -145,6 +146,11 @@ impl Builder {
             directory: directory.path().to_owned(),
         };
 
+        let as_administrator = |address: &SocketAddr| {
+            ApiClient::new(*address, authority.certificate(), ADMINISTRATOR).map_err(Error::Client)
+        };
+        let clients = addresses.iter().map(as_administrator).collect::<Result<Vec<_>, _>>()?;
+
         if let Some(data) = &self.etcd_data {
             copy_directory(data, &directory.path().join(etcd::DATA))?;
         }
@@ -162,14 +168,8 @@ impl Builder {
         };
         let api_servers = numbered
             .iter()
-            .map(|(number, address)| {
-                let (client, kubectl, context) = (client.clone(), kubectl.clone(), format!("api-{number}"));
-                plan.server(*number, *address, move || {
-                    let mut command = client.command(&kubectl);
-                    command.args(["--context", &context]);
-                    command
-                })
-            })
+            .zip(&clients)
+            .map(|((number, address), client)| plan.server(*number, *address, client.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         thread::scope(|scope| {
             let starting: Vec<_> = api_servers.iter().map(|server| scope.spawn(|| server.start())).collect();
@@ -187,6 +187,7 @@ impl Builder {
             etcd,
             authority,
             client,
+            clients,
             kubectl,
             addresses,
             directory,
@@ -211,6 +212,7 @@ pub struct ControlPlane {
     etcd: Server,
     authority: Authority,
     client: Client,
+    clients: Vec<ApiClient>,
     kubectl: PathBuf,
     addresses: Vec<SocketAddr>,
     directory: Arc<DataDirectory>,

@@ -9,12 +9,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// Seats for everybody together. Of these the level of the service accounts has eight, and the operator's has one.
 const SEATS: usize = 20;
 /// Creates under way at any time: many more than there are seats.
 const CONCURRENCY: usize = 100;
 const CREATES: u32 = 1_000;
+/// The API server's answer to a request that found no seat in time.
+const TURNED_AWAY: &str = "Too many requests, please try again later.";
 
 /// A service account that may create conversations: its requests are in the level in which the operator's would be by default.
 async fn service_account(cluster: &Cluster, desk: &TestNamespace) -> Client {
@@ -53,7 +57,17 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
     let creates = futures::stream::iter(0..CREATES).map(|number| {
         let flood = &flood;
         let contact = json!({"contact": {"address": format!("+1556{number:07}")}});
-        async move { flood.create(&format!("flood-{number}"), contact).await }
+        async move {
+            loop {
+                match flood.create(&format!("flood-{number}"), contact.clone()).await {
+                    // The API server turns the flood itself away where it waits for a seat for too long: no webhook was asked yet.
+                    Err(status) if status.code == 429 && status.message.trim() == TURNED_AWAY => {
+                        sleep(Duration::from_secs(1)).await;
+                    }
+                    result => break result,
+                }
+            }
+        }
     });
     let mut failures = BTreeMap::<_, usize>::new();
     let mut creates = creates.buffer_unordered(CONCURRENCY);

@@ -202,8 +202,9 @@ async fn sixty_four_largest_bodies_stay_within_the_charts_memory_limit() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     // As on a node with many processors: an allocator may keep something for each thread.
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).env("TOKIO_WORKER_THREADS", "32");
-    let image =
-        include_str!("../../../image/Containerfile").lines().filter_map(|line| line.strip_prefix("ENV ")?.split_once('='));
+    let image = include_str!("../../../image/Containerfile")
+        .lines()
+        .filter_map(|line| line.strip_prefix("ENV ")?.split_once('='));
     let installation = image.fold(installation, |installation, (name, value)| installation.env(name, value));
     let cluster = Cluster::install(control_plane, &installation);
     let (desk, replica) = (cluster.desk().await, cluster.installation.replica(0));
