@@ -95,7 +95,7 @@ async fn rule_1_a_binding_has_at_most_one_holder() {
     let user = User::new().await;
     user.creates("alice", ALICE);
     let refusal = user.is_told_48031();
-    let said = "an outgoing conversation already exists for this contact address";
+    let said = "an outgoing conversation already exists for contact address";
     assert!(refusal.contains(said) && refusal.contains("proxy address"), "{refusal}");
     assert_eq!(user.sees_who_holds_it(), "alice");
     assert_eq!(user.desk.conversations().get_opt("bob").await.unwrap(), None);
@@ -131,7 +131,7 @@ async fn rule_4_a_binding_does_not_change() {
     ] {
         let line = format!("kubectl patch conversation alice --type=merge --patch='{{\"spec\":{spec}}}'");
         let refusal = user.is_refused(&line);
-        assert!(refusal.contains("must not change") && refusal.contains("open another conversation"), "{refusal}");
+        assert!(refusal.contains("must not change") && refusal.contains("create another conversation"), "{refusal}");
     }
     assert_eq!(user.sees_who_holds_it(), "alice");
 }
@@ -262,7 +262,7 @@ async fn rule_9_unassigned_is_easy_to_see() {
     let told = user.desk.wait_for_event("alice", "Unassigned").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));
     let described = user.types("kubectl events --for=conversation/alice");
-    assert!(described.contains("an inbound message reaches nobody"), "{described}");
+    assert!(described.contains("no user receives its inbound messages"), "{described}");
 }
 
 // ---- Out of a 48031: the holder has a participant ----
@@ -272,7 +272,10 @@ async fn out_of_48031_a_participant_closes_the_holder() {
     let user = User::new().await;
     user.creates("alice", ALICE);
     let refusal = user.is_told_48031();
-    assert!(refusal.contains("participants: agent-7") && refusal.contains("have a participant close it"), "{refusal}");
+    assert!(
+        refusal.contains("participants: agent-7") && refusal.contains("ask a participant to close it"),
+        "{refusal}"
+    );
     user.patches_alice(r#"{"state":"Closed"}"#);
     user.creates("bob", BOB);
     assert_eq!(user.sees_who_holds_it(), "bob");
@@ -282,7 +285,7 @@ async fn out_of_48031_a_participant_closes_the_holder() {
 async fn out_of_48031_the_holder_is_transferred_to_the_user_who_wanted_a_new_one() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("or transfer it to the user who wanted this one"));
+    assert!(user.is_told_48031().contains("or to transfer it to you"));
     user.patches_alice(r#"{"participants":[{"identity":"agent-8"}]}"#);
     let listed = user.types("kubectl get conversation alice");
     assert!(listed.contains("agent-8"), "{listed}");
@@ -305,7 +308,7 @@ async fn out_of_48031_the_user_is_added_to_the_unassigned_holder() {
 async fn out_of_48031_the_unassigned_holder_is_closed() {
     let user = User::new().await;
     user.creates("alice", NOBODY);
-    assert!(user.is_told_48031().contains("if it is not needed, close it"));
+    assert!(user.is_told_48031().contains("If it is no longer needed, close it"));
     user.patches_alice(r#"{"state":"Closed"}"#);
     user.creates("bob", BOB);
 }
@@ -328,7 +331,7 @@ async fn out_of_48031_the_contact_of_a_holder_that_is_not_needed_is_removed() {
 async fn out_of_48031_a_holder_that_is_not_needed_is_deleted() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("or delete it, and the binding is free at once"));
+    assert!(user.is_told_48031().contains("or delete it; this frees the binding immediately"));
     user.types("kubectl delete conversation alice");
     user.creates("bob", BOB);
     assert_eq!(user.sees_who_holds_it(), "bob");
@@ -340,7 +343,7 @@ async fn out_of_48031_a_holder_that_is_not_needed_is_deleted() {
 async fn out_of_48031_another_proxy_address_is_used() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("for a separate, simultaneous conversation use another proxy address"));
+    assert!(user.is_told_48031().contains("For a concurrent conversation, use a different proxy address"));
     let by_another_proxy = User { desk: TestNamespace { proxy: "+15017122662".to_owned(), ..user.desk.clone() } };
     by_another_proxy.creates("bob", BOB);
     assert_eq!((user.sees_who_holds_it(), by_another_proxy.sees_who_holds_it()), ("alice".into(), "bob".into()));
@@ -353,7 +356,7 @@ async fn out_of_48031_a_close_timer_ends_what_nobody_takes() {
     let user = User::new().await;
     user.creates("alice", NOBODY);
     let refusal = user.is_told_48031();
-    let advice = ["look at the inbound routing (autocreation) of the proxy", "set spec.timers.closeUnassignedAfter"];
+    let advice = ["check the inbound routing (autocreation) of the proxy", "set spec.timers.closeUnassignedAfter"];
     assert!(advice.iter().all(|advice| refusal.contains(advice)), "{refusal}");
     user.patches_alice(r#"{"timers":{"closeUnassignedAfter":"1s"}}"#);
     user.types("kubectl wait conversation/alice --for=jsonpath='{.status.state}'=Closed --timeout=60s");
