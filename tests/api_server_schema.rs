@@ -237,8 +237,8 @@ impl Place {
 }
 
 /// Follows each manifest in a namespace of its own, and tells of all that do not come out as they say.
-async fn follow_all(folder: &str) {
-    let outcomes = stream::iter(testdata::manifests(folder)).map(async |manifest| {
+async fn follow_all(manifests: Vec<Manifest>) {
+    let outcomes = stream::iter(manifests).map(async |manifest| {
         let outcome = Place::new().await.follow(&manifest).await;
         outcome.err().map(|error| format!("{}: {error}", manifest.file))
     });
@@ -249,12 +249,17 @@ async fn follow_all(folder: &str) {
 
 #[tokio::test]
 async fn what_is_to_be_admitted_is_admitted_and_stored_as_it_is_written() {
-    follow_all("admitted").await;
+    follow_all(testdata::manifests("admitted")).await;
 }
 
 #[tokio::test]
 async fn what_is_to_be_refused_is_refused_for_what_it_shows_and_for_nothing_else() {
-    follow_all("refused").await;
+    follow_all(testdata::manifests("refused")).await;
+}
+
+#[tokio::test]
+async fn examples_are_admitted_and_stored_as_they_are_written() {
+    follow_all(testdata::examples::conversations()).await;
 }
 
 /// Sends all requests of a table, and tells of all whose answers are not as they ought to be.

@@ -1,5 +1,7 @@
 //! Reads what lies beside this file; README.md tells how to write it.
 
+pub mod examples;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
