@@ -24,9 +24,11 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-test: require ## Everything that must hold: format, lints, tests, licences (about forty minutes on a fresh machine of two cores, then twenty)
+test: require ## Everything that must hold: format, spelling, lints, docs, tests, licences (about forty minutes on a fresh machine of two cores, then twenty)
 	$(call stage,format,cargo fmt --all --check)
+	$(call stage,spelling,.ci/cargo-tool typos)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
+	$(call stage,docs,RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --locked --no-deps --workspace --document-private-items)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
@@ -81,7 +83,7 @@ fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/target-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/typos-* "$(SWITCHBOARD_CACHE)"/target-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod documentation;
+mod examples;
 mod flow_control;
 mod health;
 mod installation;

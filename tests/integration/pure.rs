@@ -1,5 +1,7 @@
 //! Tests that need no process and no network.
 
 mod claims_model;
+mod examples;
+mod names;
 mod oracle;
 mod schema;

@@ -1,5 +1,7 @@
 //! Reads the manifests of `tests/testdata`, whose README says how to write them.
 
+pub mod examples;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

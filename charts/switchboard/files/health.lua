@@ -1,7 +1,7 @@
--- What Argo CD is to make of a Conversation: Healthy where what its spec asks for is in effect (open or closed), Degraded where that
--- takes a change of something else, Progressing until switchboard has looked at the spec as it is now.
+-- Argo CD's health of a Conversation: Healthy if its spec is in effect (open or closed), Degraded if another object must change first,
+-- Progressing until switchboard has observed the current spec.
 --
--- Put it into the ConfigMap argocd-cm, under the key resource.customizations.health.switchboard.dev_Conversation.
+-- Put this file into the ConfigMap argocd-cm, under the key resource.customizations.health.switchboard.dev_Conversation.
 
 local status = obj.status
 if status == nil or status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then

@@ -1,14 +1,13 @@
 {{/*
-The name of every object, whatever the release is called. A cluster has one switchboard: its CRDs, and the bindings that
-they hold, belong to the whole cluster. Two operators would be two writers of the same claims, and since all names are
-fixed, Helm refuses the second release.
+The name of every object, independent of the release name. A cluster has one switchboard, because its CRDs and bindings belong to
+the whole cluster. Two operators would be two writers of the same claims. As all names are fixed, Helm refuses a second release.
 */}}
 {{- define "switchboard.name" -}}
 switchboard
 {{- end }}
 
 {{/*
-The labels by which a Service finds its pods: they can never change after the first release.
+The labels by which a Service selects its pods. They can never change after the first release.
 */}}
 {{- define "switchboard.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "switchboard.name" . }}
@@ -27,16 +26,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
-The user as whom the operator calls the API server: its service account. The policies let this user write what nobody
-else may.
+The operator's user name, that of its service account. The policies allow the writes of this user only.
 */}}
 {{- define "switchboard.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "switchboard.name" . }}
 {{- end }}
 
 {{/*
-A CustomResourceDefinition from files/crds, which are the generated ones of the repository, with what only a release can
-know. Called with (dict "root" $ "file" "conversations.yaml").
+A CustomResourceDefinition from files/crds, the generated ones of the repository, with the labels and annotations of the release.
+Called with (dict "root" $ "file" "conversations.yaml").
 */}}
 {{- define "switchboard.crd" -}}
 {{- $text := .root.Files.Get (printf "files/crds/%s" .file) -}}
@@ -52,7 +50,7 @@ know. Called with (dict "root" $ "file" "conversations.yaml").
 {{- end }}
 
 {{/*
-The operator's image. A digest says exactly which one; a tag then only says what people call it.
+The operator's image. A digest identifies it exactly; the tag is then only a name for people.
 */}}
 {{- define "switchboard.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
@@ -60,21 +58,21 @@ The operator's image. A digest says exactly which one; a tag then only says what
 {{- end }}
 
 {{/*
-Not empty where the operator makes its certificate itself: neither cert-manager does, nor did somebody give the chart a CA.
+Not empty if the operator issues its own certificate: cert-manager is not enabled and the values have no CA.
 */}}
 {{- define "switchboard.managesItsCertificate" -}}
 {{- if not (or .Values.certManager.enabled .Values.webhook.caBundle) -}}true{{- end -}}
 {{- end }}
 
 {{/*
-The Secret in which the operator keeps a certificate that it makes itself.
+The Secret with the certificate that the operator issues itself.
 */}}
 {{- define "switchboard.tlsSecretName" -}}
 {{ include "switchboard.name" . }}-webhook-tls
 {{- end }}
 
 {{/*
-The host at which the API server calls the webhook, which is whom the certificate is for.
+The host at which the API server calls the webhook. The certificate is issued for it.
 */}}
 {{- define "switchboard.webhookHost" -}}
 {{- with .Values.webhook.url -}}
@@ -97,7 +95,7 @@ webhook.drainDelay in seconds.
 {{- end }}
 
 {{/*
-The port in an OTLP endpoint, which is the argument.
+The port of an OTLP endpoint. The argument is the endpoint.
 */}}
 {{- define "switchboard.otlpPort" -}}
 {{- $url := urlParse . -}}
@@ -109,8 +107,7 @@ The port in an OTLP endpoint, which is the argument.
 {{- end }}
 
 {{/*
-The flags of `switchboard run`, each by its environment variable. What a value does not change is left to the operator's own
-default.
+The flags of `switchboard run` as environment variables. Flags that no value changes keep the operator's default.
 */}}
 {{- define "switchboard.environment" -}}
 - name: SWITCHBOARD_NAMESPACE
@@ -171,7 +168,7 @@ default.
 {{- end }}
 
 {{/*
-What is mounted into the pod besides its token: nothing, unless certificates come from outside.
+The volumes of the pod besides its token: none, unless certificates are provided from outside.
 */}}
 {{- define "switchboard.volumes" -}}
 {{- if .Values.certManager.enabled }}
@@ -187,7 +184,7 @@ What is mounted into the pod besides its token: nothing, unless certificates com
 {{- end }}
 
 {{/*
-The wish that replicas of one revision run in different zones. Where nodes have no zones it wishes for nothing.
+A preference for replicas of one revision in different zones. It has no effect if nodes have no zones.
 */}}
 {{- define "switchboard.zoneAntiAffinity" -}}
 preferredDuringSchedulingIgnoredDuringExecution:

@@ -1,6 +1,7 @@
 //! Claims about the API server itself, on which the protocol of claims rests: a new version that breaks one is noticed here. Nothing of
 //! switchboard runs but its kinds. Tier: API server.
 
+use crate::common;
 use crate::common::cluster::{TIMEOUT, TestNamespace, create_namespace};
 use crate::common::fake_webhook::{FakeWebhook, Review, Verdict};
 use crate::common::shared_control_plane;
@@ -322,7 +323,7 @@ async fn on_a_watch_of_what_is_not_closed_closing_arrives_as_deleted_with_the_ol
 #[tokio::test]
 async fn a_create_whose_admission_outlasts_the_request_timeout_is_given_up_and_never_stored() {
     let control_plane = ControlPlane::builder().api_server_flag("--request-timeout=3s").start().unwrap();
-    crate::common::install_crds(&control_plane);
+    common::install_crds(&control_plane);
     let desk = desk_on(&control_plane).await;
     let reviewer = FakeWebhook::start(&desk.client, &desk.namespace, 30, |review| async move {
         if review.number == 0 { std::future::pending().await } else { Verdict::Allow }

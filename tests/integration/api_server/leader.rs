@@ -1,5 +1,6 @@
 //! Leadership by property, with a real API server: exclusive, renews, expires, vacates, survives.
 
+use crate::common;
 use crate::common::cluster::{TIMEOUT, until};
 use crate::common::{shared_control_plane, succeed};
 use control_plane::ControlPlane;
@@ -85,7 +86,7 @@ async fn wait_for(client: &Client, lease: &str, is_so: impl Fn(&LeaseSpec) -> bo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exclusive_and_expires() {
-    let client = crate::common::client().await;
+    let client = common::client().await;
     let start = |number| Candidate::start(client.clone(), "exclusive", &format!("candidate-{number}"), SHORT);
     let candidates: Vec<_> = (0..3).map(start).collect();
     let watched: Vec<_> = candidates.iter().map(|candidate| candidate.leadership.clone()).collect();
@@ -124,7 +125,7 @@ async fn exclusive_and_expires() {
 
 #[tokio::test]
 async fn renews() {
-    let client = crate::common::client().await;
+    let client = common::client().await;
     let leader = Candidate::start(client.clone(), "renews", "leader", SHORT);
     leader.wait_until(true).await;
     let other = Candidate::start(client.clone(), "renews", "other", SHORT);
@@ -139,7 +140,7 @@ async fn renews() {
 
 #[tokio::test]
 async fn vacates() {
-    let client = crate::common::client().await;
+    let client = common::client().await;
     let leader = Candidate::start(client.clone(), "vacates", "leader", LONG);
     leader.wait_until(true).await;
     // It is told, and would not look by itself.
@@ -155,7 +156,7 @@ async fn vacates() {
 
 #[tokio::test]
 async fn a_lease_that_is_edited_by_hand_lets_nobody_in_before_its_holder_knows() {
-    let client = crate::common::client().await;
+    let client = common::client().await;
     for (lease, edited) in [
         // A duration that would let somebody in at once, were it believed.
         ("given-away", json!({"holderIdentity": "somebody", "leaseDurationSeconds": 1})),
@@ -176,7 +177,7 @@ async fn a_lease_that_is_edited_by_hand_lets_nobody_in_before_its_holder_knows()
 
 #[tokio::test]
 async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
-    let client = crate::common::client().await;
+    let client = common::client().await;
     let leader = Candidate::start(client.clone(), "deleted", "leader", LONG);
     leader.wait_until(true).await;
     let other = Candidate::start(client.clone(), "deleted", "other", LONG);
@@ -249,7 +250,7 @@ async fn lead_once(client: Client, lease: &str, identity: &str) {
 
 #[tokio::test]
 async fn lease_is_owned_by_the_service_account_that_leads() {
-    let (control_plane, administrator) = (shared_control_plane(), crate::common::client().await);
+    let (control_plane, administrator) = (shared_control_plane(), common::client().await);
     // Of an older version, or made by somebody who is no service account.
     lead_once(administrator.clone(), "owned", "administrator").await;
     assert_eq!(owners(&administrator, "owned").await, []);

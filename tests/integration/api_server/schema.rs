@@ -1,5 +1,7 @@
 //! Claims about what a real API server admits, refuses and shows of both kinds, with no webhook and no controller. Tier: API server.
 
+use crate::common;
+use crate::testdata;
 use crate::testdata::{Manifest, Verb};
 use futures::{StreamExt, stream};
 use http_body_util::BodyExt;
@@ -131,7 +133,7 @@ fn other_messages_fields_and_bounds_are_not_read_as_the_expected_ones() {
 
 impl Place {
     async fn new() -> Self {
-        let client = crate::common::client().await;
+        let client = common::client().await;
         let place = Self { client, namespace: String::new() };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "schema-"}});
         let namespace =
@@ -196,7 +198,7 @@ impl Place {
     }
 
     fn kubectl(&self, arguments: &[&str]) -> std::process::Command {
-        let mut kubectl = crate::common::shared_control_plane().kubectl();
+        let mut kubectl = common::shared_control_plane().kubectl();
         kubectl.args(arguments).args(["--namespace", &self.namespace]);
         kubectl
     }
@@ -206,7 +208,7 @@ impl Place {
         for (index, document) in manifest.documents[..manifest.documents.len() - omitted].iter().enumerate() {
             let written = self.write(document.by, &document.object).await;
             let written = written.map_err(|refusal| format!("document {index} is refused: {}", refusal.message))?;
-            if document.by.is_whole() && written["spec"] != crate::testdata::without_nulls(&document.object["spec"]) {
+            if document.by.is_whole() && written["spec"] != testdata::without_nulls(&document.object["spec"]) {
                 return Err(format!("document {index} is stored as {}", written["spec"]));
             }
         }
@@ -227,8 +229,8 @@ impl Place {
 }
 
 /// Follows each manifest in a namespace of its own, and tells of all that do not come out as they say.
-async fn follow_all(folder: &str) {
-    let outcomes = stream::iter(crate::testdata::manifests(folder)).map(async |manifest| {
+async fn follow_all(manifests: Vec<Manifest>) {
+    let outcomes = stream::iter(manifests).map(async |manifest| {
         let outcome = Place::new().await.follow(&manifest).await;
         outcome.err().map(|error| format!("{}: {error}", manifest.file))
     });
@@ -239,12 +241,17 @@ async fn follow_all(folder: &str) {
 
 #[tokio::test]
 async fn what_is_to_be_admitted_is_admitted_and_stored_as_it_is_written() {
-    follow_all("admitted").await;
+    follow_all(testdata::manifests("admitted")).await;
 }
 
 #[tokio::test]
 async fn what_is_to_be_refused_is_refused_for_what_it_shows_and_for_nothing_else() {
-    follow_all("refused").await;
+    follow_all(testdata::manifests("refused")).await;
+}
+
+#[tokio::test]
+async fn examples_are_admitted_and_stored_as_they_are_written() {
+    follow_all(testdata::examples::conversations()).await;
 }
 
 /// Sends all requests of a table, and tells of all whose answers are not as they ought to be.
@@ -300,8 +307,8 @@ fn with(mut object: Value, path: &str, value: Value) -> Value {
 #[tokio::test]
 async fn an_address_is_admitted_where_it_is_canonical_and_else_the_canonical_one_is_shown() {
     let place = Place::new().await;
-    ask_all(crate::testdata::addresses(), async |case| {
-        let crate::testdata::AddressCase { channel, role, address, refused, write } = case;
+    ask_all(testdata::addresses(), async |case| {
+        let testdata::AddressCase { channel, role, address, refused, write } = case;
         let spec = json!({"channel": channel, "proxy": {"address": address}});
         let spec = match (role, channel.as_str()) {
             ("proxy", _) => spec,
@@ -329,7 +336,7 @@ async fn an_address_is_admitted_where_it_is_canonical_and_else_the_canonical_one
 async fn a_duration_is_admitted_where_it_is_well_formed_and_within_its_bounds() {
     let place = Place::new().await;
     let fields = ["timers/inactiveAfter", "timers/closeAfter", "timers/closeUnassignedAfter", "ttlAfterClosed"];
-    let cases = crate::testdata::durations().into_iter().flat_map(|case| {
+    let cases = testdata::durations().into_iter().flat_map(|case| {
         fields.map(|field| (field, case.duration.clone(), case.meaning.clone().err().map(|words| vec![words])))
     });
     ask_all(cases.collect(), async |(field, duration, refused)| {
@@ -344,7 +351,7 @@ async fn a_duration_is_admitted_where_it_is_well_formed_and_within_its_bounds() 
 async fn an_instant_is_admitted_where_every_reader_takes_it_for_the_same() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
-    ask_all(crate::testdata::instants(), async |(instant, refused)| {
+    ask_all(testdata::instants(), async |(instant, refused)| {
         let mut failures = Vec::new();
         for field in ["reportedActivityTime", "lastActivityTime"] {
             let patch = with(conversation("alice"), &format!("/status/{field}"), json!(instant));
@@ -516,15 +523,15 @@ async fn the_spec_and_the_status_are_written_apart() {
 
 #[tokio::test]
 async fn applying_the_same_manifest_again_changes_nothing() {
-    let file = crate::testdata::root().join("tests/testdata/admitted/every-field.yaml");
+    let file = testdata::root().join("tests/testdata/admitted/every-field.yaml");
     let file = file.to_str().unwrap();
     for apply in [&["apply", "--filename", file][..], &["apply", "--server-side", "--filename", file]] {
         let place = Place::new().await;
-        crate::common::succeed(&mut place.kubectl(apply));
+        common::succeed(&mut place.kubectl(apply));
         let status = json!({"observedGeneration": 1, "state": "Active", "lastActivityTime": "2026-01-01T00:00:00Z"});
         place.write(Verb::MergePatchStatus, &with(conversation("alice"), "/status", status)).await.unwrap();
         let before = place.get(&conversation("alice")).await.unwrap();
-        crate::common::succeed(&mut place.kubectl(apply));
+        common::succeed(&mut place.kubectl(apply));
         assert_eq!(place.get(&conversation("alice")).await.unwrap(), before, "{apply:?}");
     }
 }
@@ -532,9 +539,9 @@ async fn applying_the_same_manifest_again_changes_nothing() {
 #[tokio::test]
 async fn a_dry_run_of_kubectl_tells_what_is_wrong() {
     let place = Place::new().await;
-    let file = crate::testdata::root().join("tests/testdata/refused/48025-sms-with-separators.yaml");
+    let file = testdata::root().join("tests/testdata/refused/48025-sms-with-separators.yaml");
     let complaint =
-        crate::common::fail(&mut place.kubectl(&["apply", "--dry-run=server", "--filename", file.to_str().unwrap()]));
+        common::fail(&mut place.kubectl(&["apply", "--dry-run=server", "--filename", file.to_str().unwrap()]));
     let expected = "spec.contact.address: Invalid value: 48025: the contact address must be an E.164 number on this channel: \
                     '+' and 2 to 15 digits without a leading zero; write +15558675310";
     assert!(says(&complaint, expected), "{complaint}");
@@ -559,12 +566,12 @@ async fn explain_reads_as_documentation() {
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut found = Vec::new();
         fields(&format!("{kind}.spec"), schema, &mut found);
-        let overview = crate::common::succeed(&mut place.kubectl(&["explain", "--recursive", &format!("{kind}.spec")]));
+        let overview = common::succeed(&mut place.kubectl(&["explain", "--recursive", &format!("{kind}.spec")]));
         assert!(words(&overview).contains(&words(schema["description"].as_str().unwrap())), "{overview}");
         for (path, description) in found {
             let (_, name) = path.rsplit_once('.').unwrap();
             assert!(overview.contains(&format!(" {name}\t<")), "{path} is not in {overview}");
-            let explained = crate::common::succeed(&mut place.kubectl(&["explain", &path]));
+            let explained = common::succeed(&mut place.kubectl(&["explain", &path]));
             assert!(words(&explained).contains(&format!("DESCRIPTION: {}", words(&description))), "{explained}");
         }
     }
@@ -596,12 +603,8 @@ async fn get_shows_what_people_look_for() {
     place.write(Verb::Create, &address_binding("chat-shown")).await.unwrap();
 
     // The age, which moves on, is left out.
-    let shown = crate::common::succeed(&mut place.kubectl(&[
-        "get",
-        "conversation/alice",
-        "conversation/fresh",
-        "ab/chat-shown",
-    ]));
+    let shown =
+        common::succeed(&mut place.kubectl(&["get", "conversation/alice", "conversation/fresh", "ab/chat-shown"]));
     let shown = table(&shown);
     let rows = [
         "NAME CHANNEL CONTACT PROXY STATE ASSIGNED-TO BOUND CLOSES AGE",
@@ -617,12 +620,12 @@ async fn get_shows_what_people_look_for() {
         assert_eq!(shown[..row.len()], row);
     }
 
-    let wide = crate::common::succeed(&mut place.kubectl(&["get", "conv", "alice", "--output", "wide"]));
+    let wide = common::succeed(&mut place.kubectl(&["get", "conv", "alice", "--output", "wide"]));
     let wide = table(&wide);
     assert_eq!(wide[0][9..], ["UNASSIGNED", "STATE-REASON", "LAST-ACTIVITY", "INACTIVE-AT", "BINDING"]);
     assert_eq!(wide[1][9..], ["False", "Spec", "2026-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "chat-shown"]);
 
-    let category = crate::common::succeed(&mut place.kubectl(&["get", "switchboard", "--output", "name"]));
+    let category = common::succeed(&mut place.kubectl(&["get", "switchboard", "--output", "name"]));
     for name in ["conversation.switchboard.dev/alice", "addressbinding.switchboard.dev/chat-shown"] {
         assert!(category.lines().any(|line| line == name), "{category}");
     }
@@ -660,7 +663,7 @@ async fn look_ups_are_exact() {
         ),
     ] {
         let names = ["get", kind, "--output", "name", "--field-selector", &selector];
-        let found = crate::common::succeed(&mut place.kubectl(&names));
+        let found = common::succeed(&mut place.kubectl(&names));
         let expected: Vec<String> = expected.iter().map(|name| format!("{kind}.switchboard.dev/{name}")).collect();
         assert_eq!(found.lines().collect::<Vec<_>>(), expected, "{selector}");
     }

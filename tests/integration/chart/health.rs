@@ -1,6 +1,7 @@
 //! What kstatus makes of a conversation, by its own library, and Argo CD, by the chart's `files/health.lua` in the Lua
 //! that Argo CD runs it in. Tier: chart.
 
+use crate::common;
 use control_plane::tools::{self, Tool};
 use kube::Api;
 use kube::api::PostParams;
@@ -20,9 +21,8 @@ struct Verdict {
 
 fn judge(file: &Path) -> Verdict {
     let [health] = tools::ensure([Tool::Health]).unwrap_or_else(|error| panic!("{error}"));
-    let script = Path::new(crate::common::chart::CHART).join("files/health.lua");
-    let verdict: Value =
-        serde_json::from_str(&crate::common::succeed(Command::new(health).arg(script).arg(file))).unwrap();
+    let script = Path::new(common::chart::CHART).join("files/health.lua");
+    let verdict: Value = serde_json::from_str(&common::succeed(Command::new(health).arg(script).arg(file))).unwrap();
     let field = |name: &str| verdict[name].as_str().unwrap().to_owned();
     Verdict { kstatus: field("kstatus"), argo: field("argo"), message: field("message") }
 }
@@ -73,11 +73,11 @@ fn every_situation_is_one_that_the_operator_brings_about() {
 /// The one situation that the operator does not bring about: what the API server stores before the operator has seen it.
 #[tokio::test]
 async fn a_conversation_is_in_progress_from_the_moment_of_its_creation_on() {
-    let conversations = Api::<Conversation>::namespaced(crate::common::client().await, "default");
+    let conversations = Api::<Conversation>::namespaced(common::client().await, "default");
     let spec = json!({"channel": "SMS", "contact": {"address": "+15558675310"}, "proxy": {"address": "+15017122661"}});
     let object: Conversation = serde_json::from_value(json!({"metadata": {"name": "alice"}, "spec": spec})).unwrap();
     let stored = conversations.create(&PostParams::default(), &object).await.unwrap();
-    let path = crate::common::shared_control_plane().data_dir().join("alice.yaml");
+    let path = common::shared_control_plane().data_dir().join("alice.yaml");
     std::fs::write(&path, serde_json::to_string(&stored).unwrap()).unwrap();
     let expected = ["InProgress", "Progressing", "Waiting for controller"].map(str::to_owned);
     let Verdict { kstatus, argo, message } = judge(&path);

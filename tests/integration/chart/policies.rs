@@ -1,5 +1,6 @@
 //! The chart's admission policies and roles, on real API servers: who may write claims and status, and who may not.
 
+use crate::common;
 use crate::common::cluster::{Cluster, TestNamespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -109,12 +110,12 @@ async fn a_check_as_the_operator_finds_that_conversations_can_be_created() {
         command.arg("check").env("KUBECONFIG", kubeconfig);
         command
     };
-    let said = crate::common::succeed(&mut check(&cluster.control_plane.data_dir().join("replica-1.kubeconfig")));
+    let said = common::succeed(&mut check(&cluster.control_plane.data_dir().join("replica-1.kubeconfig")));
     assert_eq!(said, "a conversation can be created in the namespace switchboard-system\n");
 
     let outsider = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("outsider.kubeconfig");
     std::fs::write(&outsider, cluster.control_plane.kubeconfig_for_token("outsider", 0)).unwrap();
-    let complaint = crate::common::fail(&mut check(&outsider));
+    let complaint = common::fail(&mut check(&outsider));
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
     assert!(complaint.contains("no conversation can be created") && complaint.contains("cannot create"), "{complaint}");
 }

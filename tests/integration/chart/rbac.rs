@@ -1,6 +1,7 @@
 //! The operator's permissions, held against what it asks for: the API server's audit log of a run that exercises all that it does is
 //! compared with the chart's roles, both ways.
 
+use crate::common;
 use crate::common::chart::NAMESPACE;
 use crate::common::cluster::{Cluster, TIMEOUT, metrics};
 use crate::common::fake_webhook::{FakeWebhook, Verdict};
@@ -145,7 +146,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
     desk.create("alice", json!({})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
     // A holder in another namespace is named only to those who may read it.
-    let elsewhere = crate::common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
+    let elsewhere = common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
     desk.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     desk.wait_for_event("alice", "Closed").await;

@@ -1,6 +1,7 @@
 //! Claims about faults of what stores: a full disk, a history that was compacted away, an etcd that was restored from a backup, and a
 //! namespace that goes with a thousand conversations in it. Tier: processes.
 
+use crate::common;
 use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace, until};
 use crate::common::etcd::{compact, set_disk_full};
 use crate::common::fault_cluster::{
@@ -52,7 +53,7 @@ async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() 
         desk.create("alice", json!({})).await.unwrap();
         desk.bound("alice").await;
     }
-    let is_watch = |call: &crate::common::proxy::Call| call.query.contains("watch=true");
+    let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
     let gone = faulty.proxy.inject(Stage::Before, Fault::Answer(503), is_watch);
     faulty.proxy.freeze_watches(true);
     desk.change("alice", json!({"state": "Closed"})).await.unwrap();

@@ -1,5 +1,6 @@
 //! The life of a conversation, by real API servers and replicas of the operator: conditions, timers, activity, closing.
 
+use crate::common;
 use crate::common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::path::Path;
@@ -95,8 +96,8 @@ async fn assert_applied_without_drift(desk: &TestNamespace, name: &str, path: &P
         command
     };
     let before = desk.conversations().get(name).await.unwrap();
-    crate::common::succeed(&mut kubectl("diff"));
-    crate::common::succeed(&mut kubectl("apply"));
+    common::succeed(&mut kubectl("diff"));
+    common::succeed(&mut kubectl("apply"));
     let after = desk.conversations().get(name).await.unwrap();
     assert_eq!(before.metadata.resource_version, after.metadata.resource_version, "{name} {arguments:?}: {after:?}");
 }
@@ -119,7 +120,7 @@ async fn applying_the_same_manifest_again_shows_no_drift_and_writes_nothing_what
             let path = cluster.control_plane.data_dir().join(format!("{}-{name}.yaml", desk.namespace));
             std::fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
             let mut apply = cluster.control_plane.kubectl();
-            crate::common::succeed(apply.arg("apply").args(arguments).arg("--filename").arg(&path));
+            common::succeed(apply.arg("apply").args(arguments).arg("--filename").arg(&path));
             let alice = match name {
                 "bound" => desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0,
                 "counted" => {

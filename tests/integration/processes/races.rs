@@ -1,6 +1,7 @@
 //! Claims about many creates that race for one binding, on two API servers and two replicas: one is stored, the others are told by
 //! whom, and nothing stays behind. Tier: processes. `make soak ROUNDS=10000` runs the same for long.
 
+use crate::common;
 use crate::common::oracle::{Binding, HoldInterval, Oracle};
 use crate::common::recorder::{Clock, Recorder};
 use control_plane::{ControlPlane, Installation};
@@ -319,7 +320,7 @@ impl Races {
         let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
         let clients = [client(&control_plane, 0).await, client(&control_plane, 1).await];
         for namespace in NAMESPACES {
-            crate::common::cluster::create_namespace(&clients[0], namespace).await;
+            common::cluster::create_namespace(&clients[0], namespace).await;
         }
         let oracle = Oracle::default().dry_runs(|place| place.name.contains(DRY_RUN));
         let (tally, stored) = (Tally::default(), VecDeque::new());

@@ -1,6 +1,7 @@
 //! The rules of what a conversation is, each by a test that names it, and every way out of a 48031, typed as a user types it.
 //! Rule 8, what became due unseen, is in `faults_lifecycle.rs`. Tier: processes.
 
+use crate::common;
 use crate::common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::process::Command;
@@ -49,12 +50,12 @@ impl User {
 
     /// Types a command that succeeds, and reads what it prints.
     fn types(&self, line: &str) -> String {
-        crate::common::succeed(&mut self.shell(line))
+        common::succeed(&mut self.shell(line))
     }
 
     /// Types a command that is refused, and reads why.
     fn is_refused(&self, line: &str) -> String {
-        crate::common::fail(&mut self.shell(line))
+        common::fail(&mut self.shell(line))
     }
 
     fn creates(&self, name: &str, rest: &str) {

@@ -1,5 +1,6 @@
 //! Claims about the generated schemas, and about the parsers that state the same rules once more. Tier: pure.
 
+use crate::testdata;
 use serde_json::{Map, Value, json};
 use switchboard::api::{AddressBinding, Channel, Conversation, ConversationStatus, Duration, Time};
 use switchboard::core::address::{Address, Role};
@@ -77,7 +78,7 @@ fn crds_are_what_the_types_generate() {
         ("addressbindings.yaml", switchboard::api::address_binding_crd()),
     ] {
         let generated = serde_saphyr::to_string(&crd.unwrap()).unwrap();
-        let stored = std::fs::read_to_string(crate::testdata::root().join("crds").join(file)).unwrap();
+        let stored = std::fs::read_to_string(testdata::root().join("crds").join(file)).unwrap();
         assert!(stored.trim() == generated.trim(), "crds/{file} is stale: run `make generate`");
     }
 }
@@ -328,7 +329,7 @@ fn stands_in(path: &str, object: &Value) -> bool {
 
 #[test]
 fn every_field_and_every_value_stands_in_an_admitted_manifest() {
-    let manifests = crate::testdata::manifests("admitted");
+    let manifests = testdata::manifests("admitted");
     let objects: Vec<&Value> =
         manifests.iter().flat_map(|manifest| &manifest.documents).map(|document| &document.object).collect();
     for node in nodes(&crds()) {
@@ -353,7 +354,7 @@ fn every_field_and_every_value_stands_in_an_admitted_manifest() {
 
 #[test]
 fn admitted_manifests_are_read_and_written_by_the_types_as_they_are() {
-    for manifest in crate::testdata::manifests("admitted") {
+    for manifest in testdata::manifests("admitted") {
         for document in manifest.documents.iter().filter(|document| document.by.is_whole()) {
             let object = document.object.clone();
             let written = match object["kind"].as_str().unwrap() {
@@ -364,10 +365,8 @@ fn admitted_manifests_are_read_and_written_by_the_types_as_they_are() {
                 kind => panic!("{}: {kind}", manifest.file),
             };
             let written = written.unwrap_or_else(|error| panic!("{}: {error}", manifest.file));
-            let (written, object) = (
-                without_empty_lists(&written["spec"]),
-                without_empty_lists(&crate::testdata::without_nulls(&object["spec"])),
-            );
+            let (written, object) =
+                (without_empty_lists(&written["spec"]), without_empty_lists(&testdata::without_nulls(&object["spec"])));
             assert_eq!(written, object, "{}", manifest.file);
         }
     }
@@ -397,7 +396,7 @@ fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, Op
 
 #[test]
 fn addresses_are_parsed_as_the_schema_admits_them() {
-    for crate::testdata::AddressCase { channel, role, address, refused, write } in crate::testdata::addresses() {
+    for testdata::AddressCase { channel, role, address, refused, write } in testdata::addresses() {
         let parsed = parse_address(&channel, role, &address);
         let expected = if refused.is_some() { Err(write) } else { Ok(address.clone()) };
         assert_eq!(parsed.map(|address| address.as_str().to_owned()), expected, "{role} {address:?} on {channel}");
@@ -406,7 +405,7 @@ fn addresses_are_parsed_as_the_schema_admits_them() {
 
 #[test]
 fn canonical_spellings_are_admitted_on_their_own() {
-    for crate::testdata::AddressCase { channel, role, address, write, .. } in crate::testdata::addresses() {
+    for testdata::AddressCase { channel, role, address, write, .. } in testdata::addresses() {
         let Some(canonical) = write else { continue };
         assert!(parse_address(&channel, role, &canonical).is_ok(), "{canonical:?} for {address:?} on {channel}");
     }
@@ -414,7 +413,7 @@ fn canonical_spellings_are_admitted_on_their_own() {
 
 #[test]
 fn manifests_are_refused_for_their_addresses_where_the_parsers_refuse_them() {
-    let manifests = [crate::testdata::manifests("admitted"), crate::testdata::manifests("refused")];
+    let manifests = [testdata::manifests("admitted"), testdata::manifests("refused")];
     for manifest in manifests.iter().flatten() {
         for (index, document) in manifest.documents.iter().enumerate() {
             let is_refused = index + 1 == manifest.documents.len();
@@ -445,7 +444,7 @@ fn manifests_are_refused_for_their_addresses_where_the_parsers_refuse_them() {
 
 #[test]
 fn durations_are_parsed_as_the_schema_admits_them() {
-    for crate::testdata::DurationCase { duration, meaning } in crate::testdata::durations() {
+    for testdata::DurationCase { duration, meaning } in testdata::durations() {
         match (duration.parse::<Duration>(), meaning) {
             (Ok(parsed), Ok(milliseconds)) => {
                 assert_eq!(parsed.as_milliseconds(), milliseconds, "{duration:?}");
@@ -475,7 +474,7 @@ fn durations_are_refused_by_the_schema_in_the_words_of_the_parser() {
 
 #[test]
 fn an_admitted_instant_is_one_that_the_types_read() {
-    for (instant, refused) in crate::testdata::instants() {
+    for (instant, refused) in testdata::instants() {
         if refused.is_none() {
             assert!(instant.parse::<Time>().is_ok(), "{instant}");
         }

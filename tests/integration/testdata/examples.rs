@@ -1,0 +1,82 @@
+//! Reads the manifests of `examples/`, and holds each against the type of its kind.
+
+use super::{Document, Manifest};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use switchboard::api::Conversation;
+use switchboard::core::binding::Binding;
+
+/// Where the examples are, from the root of the repository.
+pub const EXAMPLES: &str = "examples";
+/// A Kustomization, and a chart, whose conversations have to be rendered.
+pub const KUSTOMIZATION: &str = "examples/kustomization";
+pub const HELM_CHART: &str = "examples/helm-chart";
+
+/// The manifests of `examples/` that are complete as they are written: neither Kustomizations nor charts.
+pub fn manifests() -> Vec<Manifest> {
+    let mut paths = Vec::new();
+    find(Path::new(EXAMPLES), &mut paths);
+    paths.sort();
+    paths.iter().map(|path| Manifest::read(EXAMPLES, path)).collect()
+}
+
+/// The conversations among them, a manifest a file.
+pub fn conversations() -> Vec<Manifest> {
+    let mut manifests = manifests();
+    for manifest in &mut manifests {
+        manifest.documents.retain(|Document { object, .. }| object["kind"] == "Conversation");
+    }
+    manifests.retain(|manifest| !manifest.documents.is_empty());
+    manifests
+}
+
+fn find(directory: &Path, paths: &mut Vec<PathBuf>) {
+    if directory.join("Chart.yaml").is_file() {
+        return;
+    }
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            find(&path, paths);
+        } else if path.extension().is_some_and(|extension| extension == "yaml") && !path.ends_with("kustomization.yaml")
+        {
+            paths.push(path);
+        }
+    }
+}
+
+/// Asserts that the type of its kind reads `object` and writes it as it is: no field is unknown. Returns the binding of a
+/// conversation, whose addresses must be canonical.
+pub fn assert_is_typed(file: &str, object: &Value) -> Option<Binding> {
+    match object["kind"].as_str().unwrap_or_default() {
+        "Conversation" => {
+            let conversation: Conversation = assert_same(file, object);
+            let contact = conversation.spec.contact.unwrap_or_else(|| panic!("{file}: no contact"));
+            let binding = Binding::parse(conversation.spec.channel, &contact.address, &conversation.spec.proxy.address);
+            Some(binding.unwrap_or_else(|error| panic!("{file}: {error}")))
+        }
+        "ServiceAccount" => {
+            assert_same::<ServiceAccount>(file, object);
+            None
+        }
+        "Role" => {
+            assert_same::<Role>(file, object);
+            None
+        }
+        "RoleBinding" => {
+            assert_same::<RoleBinding>(file, object);
+            None
+        }
+        kind => panic!("{file}: no type is known here for the kind {kind:?}"),
+    }
+}
+
+fn assert_same<T: Serialize + DeserializeOwned>(file: &str, object: &Value) -> T {
+    let read: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{file}: {error}"));
+    assert_eq!(serde_json::to_value(&read).unwrap(), *object, "{file}");
+    read
+}
