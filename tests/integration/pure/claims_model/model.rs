@@ -626,7 +626,7 @@ impl Model for ClaimsModel {
             }
             Action::FinishClaimDeletion => etcd.delete_claim_manually(false),
             Action::Reconcile(index, reconcile) => {
-                self.with_world(etcd, |world| leaders[index].reconcile(reconcile, world))
+                self.with_world(etcd, |world| leaders[index].reconcile(reconcile, world));
             }
             Action::Land(index, slot) => self.with_world(etcd, |world| leaders[index].land(slot, world)),
             Action::Lose(index, slot) => leaders[index].lose(slot),
