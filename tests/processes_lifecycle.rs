@@ -185,7 +185,7 @@ async fn people_are_told_each_fact_once() {
     let expected = [
         ("Closed", "Normal", "The conversation is Closed: the timer closeAfter elapsed"),
         ("Inactive", "Normal", "The conversation is Inactive: the timer inactiveAfter elapsed"),
-        ("Unassigned", "Warning", "There is no participant: an inbound message reaches nobody"),
+        ("Unassigned", "Warning", "The conversation has no participant; inbound messages reach nobody"),
     ];
     assert_eq!(told, expected);
 }

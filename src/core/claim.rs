@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md; the invariants I1 to I5 named here are those that stand there.
 
 use super::binding::{Binding, BindingName};
+use super::effective::{held_binding, state_in_effect};
 use crate::api::{Admission, Conversation, ConversationReference, MAX_ADMISSIONS, State, Time};
 
 /// A claim as it was read: which conversation holds a binding, and the creates of it that were admitted.
@@ -44,9 +45,8 @@ impl LiveConversation {
     #[must_use]
     pub fn of(conversation: &Conversation) -> Self {
         let spec = &conversation.spec;
-        let state = state_in_effect(conversation);
-        let is_open = state != State::Closed;
-        let binding = Binding::of(spec).ok().flatten().filter(|_| is_open);
+        let state = state_in_effect(spec.state, conversation.status.as_ref().and_then(|status| status.state));
+        let binding = held_binding(Binding::of(spec).ok().flatten(), state);
         Self {
             uid: conversation.metadata.uid.clone().unwrap_or_default(),
             held_binding: binding.map(|binding| binding.name()),
@@ -54,14 +54,6 @@ impl LiveConversation {
             participants: spec.participants.iter().flatten().map(|participant| participant.identity.clone()).collect(),
         }
     }
-}
-
-/// The later of what the spec asks for and what the status says.
-#[must_use]
-pub fn state_in_effect(conversation: &Conversation) -> State {
-    let asked_for = conversation.spec.state.unwrap_or_default();
-    let reported = conversation.status.as_ref().and_then(|status| status.state).unwrap_or_default();
-    asked_for.max(reported)
 }
 
 /// A change of one claim, with the preconditions on which it rests.
