@@ -42,7 +42,7 @@ const MAX_TASKS_PER_TURN: usize = 256;
 /// How long after a status that follows activity the next one of the same conversation is written, however often it is reported.
 const ROUTINE_WRITE_COOLDOWN: Duration = Duration::from_secs(1);
 /// What came about no longer ago may not have been told by who led before: a Lease expires, and a process starts, in less.
-const EVENT_BACKFILL_WINDOW_MILLISECONDS: u64 = 120_000;
+const EVENT_BACKFILL_WINDOW: Duration = Duration::from_mins(2);
 
 /// The controller.
 pub struct Controller {
@@ -152,7 +152,7 @@ impl Controller {
             for (key, wake) in asleep {
                 self.queue.set_deadline(&key, Some(wake));
             }
-            let since = now.before(EVENT_BACKFILL_WINDOW_MILLISECONDS);
+            let since = now.before(EVENT_BACKFILL_WINDOW);
             for key in self.index.recently_changed(since) {
                 self.event_recorder.backfill_since(key, since);
             }
@@ -213,7 +213,7 @@ impl Controller {
             }
             Ok(Event::InitApply(Guarded(object)) | Event::Apply(Guarded(object))) => match object {
                 Ok(conversation) => {
-                    let untold = self.clock.now().before(EVENT_BACKFILL_WINDOW_MILLISECONDS);
+                    let untold = self.clock.now().before(EVENT_BACKFILL_WINDOW);
                     self.index.closed_seen(&conversation, untold)
                 }
                 Err(unreadable) => {

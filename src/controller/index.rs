@@ -870,7 +870,7 @@ mod tests {
         };
         alice.status = Some(write.status);
         index.conversation_seen(&alice, now);
-        let due = created.after(600_000);
+        let due = created.after(Duration::from_mins(10));
         assert_eq!(index.plan_all(|_| false, created), (Vec::new(), vec![(key("alice"), due)]));
         assert_eq!(index.plan_all(|_| false, due), (vec![Task::Conversation(key("alice"))], Vec::new()));
     }

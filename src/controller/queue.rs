@@ -242,7 +242,7 @@ impl Queue {
     pub fn next_wake(&self, now: Time, monotonic: Instant) -> Option<Duration> {
         let delayed = self.delayed.first().map(|(instant, _)| instant.saturating_duration_since(monotonic));
         let deadline =
-            self.deadlines.first().map(|(deadline, _)| Duration::from_millis(deadline.milliseconds_since(now)));
+            self.deadlines.first().map(|(deadline, _)| deadline.duration_since(now));
         let deadline = deadline.map(|wait| wait.min(MAX_SLEEP));
         delayed.into_iter().chain(deadline).min()
     }
@@ -384,16 +384,16 @@ mod tests {
     fn a_deadline_that_moves_is_due_once() {
         let mut queue = Queue::default();
         let now = Instant::now();
-        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(1_000)));
-        queue.set_deadline(&key("b"), Some(Time::EPOCH.after(2_000)));
-        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(3_000)));
+        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(Duration::from_secs(1))));
+        queue.set_deadline(&key("b"), Some(Time::EPOCH.after(Duration::from_secs(2))));
+        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(Duration::from_secs(3))));
         assert_eq!(queue.next_wake(Time::EPOCH, now), Some(Duration::from_secs(2)));
-        queue.promote_due(Time::EPOCH.after(1_999), now);
+        queue.promote_due(Time::EPOCH.after(Duration::from_millis(1_999)), now);
         assert_eq!(queue.next(), None);
-        queue.promote_due(Time::EPOCH.after(3_000), now);
+        queue.promote_due(Time::EPOCH.after(Duration::from_secs(3)), now);
         let due = [queue.next(), queue.next(), queue.next()];
         assert_eq!(due, [Some(Task::Conversation(key("b"))), Some(Task::Conversation(key("a"))), None]);
-        queue.set_deadline(&key("c"), Some(Time::EPOCH.after(4_000)));
+        queue.set_deadline(&key("c"), Some(Time::EPOCH.after(Duration::from_secs(4))));
         queue.set_deadline(&key("c"), None);
         assert_eq!(queue.next_wake(Time::EPOCH, now), None);
     }
@@ -401,11 +401,11 @@ mod tests {
     #[test]
     fn ten_years_are_waited_for() {
         let (mut queue, monotonic) = (Queue::default(), Instant::now());
-        let ten_years = 315_360_000_000;
+        let ten_years = Duration::from_hours(87_600);
         queue.set_deadline(&key("a"), Some(Time::EPOCH.after(ten_years)));
-        queue.promote_due(Time::EPOCH.after(ten_years - 1), monotonic);
+        queue.promote_due(Time::EPOCH.after(ten_years - Duration::from_millis(1)), monotonic);
         assert_eq!(queue.next(), None);
-        assert_eq!(queue.next_wake(Time::EPOCH.after(ten_years - 1), monotonic), Some(Duration::from_millis(1)));
+        assert_eq!(queue.next_wake(Time::EPOCH.after(ten_years - Duration::from_millis(1)), monotonic), Some(Duration::from_millis(1)));
         queue.promote_due(Time::EPOCH.after(ten_years), monotonic);
         assert_eq!(queue.next(), Some(Task::Conversation(key("a"))));
     }
@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_forward_makes_due_and_one_that_jumps_back_makes_nothing_late() {
         let (mut queue, monotonic) = (Queue::default(), Instant::now());
-        let at = |second: u64| Time::EPOCH.after(second * 1_000);
+        let at = |second: u64| Time::EPOCH.after(Duration::from_secs(second));
         queue.set_deadline(&key("a"), Some(at(100)));
         queue.set_deadline(&key("b"), Some(at(200)));
         assert_eq!(queue.next_wake(at(50), monotonic), Some(MAX_SLEEP), "so that a jump is noticed");

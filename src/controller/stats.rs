@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn what_comes_and_goes_is_counted_and_the_oldest_unassigned_is_known() {
         let counted = |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since };
-        let [first, second] = [Time::EPOCH.after(1), Time::EPOCH.after(2)];
+        let [first, second] = [1, 2].map(|second| Time::EPOCH.after(std::time::Duration::from_secs(second)));
         let mut stats = Stats::default();
         let all = [
             counted(State::Active, Some(second)),

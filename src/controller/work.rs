@@ -178,7 +178,7 @@ impl Worker {
             Ok(written) => {
                 tracing::debug!(conversation = %key, state, "wrote the status");
                 if let Some(due) = due {
-                    self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
+                    self.metrics.late(self.clock.now().duration_since(due));
                 }
                 // What changes nothing makes no event.
                 let is_changed =

@@ -6,6 +6,7 @@
 use super::binding::{Binding, BindingName};
 use super::effective::{held_binding, state_in_effect};
 use crate::api::{Admission, Conversation, ConversationReference, MAX_ADMISSIONS, State, Time};
+use std::time::Duration;
 
 /// A claim as it was read: which conversation holds a binding, and the creates of it that were admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,9 +171,9 @@ pub enum Undecided {
 
 /// The next step of the admission of `request`.
 ///
-/// `now` and `grace_period_milliseconds` decide only whether more UIDs may be added to a claim, never who holds it.
+/// `now` and `grace_period` decide only whether more UIDs may be added to a claim, never who holds it.
 #[must_use]
-pub fn admit(request: &Request, seen: Observation, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
+pub fn admit(request: &Request, seen: Observation, now: Time, grace_period: Duration) -> AdmitStep {
     let admission = || Admission { uid: request.uid.clone(), time: now };
     // I5: where a write would claim the binding, a dry run is told that it would.
     let write = |write| {
@@ -195,7 +196,7 @@ pub fn admit(request: &Request, seen: Observation, now: Time, grace_period_milli
                 return AdmitStep::Decide(Decision::AlreadyExists);
             }
             let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
-            let is_overdue = |admission: &Admission| now.milliseconds_since(admission.time) > grace_period_milliseconds;
+            let is_overdue = |admission: &Admission| now.duration_since(admission.time) > grace_period;
             let is_stuck =
                 claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
             if is_stuck || claim.admissions.len() >= MAX_ADMISSIONS {
@@ -297,7 +298,7 @@ mod tests {
     use super::*;
     use crate::api::Channel;
 
-    const GRACE: u64 = 60_000;
+    const GRACE: Duration = Duration::from_mins(1);
 
     fn binding() -> Binding {
         Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap()
@@ -548,7 +549,7 @@ mod tests {
     #[test]
     fn creates_of_one_name_that_keep_failing_keep_a_binding_for_no_longer_than_twice_the_grace_period() {
         const TICKS: i64 = 4;
-        let grace_period = u64::try_from(TICKS * 1_000).unwrap();
+        let grace_period = Duration::from_secs(u64::try_from(TICKS).unwrap());
         let last = 2 * TICKS + 1;
         for tries in 1_u32..1 << last {
             let mut admissions: Vec<(Admission, i64)> = Vec::new();

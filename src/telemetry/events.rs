@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_same_fact_has_the_same_name_and_another_has_another() {
-        let later = Time::EPOCH.after(1);
+        let later = Time::EPOCH.after(std::time::Duration::from_millis(1));
         let names = [
             event_name("alice", "u1", "Closed", Time::EPOCH),
             event_name("alice", "u2", "Closed", Time::EPOCH),

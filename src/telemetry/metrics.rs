@@ -573,7 +573,7 @@ impl Collector for Live {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         gauge("leader", "1 in the replica that leads, else 0", u64::from(leads))?;
-        let age = state.oldest_unassigned.map_or(0, |since| self.clock.now().milliseconds_since(since) / 1000);
+        let age = state.oldest_unassigned.map_or(0, |since| self.clock.now().duration_since(since).as_secs());
         gauge(
             "oldest_unassigned_age_seconds",
             "For how long the open conversation that is unassigned for longest has been so; 0 where none is",

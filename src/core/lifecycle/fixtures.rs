@@ -6,7 +6,7 @@ use crate::core::binding::Binding;
 
 /// `second` seconds after the creation.
 pub fn at(second: u64) -> Time {
-    Time::EPOCH.after(1_000_000_000_000 + second * 1_000)
+    Time::EPOCH.after(std::time::Duration::from_secs(1_000_000_000 + second))
 }
 
 /// An open conversation with a contact and a participant, without timers and without a status.

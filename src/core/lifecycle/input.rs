@@ -177,7 +177,7 @@ impl PreviousStatus {
 
 /// The end of a timer that started at `since`.
 pub(super) fn end(since: Time, timer: Duration) -> Time {
-    since.after(timer.as_milliseconds())
+    since.after(timer.as_std())
 }
 
 #[cfg(test)]
