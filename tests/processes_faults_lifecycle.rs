@@ -374,7 +374,7 @@ async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
     let fallback = log().split_off(before);
-    let told = fallback.matches("the API server does not stream lists: they are fetched by pages").count();
+    let told = fallback.matches("the API server does not support streaming lists; fetching them in pages").count();
     assert_eq!(told, 3, "open, closed, claims: {fallback}");
     assert_eq!(controller_warnings(&fallback), [""; 0]);
 
@@ -472,6 +472,6 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
     desk.wait_until_free().await;
     let log = std::fs::read_to_string(faulty.replica().log()).unwrap();
-    assert!(log.contains("cannot be read and is passed over"), "it is in the log");
+    assert!(log.contains("cannot be parsed and is not reconciled"), "it is in the log");
     assert!(!log.contains(&desk.contact), "and no address of a contact is");
 }
