@@ -1,6 +1,6 @@
 //! A replica that leads, or believes that it does: what its watches have shown it so far, and its work on claims and statuses.
 //!
-//! It follows `src/controller/index.rs` and `work.rs`, which know when to look; what is to be done about a claim is asked of
+//! It follows `src/controller/index.rs`, `plan.rs` and `work.rs`, which know when to look; what is to be done about a claim is asked of
 //! `switchboard::core::claim`. A watch is delivered only right before a look: before that nobody can tell. A look and the live
 //! read that follows it are one step, since a look that lies back is one at an older cache; the write is a step of its own.
 
