@@ -70,14 +70,13 @@ impl Claims {
     /// Claims the binding for a create, or decides why not. Nothing is written after `deadline`.
     pub async fn admit(&self, request: &Request, deadline: Instant) -> Decision {
         let give_up_waiting = deadline.min(self.clock.monotonic() + WAIT_TIMEOUT);
-        let grace_period = u64::try_from(self.grace_period.as_millis()).unwrap_or(u64::MAX);
         let mut pause = MIN_POLL_INTERVAL;
         let mut observation = Observation::Nothing;
         loop {
             if observation == Observation::Changed && self.clock.monotonic() >= give_up_waiting {
                 return Decision::Undecided(Undecided::InFlight);
             }
-            let step = admit(request, observation, self.clock.now(), grace_period);
+            let step = admit(request, observation, self.clock.now(), self.grace_period);
             let observed = match step {
                 AdmitStep::Decide(decision) => return decision,
                 AdmitStep::Wait => {

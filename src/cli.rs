@@ -297,7 +297,7 @@ fn endpoint(text: &str) -> Result<String, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let duration: crate::api::Duration = text.parse().map_err(|error: crate::api::DurationError| error.to_string())?;
-    Ok(Duration::from_millis(duration.as_milliseconds()))
+    Ok(duration.as_std())
 }
 
 #[cfg(test)]

@@ -6,4 +6,5 @@ pub mod address;
 pub mod binding;
 pub mod claim;
 pub mod denial;
+pub mod effective;
 pub mod lifecycle;

@@ -10,7 +10,6 @@ use crate::self_check::{self, SelfCheck};
 use crate::supervisor::{self, Supervisor};
 use crate::telemetry::client_metrics::ClientMetricsLayer;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::events::Events;
 use crate::telemetry::health::{self, Readiness};
 use crate::telemetry::metrics::Metrics;
 use crate::webhook::{AdmissionHandler, Limits, Shutdown, serve};
@@ -130,7 +129,7 @@ pub enum Error {
 /// Where it cannot start, or a part of it ends.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let clock = Clock;
-    let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
+    let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let (mut publisher, tls) = Publisher::new(settings.clients, readiness.clone(), metrics.clone());
     if let Certificate::Files(files) = &settings.certificate {
         files.publish(&mut publisher)?;
@@ -148,7 +147,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let claims = |client| Claims::new(client, clock, settings.grace_period, metrics.clone());
     let admitter = AdmissionHandler::new(retrying.clone(), claims(retrying));
     let claims = claims(client.clone());
-    let events = Events::new(client.clone(), settings.lease.identity.clone());
+    let instance = settings.lease.identity.clone();
     let (elector, leadership) = LeaderElector::new(client.clone(), settings.lease, clock);
     metrics.leadership(leadership.clone());
     let controller = Controller::new(
@@ -156,7 +155,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         claims.clone(),
         clock,
         leadership.clone(),
-        events,
+        instance,
         readiness.clone(),
         metrics.clone(),
     );
@@ -215,7 +214,7 @@ async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> 
 /// # Errors
 /// Where none can, with what stands in the way.
 pub async fn check(namespace: &str) -> Result<(), Error> {
-    let Connections { client, url, .. } = configure(&Metrics::new(Clock)).await?;
+    let Connections { client, url, .. } = configure(&Metrics::default()).await?;
     version(&client).await.map_err(|cause| Error::Unreachable { url, cause })?;
     let result = self_check::try_once(client, namespace).await;
     result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })

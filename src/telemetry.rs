@@ -2,7 +2,6 @@
 
 pub mod client_metrics;
 pub mod error_chain;
-pub mod events;
 pub mod health;
 pub mod logs;
 pub mod metrics;

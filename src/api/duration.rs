@@ -33,10 +33,10 @@ impl Duration {
     /// The longest duration: 87,600 hours, which is ten years of 365 days.
     pub const MAX: Self = Self { milliseconds: NonZeroU64::MIN.saturating_add(87_600 * 3_600_000 - 1) };
 
-    /// This duration in milliseconds, from 1,000 to 315,360,000,000.
+    /// The same span of time as a [`std::time::Duration`], in whole milliseconds.
     #[must_use]
-    pub fn as_milliseconds(self) -> u64 {
-        self.milliseconds.get()
+    pub const fn as_std(self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.milliseconds.get())
     }
 }
 
@@ -93,7 +93,7 @@ impl From<Duration> for String {
 impl std::fmt::Display for Duration {
     /// The shortest spelling: `1h30m` for `90m`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut rest = self.as_milliseconds();
+        let mut rest = self.milliseconds.get();
         for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
             if rest >= length {
                 write!(f, "{}{unit}", rest / length)?;
@@ -149,7 +149,11 @@ mod tests {
             ("87600h", 315_360_000_000),
             ("87599h59m59s1000ms", 315_360_000_000),
         ] {
-            assert_eq!(text.parse::<Duration>().map(Duration::as_milliseconds), Ok(milliseconds), "{text}");
+            assert_eq!(
+                text.parse::<Duration>().map(Duration::as_std),
+                Ok(std::time::Duration::from_millis(milliseconds)),
+                "{text}"
+            );
         }
     }
 

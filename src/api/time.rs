@@ -3,6 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroI64;
+use std::time::Duration;
 
 /// An instant, RFC 3339 in UTC, to the millisecond. The last hours of the year 9999, which cannot be computed with, are read as
 /// the last instant that can. It is kept as milliseconds since 1970, since there are many of them; those from 1970 on are kept
@@ -48,25 +49,30 @@ impl Time {
         })
     }
 
-    /// The instant `milliseconds` after this one, or the last instant that can be written where that lies beyond it.
+    /// The instant `duration` after this one, to the millisecond, or the last instant that can be written if it is beyond that.
     #[must_use]
-    pub fn after(self, milliseconds: u64) -> Self {
+    pub fn after(self, duration: Duration) -> Self {
         let last = Self::new(Timestamp::MAX);
-        Self::of(self.milliseconds().saturating_add(i64::try_from(milliseconds).unwrap_or(i64::MAX))).min(last)
+        Self::of(self.milliseconds().saturating_add(whole_milliseconds(duration))).min(last)
     }
 
-    /// The instant `milliseconds` before this one.
+    /// The instant `duration` before this one, to the millisecond, or the first instant that can be written if it is beyond that.
     #[must_use]
-    pub fn before(self, milliseconds: u64) -> Self {
+    pub fn before(self, duration: Duration) -> Self {
         let first = Self::new(Timestamp::MIN);
-        Self::of(self.milliseconds().saturating_sub(i64::try_from(milliseconds).unwrap_or(i64::MAX))).max(first)
+        Self::of(self.milliseconds().saturating_sub(whole_milliseconds(duration))).max(first)
     }
 
-    /// How many milliseconds lie between `earlier` and this instant; 0 where `earlier` is the later one.
+    /// The time from `earlier` to this instant; zero if `earlier` is the later one.
     #[must_use]
-    pub fn milliseconds_since(self, earlier: Self) -> u64 {
-        u64::try_from(self.milliseconds().saturating_sub(earlier.milliseconds())).unwrap_or(0)
+    pub fn duration_since(self, earlier: Self) -> Duration {
+        let milliseconds = self.milliseconds().saturating_sub(earlier.milliseconds());
+        Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
     }
+}
+
+fn whole_milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl From<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time> for Time {
@@ -142,16 +148,17 @@ mod tests {
         let instants = [-2, -1, 0, 1, 2].map(Time::of);
         assert!(instants.is_sorted());
         assert_eq!(instants.map(Time::milliseconds), [-2, -1, 0, 1, 2]);
-        assert_eq!(instants[3].milliseconds_since(instants[1]), 2);
-        assert_eq!((Time::EPOCH, Time::EPOCH.before(1)), (instants[2], instants[1]));
+        assert_eq!(instants[3].duration_since(instants[1]), Duration::from_millis(2));
+        assert_eq!((Time::EPOCH, Time::EPOCH.before(Duration::from_millis(1))), (instants[2], instants[1]));
         assert_eq!(size_of::<Option<Time>>(), size_of::<Time>());
     }
 
     #[test]
     fn what_lies_beyond_the_last_instant_is_the_last_instant() {
         let last = Time::new(Timestamp::MAX);
-        assert_eq!(Time::EPOCH.after(u64::MAX), last);
-        assert_eq!(last.after(1), last);
-        assert_eq!(Time::EPOCH.milliseconds_since(last), 0);
+        assert_eq!(Time::EPOCH.after(Duration::from_millis(u64::MAX)), last);
+        assert_eq!(Time::EPOCH.after(Duration::MAX), last);
+        assert_eq!(last.after(Duration::from_millis(1)), last);
+        assert_eq!(Time::EPOCH.duration_since(last), Duration::ZERO);
     }
 }

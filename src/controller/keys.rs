@@ -1,16 +1,16 @@
-//! What the index keeps by the hundred thousand, each in as few bytes as it takes.
+//! Names, UIDs and versions in few bytes: the index keeps hundreds of thousands of them.
 
 use crate::api::ConversationReference;
 use data_encoding::HEXLOWER;
 use std::fmt::{Display, Formatter, Result};
 use std::sync::Arc;
 
-/// Where a conversation is. All who know one share its text.
+/// The namespace and name of a conversation. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacedName(Arc<str>);
 
 impl NamespacedName {
-    /// `name` in `namespace`.
+    /// The conversation `name` in `namespace`.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(format!("{namespace}/{name}").into())
@@ -28,7 +28,7 @@ impl NamespacedName {
         self.0.split_once('/').map_or("", |(_, name)| name)
     }
 
-    /// The same as the API has it.
+    /// The same as a reference of the API.
     #[must_use]
     pub fn reference(&self) -> ConversationReference {
         ConversationReference { namespace: self.namespace().to_owned(), name: self.name().to_owned() }
@@ -47,12 +47,12 @@ impl Display for NamespacedName {
     }
 }
 
-/// A UID: the 16 bytes of a UUID, as the API server makes them, or any other text.
+/// A UID: the 16 bytes of a UUID, which is the form that the API server generates, or any other text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Uid {
-    /// A UUID in its canonical spelling.
+    /// A UUID, written in its canonical form.
     Uuid([u8; 16]),
-    /// Anything else.
+    /// Any other text.
     Other(Box<str>),
 }
 
@@ -60,7 +60,7 @@ impl From<&str> for Uid {
     fn from(text: &str) -> Self {
         let digits: String = text.split('-').collect();
         let bytes = HEXLOWER.decode(digits.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        // Only what is spelled the same again may be kept as bytes.
+        // Text that the bytes would not reproduce is kept as text.
         bytes.map(Self::Uuid).filter(|uid| uid.to_string() == text).unwrap_or_else(|| Self::Other(text.into()))
     }
 }
@@ -77,12 +77,13 @@ impl Display for Uid {
     }
 }
 
-/// A resourceVersion: a number, as the API server makes them, or any other text. It is compared for equality alone.
+/// A resourceVersion: a number, which is the form that the API server generates, or any other text. Versions are only compared for
+/// equality.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// A number in its canonical spelling.
+    /// A number, written in its canonical form.
     Number(u64),
-    /// Anything else.
+    /// Any other text.
     Other(Box<str>),
 }
 
@@ -110,21 +111,21 @@ mod tests {
     const UUID: &str = "0f3c9a52-6f0e-4c1d-8a77-9b2f7e5d1c00";
 
     #[test]
-    fn what_the_api_server_makes_takes_few_bytes() {
+    fn generated_uids_and_versions_take_few_bytes() {
         assert!(matches!(Uid::from(UUID), Uid::Uuid(_)));
         assert!(matches!(Version::from("18446744073709551615"), Version::Number(_)));
         assert!(size_of::<Uid>() <= 24 && size_of::<Version>() <= 16);
     }
 
     #[test]
-    fn a_place_is_a_namespace_and_a_name() {
+    fn key_converts_to_a_reference_and_back() {
         let key = NamespacedName::new("sales", "alice");
         assert_eq!((key.namespace(), key.name()), ("sales", "alice"));
         assert_eq!(NamespacedName::from(&key.reference()), key);
     }
 
     #[test]
-    fn what_is_spelled_differently_is_different() {
+    fn other_spellings_are_kept_and_differ() {
         for other in [UUID.to_uppercase(), UUID.replace('-', ""), format!("-{UUID}"), String::new()] {
             assert_ne!(Uid::from(other.as_str()), Uid::from(UUID));
             assert_eq!(Uid::from(other.as_str()).to_string(), other);
@@ -136,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_kept_as_it_is(text in ".{0,40}", bytes in any::<[u8; 16]>(), number in any::<u64>()) {
+        fn every_text_is_reproduced(text in ".{0,40}", bytes in any::<[u8; 16]>(), number in any::<u64>()) {
             prop_assert_eq!(Uid::from(text.as_str()).to_string(), text.clone());
             prop_assert_eq!(Version::from(text.as_str()).to_string(), text);
             prop_assert_eq!(Uid::from(Uid::Uuid(bytes).to_string().as_str()), Uid::Uuid(bytes));

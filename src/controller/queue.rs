@@ -1,61 +1,36 @@
-//! What is to be done, and when: no piece of work twice at once, failures with backoff, deadlines in the order in which they
-//! are due, and neither what is due nor what is new kept waiting by the other. It must not know what the work is.
+//! A work queue after client-go's workqueue. No key is processed by two jobs at once, failed keys are retried with backoff, and
+//! due keys and new keys take turns, so that neither delays the other. The queue knows nothing about its keys.
 
-use super::keys::NamespacedName;
-use crate::api::Time;
-use crate::core::binding::BindingName;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt::{self, Display, Formatter};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A queue that was long and is empty keeps room for no more than this.
+/// The capacity that an empty queue retains, so that a burst does not hold memory forever.
 const RETAINED_CAPACITY: usize = 1024;
 
-/// The longest sleep while a deadline is set, so that a clock that jumps is noticed.
-const MAX_SLEEP: Duration = Duration::from_secs(2);
-
-/// A piece of work.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Task {
-    /// Bring a conversation's status up to date.
-    Conversation(NamespacedName),
-    /// See whether a claim is to be released.
-    Claim(BindingName),
-}
-
-impl Display for Task {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Conversation(key) => write!(f, "conversation {key}"),
-            Self::Claim(name) => write!(f, "claim {name}"),
-        }
-    }
-}
-
-/// Where a task waits for its turn. The lanes take turns, so that the length of one does not hold up the other.
+/// The lane in which a key waits. The lanes take turns, so that a long one does not delay the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
-    /// What an event has asked for.
+    /// Keys added because of an event.
     New,
-    /// What is due, and what a new leader finds to do.
+    /// Keys that are due, and the work that a new leader finds.
     Due,
 }
 
-/// Why a piece of work is to be done again.
+/// How a failed key is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backoff {
-    /// It was no fault of what was asked: the API server was not reached, was busy, or failed.
+    /// The request may succeed unchanged: the API server was not reached, was busy, or failed.
     Transient,
-    /// The API server does not accept what was asked. It will once the object has changed, which an event tells; or a right, a
-    /// policy, a schema, which nobody tells.
+    /// The API server rejected the request. It accepts it once the object has changed, which an event reports, or once a role, a
+    /// policy or a schema has changed, which no event reports.
     Refused,
 }
 
 impl Backoff {
-    /// How long to wait after the first failure in a row, and at most.
+    /// The delay after the first failure in a row, and the longest delay.
     const fn bounds(self) -> (Duration, Duration) {
         match self {
             Self::Transient => (Duration::from_millis(50), Duration::from_secs(30)),
@@ -64,400 +39,332 @@ impl Backoff {
     }
 }
 
-/// The work of one leader.
-#[derive(Debug, Default)]
-pub struct Queue {
-    new: VecDeque<Task>,
-    due: VecDeque<Task>,
-    /// Whose turn it was last.
-    is_turn_of_due: bool,
-    /// What waits, and in which lane: the same task found in the other one has moved.
-    queued: HashMap<Task, Lane>,
-    /// What is under way, and whether it was asked for again meanwhile.
-    under_way: HashMap<Task, bool>,
-    /// What is to be looked at again some time from now.
-    delayed: BTreeSet<(Instant, Task)>,
-    /// When the state of a conversation will change by itself.
-    deadlines: BTreeSet<(Time, NamespacedName)>,
-    deadline_of: HashMap<NamespacedName, Time>,
-    /// How often in a row a task has failed.
-    failures: HashMap<Task, u32>,
-    /// Until when a task may rest that only follows what keeps changing, in the order in which that is over.
-    resting: HashMap<Task, Instant>,
-    rests: VecDeque<(Instant, Task)>,
-    /// Of this queue, for jitter.
+/// The work queue of a leader.
+#[derive(Debug)]
+pub struct Queue<K> {
+    new: VecDeque<K>,
+    due: VecDeque<K>,
+    /// Whether the last key was taken from the lane of due keys.
+    was_due: bool,
+    /// The waiting keys and their lanes. An entry of the other lane is stale: its key has moved.
+    queued: HashMap<K, Lane>,
+    /// The keys in progress, and whether each was added again meanwhile.
+    in_progress: HashMap<K, bool>,
+    /// The keys to add at an instant.
+    delayed: BTreeSet<(Instant, K)>,
+    /// The number of failures in a row, by key.
+    failures: HashMap<K, u32>,
+    /// The end of each cooldown, by key and in order.
+    cooldowns: HashMap<K, Instant>,
+    cooldown_ends: VecDeque<(Instant, K)>,
+    /// The seed of this queue's jitter.
     random: RandomState,
 }
 
-impl Queue {
-    /// Asks for `task`, once: also when it is under way, since what it rests on may have changed since it began.
-    pub fn add(&mut self, task: Task) {
-        self.add_to(Lane::New, task);
+impl<K> Default for Queue<K> {
+    fn default() -> Self {
+        Self {
+            new: VecDeque::new(),
+            due: VecDeque::new(),
+            was_due: false,
+            queued: HashMap::new(),
+            in_progress: HashMap::new(),
+            delayed: BTreeSet::new(),
+            failures: HashMap::new(),
+            cooldowns: HashMap::new(),
+            cooldown_ends: VecDeque::new(),
+            random: RandomState::new(),
+        }
+    }
+}
+
+impl<K: Clone + Hash + Ord> Queue<K> {
+    /// Adds `key` once. A key in progress is processed again afterwards, because its input may have changed since it was taken.
+    pub fn add(&mut self, key: K) {
+        self.add_to(Lane::New, key);
     }
 
-    /// Asks for `task` as for one that is due. What is new does not wait for it.
-    pub fn add_due(&mut self, task: Task) {
-        self.add_to(Lane::Due, task);
+    /// Adds `key` to the lane of due keys, which does not delay new ones.
+    pub fn add_due(&mut self, key: K) {
+        self.add_to(Lane::Due, key);
     }
 
-    fn add_to(&mut self, lane: Lane, task: Task) {
-        if let Some(again) = self.under_way.get_mut(&task) {
+    fn add_to(&mut self, lane: Lane, key: K) {
+        if let Some(again) = self.in_progress.get_mut(&key) {
             *again = true;
             return;
         }
-        match self.queued.get(&task) {
+        match self.queued.get(&key) {
             Some(Lane::New) => return,
             Some(Lane::Due) if lane == Lane::Due => return,
-            // It waits among what is due, and is overtaken by itself.
+            // A due key that is added as new moves to the other lane.
             Some(Lane::Due) | None => {}
         }
-        self.queued.insert(task.clone(), lane);
+        self.queued.insert(key.clone(), lane);
         match lane {
-            Lane::New => self.new.push_back(task),
-            Lane::Due => self.due.push_back(task),
+            Lane::New => self.new.push_back(key),
+            Lane::Due => self.due.push_back(key),
         }
     }
 
-    /// Asks for `task` at `instant`.
-    pub fn add_at(&mut self, task: Task, instant: Instant) {
-        self.delayed.insert((instant, task));
+    /// Adds `key` at `instant`, to the lane of due keys.
+    pub fn add_at(&mut self, key: K, instant: Instant) {
+        self.delayed.insert((instant, key));
     }
 
-    /// The next task to begin; it counts as under way until [`Queue::done`].
-    pub fn next(&mut self) -> Option<Task> {
-        let first = if self.is_turn_of_due { Lane::New } else { Lane::Due };
-        let second = if self.is_turn_of_due { Lane::Due } else { Lane::New };
-        let taken = self.take(first).map(|task| (first, task)).or_else(|| Some((second, self.take(second)?)));
-        let Some((lane, task)) = taken else {
+    /// Takes the next key, which is in progress until [`Queue::done`].
+    pub fn get(&mut self) -> Option<K> {
+        let first = if self.was_due { Lane::New } else { Lane::Due };
+        let second = if self.was_due { Lane::Due } else { Lane::New };
+        let taken = self.take(first).map(|key| (first, key)).or_else(|| Some((second, self.take(second)?)));
+        let Some((lane, key)) = taken else {
             self.queued.shrink_to(RETAINED_CAPACITY);
             self.new.shrink_to(RETAINED_CAPACITY);
             self.due.shrink_to(RETAINED_CAPACITY);
             return None;
         };
-        self.is_turn_of_due = lane == Lane::Due;
-        self.under_way.insert(task.clone(), false);
-        Some(task)
+        self.was_due = lane == Lane::Due;
+        self.in_progress.insert(key.clone(), false);
+        Some(key)
     }
 
-    fn take(&mut self, lane: Lane) -> Option<Task> {
+    fn take(&mut self, lane: Lane) -> Option<K> {
         let waiting = match lane {
             Lane::New => &mut self.new,
             Lane::Due => &mut self.due,
         };
-        while let Some(task) = waiting.pop_front() {
-            if self.queued.get(&task) == Some(&lane) {
-                self.queued.remove(&task);
-                return Some(task);
+        while let Some(key) = waiting.pop_front() {
+            if self.queued.get(&key) == Some(&lane) {
+                self.queued.remove(&key);
+                return Some(key);
             }
         }
         None
     }
 
-    /// Whether something waits for its turn.
+    /// Whether a key is waiting.
     pub fn has_waiting(&self) -> bool {
         !self.queued.is_empty()
     }
 
-    /// Whether `task` has begun and not ended.
-    pub fn is_in_progress(&self, task: &Task) -> bool {
-        self.under_way.contains_key(task)
+    /// Whether `key` was taken and is not done.
+    pub fn is_in_progress(&self, key: &K) -> bool {
+        self.in_progress.contains_key(key)
     }
 
-    /// `task` has ended.
-    pub fn done(&mut self, task: &Task) {
-        if self.under_way.remove(task) == Some(true) {
-            self.add(task.clone());
+    /// Marks `key` as processed, and adds it again if it was added meanwhile.
+    pub fn done(&mut self, key: &K) {
+        if self.in_progress.remove(key) == Some(true) {
+            self.add(key.clone());
         }
     }
 
-    /// `task` has come out well: the next failure is the first.
-    pub fn forget(&mut self, task: &Task) {
-        self.failures.remove(task);
+    /// Resets the backoff of `key` after a success.
+    pub fn forget(&mut self, key: &K) {
+        self.failures.remove(key);
     }
 
-    /// Asks for `task` again after a while, a longer one after each failure in a row. The waits of different tasks differ, so
-    /// that what failed together does not come again together.
-    pub fn add_rate_limited(&mut self, task: Task, backoff: Backoff, now: Instant) {
-        let failures = self.failures.entry(task.clone()).or_default();
+    /// Adds `key` after a delay that doubles with each failure in a row. The delays have jitter, so that keys that failed together
+    /// are not retried together.
+    pub fn add_rate_limited(&mut self, key: K, backoff: Backoff, now: Instant) {
+        let failures = self.failures.entry(key.clone()).or_default();
         let (first, longest) = backoff.bounds();
         let longest = first.saturating_mul(1 << (*failures).min(16)).min(longest);
         *failures += 1;
-        // Between half of it and all of it.
-        let jitter = self.random.hash_one((&task, *failures)) % 1024;
-        let wait = longest / 2 + (longest / 2).mul_f64(f64::from(u32::try_from(jitter).unwrap_or(0)) / 1024.0);
-        self.delayed.insert((now + wait, task));
+        // Between half of the delay and all of it.
+        let jitter = self.random.hash_one((&key, *failures)) % 1024;
+        let delay = longest / 2 + (longest / 2).mul_f64(f64::from(u32::try_from(jitter).unwrap_or(0)) / 1024.0);
+        self.add_at(key, now + delay);
     }
 
-    /// Lets `task` rest until `instant`; see [`Queue::rests`]. To be called with instants that only move forward.
-    pub fn start_cooldown(&mut self, task: Task, instant: Instant) {
-        self.resting.insert(task.clone(), instant);
-        self.rests.push_back((instant, task));
+    /// Starts a cooldown of `key` until `instant`; see [`Queue::cooldown_until`]. Each call must pass a later instant than the
+    /// call before, or the same.
+    pub fn start_cooldown(&mut self, key: K, instant: Instant) {
+        self.cooldowns.insert(key.clone(), instant);
+        self.cooldown_ends.push_back((instant, key));
     }
 
-    /// Until when `task` may rest.
-    pub fn cooldown_until(&self, task: &Task) -> Option<Instant> {
-        self.resting.get(task).copied()
+    /// The end of the cooldown of `key`, if it has one. The queue hands the key out all the same.
+    pub fn cooldown_until(&self, key: &K) -> Option<Instant> {
+        self.cooldowns.get(key).copied()
     }
 
-    /// From now on the conversation is asked for at `deadline`, or at no time.
-    pub fn set_deadline(&mut self, key: &NamespacedName, deadline: Option<Time>) {
-        let before = match deadline {
-            Some(deadline) => self.deadline_of.insert(key.clone(), deadline),
-            None => self.deadline_of.remove(key),
-        };
-        if before != deadline {
-            if let Some(before) = before {
-                self.deadlines.remove(&(before, key.clone()));
-            }
-            if let Some(deadline) = deadline {
-                self.deadlines.insert((deadline, key.clone()));
-            }
+    /// Ends the cooldowns that are over, and adds the delayed keys whose instant has come.
+    pub fn promote_due(&mut self, now: Instant) {
+        while let Some((_, key)) = self.cooldown_ends.pop_front_if(|(instant, _)| *instant <= now) {
+            self.cooldowns.remove(&key);
         }
-    }
-
-    /// Takes up what is due.
-    pub fn promote_due(&mut self, now: Time, monotonic: Instant) {
-        while let Some((instant, _)) = self.rests.front()
-            && *instant <= monotonic
-            && let Some((_, task)) = self.rests.pop_front()
+        while self.delayed.first().is_some_and(|(instant, _)| *instant <= now)
+            && let Some((_, key)) = self.delayed.pop_first()
         {
-            self.resting.remove(&task);
-        }
-        while let Some((instant, _)) = self.delayed.first()
-            && *instant <= monotonic
-            && let Some((_, task)) = self.delayed.pop_first()
-        {
-            self.add_due(task);
-        }
-        while let Some((deadline, _)) = self.deadlines.first()
-            && *deadline <= now
-            && let Some((_, key)) = self.deadlines.pop_first()
-        {
-            self.deadline_of.remove(&key);
-            self.add_due(Task::Conversation(key));
+            self.add_due(key);
         }
     }
 
-    /// How long to sleep until something may be due; nothing where nothing is set.
-    pub fn next_wake(&self, now: Time, monotonic: Instant) -> Option<Duration> {
-        let delayed = self.delayed.first().map(|(instant, _)| instant.saturating_duration_since(monotonic));
-        let deadline =
-            self.deadlines.first().map(|(deadline, _)| Duration::from_millis(deadline.milliseconds_since(now)));
-        let deadline = deadline.map(|wait| wait.min(MAX_SLEEP));
-        delayed.into_iter().chain(deadline).min()
+    /// Time to sleep until a delayed key is due; `None` without delayed keys.
+    pub fn next_wake(&self, now: Instant) -> Option<Duration> {
+        self.delayed.first().map(|(instant, _)| instant.saturating_duration_since(now))
     }
 
-    /// Forgets everything but what is under way.
+    /// Removes everything except the keys in progress.
     pub fn clear(&mut self) {
-        let under_way = std::mem::take(&mut self.under_way);
-        *self = Self { under_way: under_way.into_keys().map(|task| (task, false)).collect(), ..Self::default() };
+        let in_progress = std::mem::take(&mut self.in_progress);
+        *self = Self { in_progress: in_progress.into_keys().map(|key| (key, false)).collect(), ..Self::default() };
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::deadlines::Deadlines;
     use super::*;
+    use crate::api::Time;
     use proptest::prelude::*;
 
-    fn task(name: &str) -> Task {
-        Task::Claim(BindingName::existing(name.to_owned()))
-    }
-
-    fn key(name: &str) -> NamespacedName {
-        NamespacedName::new("sales", name)
-    }
-
-    fn in_turn(queue: &mut Queue) -> Vec<Task> {
-        std::iter::from_fn(|| queue.next()).collect()
+    fn in_turn<K: Clone + Hash + Ord>(queue: &mut Queue<K>) -> Vec<K> {
+        std::iter::from_fn(|| queue.get()).collect()
     }
 
     #[test]
-    fn a_task_waits_once_and_in_its_turn() {
+    fn keys_are_taken_once_and_in_order() {
         let mut queue = Queue::default();
-        for name in ["a", "b", "a"] {
-            queue.add(task(name));
+        for key in ["a", "b", "a"] {
+            queue.add(key);
         }
-        assert_eq!([queue.next(), queue.next(), queue.next()], [Some(task("a")), Some(task("b")), None]);
+        assert_eq!([queue.get(), queue.get(), queue.get()], [Some("a"), Some("b"), None]);
     }
 
     #[test]
-    fn a_task_that_is_asked_for_while_it_is_under_way_runs_again_afterwards() {
+    fn key_added_while_in_progress_is_taken_again_afterwards() {
         let mut queue = Queue::default();
-        queue.add(task("a"));
-        assert_eq!(queue.next(), Some(task("a")));
-        queue.add(task("a"));
-        assert_eq!(queue.next(), None, "twice at once");
-        queue.done(&task("a"));
-        assert_eq!(queue.next(), Some(task("a")));
-        queue.done(&task("a"));
-        assert_eq!(queue.next(), None);
+        queue.add("a");
+        assert_eq!(queue.get(), Some("a"));
+        queue.add("a");
+        assert_eq!(queue.get(), None, "twice at once");
+        queue.done(&"a");
+        assert_eq!(queue.get(), Some("a"));
+        queue.done(&"a");
+        assert_eq!(queue.get(), None);
     }
 
     #[test]
-    fn what_is_due_and_what_is_new_take_turns() {
+    fn due_and_new_keys_take_turns() {
         let mut queue = Queue::default();
-        for name in ["d1", "d2", "d3"] {
-            queue.add_due(task(name));
+        for key in ["d1", "d2", "d3"] {
+            queue.add_due(key);
         }
-        for name in ["n1", "n2"] {
-            queue.add(task(name));
+        for key in ["n1", "n2"] {
+            queue.add(key);
         }
-        assert_eq!(in_turn(&mut queue), ["d1", "n1", "d2", "n2", "d3"].map(task));
+        assert_eq!(in_turn(&mut queue), ["d1", "n1", "d2", "n2", "d3"]);
     }
 
     #[test]
-    fn what_is_due_and_becomes_new_overtakes_and_runs_once() {
+    fn due_key_added_as_new_moves_ahead_and_is_taken_once() {
         let mut queue = Queue::default();
-        for name in ["d1", "d2", "d3"] {
-            queue.add_due(task(name));
+        for key in ["d1", "d2", "d3"] {
+            queue.add_due(key);
         }
-        queue.add(task("d3"));
-        queue.add_due(task("d3"));
-        assert_eq!(in_turn(&mut queue), ["d1", "d3", "d2"].map(task));
+        queue.add("d3");
+        queue.add_due("d3");
+        assert_eq!(in_turn(&mut queue), ["d1", "d3", "d2"]);
         assert!(!queue.has_waiting());
     }
 
     #[test]
-    fn what_is_new_waits_for_one_of_ten_thousand_that_are_due_at_once() {
-        let mut queue = Queue::default();
+    fn new_key_waits_for_one_of_ten_thousand_due_keys() {
+        let (mut queue, mut deadlines) = (Queue::default(), Deadlines::default());
         for number in 0..10_000 {
-            queue.set_deadline(&key(&format!("c{number:05}")), Some(Time::EPOCH));
+            deadlines.set(&number, Some(Time::EPOCH));
         }
-        queue.promote_due(Time::EPOCH, Instant::now());
-        assert_eq!(queue.next(), Some(Task::Conversation(key("c00000"))));
+        while let Some(number) = deadlines.pop_due(Time::EPOCH) {
+            queue.add_due(number);
+        }
+        let new = 10_000;
+        assert_eq!(queue.get(), Some(0));
         for number in 1..100 {
-            queue.add(task("new"));
-            let two = [queue.next(), queue.next()];
-            assert!(two.contains(&Some(task("new"))), "the new one waits for more than one");
-            assert!(two.contains(&Some(Task::Conversation(key(&format!("c{number:05}"))))), "the due ones wait");
-            queue.done(&task("new"));
+            queue.add(new);
+            let two = [queue.get(), queue.get()];
+            assert!(two.contains(&Some(new)), "the new key waits for more than one due key");
+            assert!(two.contains(&Some(number)), "the due keys wait");
+            queue.done(&new);
         }
     }
 
     #[test]
-    fn failures_in_a_row_wait_longer_each_time_and_a_success_ends_the_row() {
+    fn delay_grows_with_failures_and_success_resets_it() {
         for (backoff, first, longest) in [
             (Backoff::Transient, Duration::from_millis(50), Duration::from_secs(30)),
             (Backoff::Refused, Duration::from_secs(5), Duration::from_mins(5)),
         ] {
             let mut queue = Queue::default();
             let now = Instant::now();
-            let mut waits = Vec::new();
+            let mut delays = Vec::new();
             for _ in 0..12 {
-                queue.add_rate_limited(task("a"), backoff, now);
-                waits.push(queue.next_wake(Time::EPOCH, now).unwrap());
-                queue.promote_due(Time::EPOCH, now + longest);
-                assert_eq!(queue.next(), Some(task("a")));
-                queue.done(&task("a"));
+                queue.add_rate_limited("a", backoff, now);
+                delays.push(queue.next_wake(now).unwrap());
+                queue.promote_due(now + longest);
+                assert_eq!(queue.get(), Some("a"));
+                queue.done(&"a");
             }
-            assert!((first / 2..=first).contains(&waits[0]), "{waits:?}");
-            assert!((first..=first * 2).contains(&waits[1]), "{waits:?}");
-            assert!((longest / 2..=longest).contains(&waits[11]), "{waits:?}");
-            queue.forget(&task("a"));
-            queue.add_rate_limited(task("a"), backoff, now);
-            assert!(queue.next_wake(Time::EPOCH, now).unwrap() <= first);
+            assert!((first / 2..=first).contains(&delays[0]), "{delays:?}");
+            assert!((first..=first * 2).contains(&delays[1]), "{delays:?}");
+            assert!((longest / 2..=longest).contains(&delays[11]), "{delays:?}");
+            queue.forget(&"a");
+            queue.add_rate_limited("a", backoff, now);
+            assert!(queue.next_wake(now).unwrap() <= first);
         }
     }
 
     #[test]
-    fn what_failed_together_does_not_come_again_together() {
+    fn keys_that_failed_together_are_retried_apart() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         for number in 0..100 {
-            queue.add_rate_limited(task(&number.to_string()), Backoff::Transient, now);
+            queue.add_rate_limited(number.to_string(), Backoff::Transient, now);
         }
         let instants: std::collections::HashSet<_> = queue.delayed.iter().map(|(instant, _)| *instant).collect();
-        assert!(instants.len() > 50, "{} different waits", instants.len());
+        assert!(instants.len() > 50, "{} different delays", instants.len());
     }
 
     #[test]
-    fn a_rest_is_over_when_it_is() {
+    fn cooldown_ends_at_its_instant() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let later = now + Duration::from_secs(1);
-        queue.start_cooldown(task("a"), later);
-        queue.promote_due(Time::EPOCH, now);
-        assert_eq!((queue.cooldown_until(&task("a")), queue.cooldown_until(&task("b"))), (Some(later), None));
-        queue.promote_due(Time::EPOCH, later);
-        assert_eq!(queue.cooldown_until(&task("a")), None);
-    }
-
-    #[test]
-    fn a_deadline_that_moves_is_due_once() {
-        let mut queue = Queue::default();
-        let now = Instant::now();
-        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(1_000)));
-        queue.set_deadline(&key("b"), Some(Time::EPOCH.after(2_000)));
-        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(3_000)));
-        assert_eq!(queue.next_wake(Time::EPOCH, now), Some(Duration::from_secs(2)));
-        queue.promote_due(Time::EPOCH.after(1_999), now);
-        assert_eq!(queue.next(), None);
-        queue.promote_due(Time::EPOCH.after(3_000), now);
-        let due = [queue.next(), queue.next(), queue.next()];
-        assert_eq!(due, [Some(Task::Conversation(key("b"))), Some(Task::Conversation(key("a"))), None]);
-        queue.set_deadline(&key("c"), Some(Time::EPOCH.after(4_000)));
-        queue.set_deadline(&key("c"), None);
-        assert_eq!(queue.next_wake(Time::EPOCH, now), None);
-    }
-
-    #[test]
-    fn ten_years_are_waited_for() {
-        let (mut queue, monotonic) = (Queue::default(), Instant::now());
-        let ten_years = 315_360_000_000;
-        queue.set_deadline(&key("a"), Some(Time::EPOCH.after(ten_years)));
-        queue.promote_due(Time::EPOCH.after(ten_years - 1), monotonic);
-        assert_eq!(queue.next(), None);
-        assert_eq!(queue.next_wake(Time::EPOCH.after(ten_years - 1), monotonic), Some(Duration::from_millis(1)));
-        queue.promote_due(Time::EPOCH.after(ten_years), monotonic);
-        assert_eq!(queue.next(), Some(Task::Conversation(key("a"))));
-    }
-
-    #[test]
-    fn a_clock_that_jumps_forward_makes_due_and_one_that_jumps_back_makes_nothing_late() {
-        let (mut queue, monotonic) = (Queue::default(), Instant::now());
-        let at = |second: u64| Time::EPOCH.after(second * 1_000);
-        queue.set_deadline(&key("a"), Some(at(100)));
-        queue.set_deadline(&key("b"), Some(at(200)));
-        assert_eq!(queue.next_wake(at(50), monotonic), Some(MAX_SLEEP), "so that a jump is noticed");
-        assert_eq!(queue.next_wake(at(99), monotonic), Some(Duration::from_secs(1)));
-        // It was set back: the deadline is farther away by as much.
-        queue.promote_due(at(10), monotonic);
-        assert_eq!(queue.next(), None);
-        // It was set forward beyond both.
-        assert_eq!(queue.next_wake(at(300), monotonic), Some(Duration::ZERO));
-        queue.promote_due(at(300), monotonic);
-        assert_eq!(in_turn(&mut queue), [key("a"), key("b")].map(Task::Conversation));
-        // And back once more: what was set since then is due at its time by the clock of then.
-        queue.set_deadline(&key("c"), Some(at(20)));
-        queue.promote_due(at(19), monotonic);
-        assert_eq!(queue.next(), None);
-        queue.promote_due(at(20), monotonic);
-        assert_eq!(queue.next(), Some(Task::Conversation(key("c"))));
+        queue.start_cooldown("a", later);
+        queue.promote_due(now);
+        assert_eq!((queue.cooldown_until(&"a"), queue.cooldown_until(&"b")), (Some(later), None));
+        queue.promote_due(later);
+        assert_eq!(queue.cooldown_until(&"a"), None);
     }
 
     proptest! {
         #[test]
-        fn whatever_is_asked_for_in_whatever_order_runs_and_never_twice_at_once(
+        fn every_added_key_is_taken_and_never_twice_at_once(
             steps in prop::collection::vec((0_u8..6, 0_u8..5), 0..200),
         ) {
-            let (mut queue, now) = (Queue::default(), Instant::now());
-            let mut under_way = Vec::new();
-            // What was asked for since it last began.
+            let (mut queue, mut deadlines) = (Queue::default(), Deadlines::default());
+            let mut in_progress = Vec::new();
+            // The keys that were added since they were last taken.
             let mut wanted = std::collections::BTreeSet::new();
-            for (step, which) in steps {
-                let key = key(&which.to_string());
-                let task = Task::Conversation(key.clone());
+            for (step, key) in steps {
                 match step {
-                    0 => { queue.add(task.clone()); wanted.insert(task); }
-                    1 => { queue.add_due(task.clone()); wanted.insert(task); }
-                    2 => { queue.set_deadline(&key, Some(Time::EPOCH)); queue.promote_due(Time::EPOCH, now); wanted.insert(task); }
-                    3 => if let Some(next) = queue.next() {
-                        prop_assert!(!under_way.contains(&next), "twice at once");
-                        prop_assert!(wanted.remove(&next), "nobody asked for it");
-                        under_way.push(next);
+                    0 => { queue.add(key); wanted.insert(key); }
+                    1 => { queue.add_due(key); wanted.insert(key); }
+                    2 => {
+                        deadlines.set(&key, Some(Time::EPOCH));
+                        while let Some(key) = deadlines.pop_due(Time::EPOCH) {
+                            queue.add_due(key);
+                        }
+                        wanted.insert(key);
+                    }
+                    3 => if let Some(next) = queue.get() {
+                        prop_assert!(!in_progress.contains(&next), "twice at once");
+                        prop_assert!(wanted.remove(&next), "it was not added");
+                        in_progress.push(next);
                     },
-                    _ => if let Some(ended) = under_way.pop() { queue.done(&ended); },
+                    _ => if let Some(ended) = in_progress.pop() { queue.done(&ended); },
                 }
             }
-            for ended in under_way.drain(..) {
+            for ended in in_progress.drain(..) {
                 queue.done(&ended);
             }
             let rest: std::collections::BTreeSet<_> = in_turn(&mut queue).into_iter().collect();

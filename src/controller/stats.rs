@@ -1,88 +1,164 @@
-//! How many conversations are open, by channel and state, and which of them have been without participants for how long.
-//! Pure: it is told what comes and goes.
+//! Counts of the stored conversations, and the metrics that serve them. The index keeps the counts; a scrape reads them.
 
 use crate::api::{Channel, State, Time};
+use crate::clock::Clock;
 use crate::core::lifecycle::LifecycleInput;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a conversation is counted as.
+/// The group that an open conversation is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatsKey {
     channel: Channel,
     state: State,
-    /// Since when it has had no participant.
+    /// Time since which it has had no participant; `None` if it has one.
     unassigned_since: Option<Time>,
 }
 
 impl StatsKey {
-    /// What the conversation of these facts is counted as.
+    /// The group of the conversation with this input.
     pub fn of(input: &LifecycleInput) -> Self {
         Self { channel: input.channel, state: input.state_in_effect(), unassigned_since: input.unassigned_since() }
     }
 }
 
-/// The open conversations, counted.
+/// Counts of the stored conversations. A clone shares the counts.
+#[derive(Clone, Debug, Default)]
+pub struct Stats(Arc<Mutex<Counts>>);
+
 #[derive(Debug, Default)]
-pub struct Stats {
+struct Counts {
     open: BTreeMap<(Channel, State), u64>,
     unassigned: BTreeMap<Time, usize>,
     unassigned_count: usize,
+    unreadable: usize,
+    has_synced: bool,
 }
 
 impl Stats {
-    /// A conversation has come.
-    pub fn add(&mut self, counted: StatsKey) {
-        let StatsKey { channel, state, unassigned_since } = counted;
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a conversation, unless it is closed.
+    pub fn add(&self, StatsKey { channel, state, unassigned_since }: StatsKey) {
         if state == State::Closed {
             return;
         }
-        *self.open.entry((channel, state)).or_default() += 1;
+        let counts = &mut *self.counts();
+        *counts.open.entry((channel, state)).or_default() += 1;
         if let Some(since) = unassigned_since {
-            *self.unassigned.entry(since).or_default() += 1;
-            self.unassigned_count += 1;
+            *counts.unassigned.entry(since).or_default() += 1;
+            counts.unassigned_count += 1;
         }
     }
 
-    /// A conversation that was counted so has gone.
-    pub fn remove(&mut self, counted: StatsKey) {
-        let StatsKey { channel, state, unassigned_since } = counted;
+    /// Removes a conversation that was added with the same key.
+    pub fn remove(&self, StatsKey { channel, state, unassigned_since }: StatsKey) {
         if state == State::Closed {
             return;
         }
-        if let Some(count) = self.open.get_mut(&(channel, state)) {
+        let counts = &mut *self.counts();
+        if let Some(count) = counts.open.get_mut(&(channel, state)) {
             *count = count.saturating_sub(1);
         }
         if let Some(since) = unassigned_since
-            && let Some(count) = self.unassigned.get_mut(&since)
+            && let Some(count) = counts.unassigned.get_mut(&since)
         {
             *count -= 1;
-            self.unassigned_count -= 1;
+            counts.unassigned_count -= 1;
             if *count == 0 {
-                self.unassigned.remove(&since);
+                counts.unassigned.remove(&since);
             }
         }
     }
 
-    /// How many are open, by channel and state; a pair that there was once stays, with 0.
-    pub fn open(&self) -> impl Iterator<Item = (Channel, State, u64)> + '_ {
-        self.open.iter().map(|(&(channel, state), &count)| (channel, state, count))
+    /// Sets the number of stored conversations that cannot be parsed.
+    pub fn set_unreadable(&self, count: usize) {
+        self.counts().unreadable = count;
     }
 
-    /// How many have no participant, and since when the oldest of them.
-    pub fn unassigned(&self) -> (usize, Option<Time>) {
-        (self.unassigned_count, self.unassigned.keys().next().copied())
+    /// Marks the counts as complete. Until then a scrape reports none, instead of a part of what is stored.
+    pub fn set_synced(&self) {
+        self.counts().has_synced = true;
+    }
+}
+
+/// Serves [`Stats`] as metrics.
+#[derive(Debug)]
+pub struct StatsCollector {
+    stats: Stats,
+    clock: Clock,
+}
+
+impl StatsCollector {
+    /// A collector of `stats`. Ages are measured by `clock`.
+    #[must_use]
+    pub fn new(stats: Stats, clock: Clock) -> Self {
+        Self { stats, clock }
+    }
+}
+
+impl Collector for StatsCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let (counts, empty) = (self.stats.counts(), Counts::default());
+        let counts = if counts.has_synced { &*counts } else { &empty };
+        if !counts.open.is_empty() {
+            let help = "Open conversations by channel and state in effect";
+            let mut family = encoder.encode_descriptor("conversations", help, None, MetricType::Gauge)?;
+            for ((channel, state), count) in &counts.open {
+                let labels = [("channel", channel.as_str()), ("state", state.as_str())];
+                ConstGauge::new(*count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut gauge = |name, help, value: u64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge(
+            "unassigned_conversations",
+            "Open conversations without a participant",
+            u64::try_from(counts.unassigned_count).unwrap_or(u64::MAX),
+        )?;
+        let oldest = counts.unassigned.keys().next();
+        gauge(
+            "oldest_unassigned_age_seconds",
+            "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
+            oldest.map_or(0, |since| self.clock.now().duration_since(*since).as_secs()),
+        )?;
+        gauge(
+            "unreadable_conversations",
+            "Stored conversations that cannot be read, about which nothing is done until they are corrected",
+            u64::try_from(counts.unreadable).unwrap_or(u64::MAX),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    /// The open conversations by channel and state; a pair that was counted once is kept with 0.
+    fn open(stats: &Stats) -> Vec<(Channel, State, u64)> {
+        stats.counts().open.iter().map(|(&(channel, state), &count)| (channel, state, count)).collect()
+    }
+
+    /// The number of unassigned conversations, and the earliest time since which one is.
+    fn unassigned(stats: &Stats) -> (usize, Option<Time>) {
+        let counts = stats.counts();
+        (counts.unassigned_count, counts.unassigned.keys().next().copied())
+    }
 
     #[test]
-    fn what_comes_and_goes_is_counted_and_the_oldest_unassigned_is_known() {
+    fn conversations_are_counted_and_the_oldest_unassigned_is_known() {
         let counted = |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since };
-        let [first, second] = [Time::EPOCH.after(1), Time::EPOCH.after(2)];
-        let mut stats = Stats::default();
+        let [first, second] = [1, 2].map(|millisecond| Time::EPOCH.after(Duration::from_millis(millisecond)));
+        let stats = Stats::default();
         let all = [
             counted(State::Active, Some(second)),
             counted(State::Active, Some(first)),
@@ -93,19 +169,41 @@ mod tests {
         for counted in all {
             stats.add(counted);
         }
-        assert_eq!(
-            stats.open().collect::<Vec<_>>(),
-            [(Channel::Sms, State::Active, 3), (Channel::Sms, State::Inactive, 1)]
-        );
-        assert_eq!(stats.unassigned(), (3, Some(first)));
+        assert_eq!(open(&stats), [(Channel::Sms, State::Active, 3), (Channel::Sms, State::Inactive, 1)]);
+        assert_eq!(unassigned(&stats), (3, Some(first)));
         stats.remove(all[1]);
-        assert_eq!(stats.unassigned(), (2, Some(first)), "two were as old");
+        assert_eq!(unassigned(&stats), (2, Some(first)), "two were as old");
         stats.remove(all[2]);
-        assert_eq!(stats.unassigned(), (1, Some(second)));
+        assert_eq!(unassigned(&stats), (1, Some(second)));
         for counted in [all[0], all[3], all[4]] {
             stats.remove(counted);
         }
-        assert!(stats.open().all(|(.., count)| count == 0));
-        assert_eq!(stats.unassigned(), (0, None));
+        assert!(open(&stats).iter().all(|(.., count)| *count == 0));
+        assert_eq!(unassigned(&stats), (0, None));
+    }
+
+    #[test]
+    fn metrics_report_nothing_before_the_index_has_synced() {
+        let stats = Stats::default();
+        let mut registry = prometheus_client::registry::Registry::with_prefix("switchboard");
+        registry.register_collector(Box::new(StatsCollector::new(stats.clone(), Clock)));
+        let scrape = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let samples = text.lines().filter(|line| !line.starts_with('#'));
+            samples.filter(|line| !line.contains("_age_")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let key = StatsKey { channel: Channel::Sms, state: State::Active, unassigned_since: Some(Time::EPOCH) };
+        stats.add(key);
+        stats.set_unreadable(2);
+        let unsynced = ["switchboard_unassigned_conversations 0", "switchboard_unreadable_conversations 0"];
+        assert_eq!(scrape(), unsynced);
+        stats.set_synced();
+        let synced = [
+            r#"switchboard_conversations{channel="SMS",state="Active"} 1"#,
+            "switchboard_unassigned_conversations 1",
+            "switchboard_unreadable_conversations 2",
+        ];
+        assert_eq!(scrape(), synced);
     }
 }

@@ -1,4 +1,4 @@
-//! Watches that nothing stored can stop, and that keep no more of an object than is decided from.
+//! Watches that an invalid object cannot stop, and that keep only the parts of an object that decisions depend on.
 
 use crate::api::{AddressBinding, Conversation};
 use futures::stream::{self, BoxStream, Stream, StreamExt};
@@ -12,48 +12,49 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-/// After so many seconds, and five more, a watch through which nothing has come is taken for dead: a connection can end without a
-/// word, and a server lets one hear at least once in a watch that nothing has happened. A streamed list has to end in them, too.
-const SECONDS: u32 = 60;
-/// How many streamed lists in a row may begin and not end before lists are fetched by pages.
+/// The duration of one watch request, in seconds, as the API server counts it. Five seconds after it a silent connection counts as
+/// dead: a connection can break unnoticed, and a server sends at least one bookmark in each watch. A streamed list must end within
+/// it, too.
+const WATCH_TIMEOUT_SECONDS: u32 = 60;
+/// How many streamed lists in a row may start and not end before lists are fetched in pages.
 const STREAMED_ATTEMPTS: u32 = 3;
 
-/// A stored object, with as much of its metadata as is decided from; or why it cannot be read.
+/// A stored object with the part of its metadata that decisions depend on; or the error if it cannot be parsed.
 #[derive(Clone, Debug)]
 pub struct Guarded<K>(pub Result<K, InvalidObject>);
 
-/// A stored object that cannot be read.
+/// A stored object that cannot be parsed.
 #[derive(Clone, Debug)]
 pub struct InvalidObject {
-    /// Which object.
+    /// The metadata of the object.
     pub metadata: ObjectMeta,
-    /// Why.
+    /// The error.
     pub error: String,
 }
 
-/// A kind that is watched.
+/// A kind that can be watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
-    /// An object of its parts; or which of them cannot be read, and why.
+    /// Assembles an object from its parts; or returns the part that cannot be parsed, and the error.
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String>;
 }
 
 impl Watched for Conversation {
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String> {
-        Ok(Self { metadata, spec: read("spec", spec)?, status: read("status", status)? })
+        Ok(Self { metadata, spec: parse("spec", spec)?, status: parse("status", status)? })
     }
 }
 
 impl Watched for AddressBinding {
     fn assemble(metadata: ObjectMeta, spec: Value, _: Value) -> Result<Self, String> {
-        Ok(Self { metadata, spec: read("spec", spec)? })
+        Ok(Self { metadata, spec: parse("spec", spec)? })
     }
 }
 
-fn read<T: DeserializeOwned>(part: &str, value: Value) -> Result<T, String> {
+fn parse<T: DeserializeOwned>(part: &str, value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| format!("{part}: {error}"))
 }
 
-/// An object as it arrives. What is not named here, the managed fields above all, is skipped unread.
+/// An object as the server sends it. Other fields, above all the managed fields, are skipped.
 #[derive(Deserialize)]
 struct RawObject {
     metadata: Metadata,
@@ -116,22 +117,22 @@ impl<K: Watched> Resource for Guarded<K> {
     }
 
     fn meta(&self) -> &ObjectMeta {
-        self.0.as_ref().map_or_else(|unreadable| &unreadable.metadata, K::meta)
+        self.0.as_ref().map_or_else(|invalid| &invalid.metadata, K::meta)
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.0.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, K::meta_mut)
+        self.0.as_mut().map_or_else(|invalid| &mut invalid.metadata, K::meta_mut)
     }
 }
 
-/// All objects of a kind that `config` selects, as they are and as they change, for ever.
+/// Lists and watches the objects of a kind that `config` selects. The stream never ends.
 ///
-/// The list that it begins with is streamed, one object at a time, where the server can do that, and fetched by pages otherwise.
+/// The initial list is streamed, one object at a time, if the server supports that, and fetched in pages otherwise.
 pub fn watch<K: Watched>(
     client: Client,
     config: Config,
 ) -> impl Stream<Item = watcher::Result<Event<Guarded<K>>>> + Send {
-    let (api, config) = (Api::<Guarded<K>>::all(client), config.timeout(SECONDS));
+    let (api, config) = (Api::<Guarded<K>>::all(client), config.timeout(WATCH_TIMEOUT_SECONDS));
     let streamed = events(api.clone(), config.clone().streaming_lists());
     stream::unfold((streamed, Some((api, config)), 0), |(mut now, mut paged, mut unfinished)| async move {
         loop {
@@ -141,18 +142,18 @@ pub fn watch<K: Watched>(
                 Ok(Event::InitDone) => unfinished = 0,
                 _ => {}
             }
-            let unsupported = event.as_ref().err().and_then(unknown_to_the_server);
+            let unsupported = event.as_ref().err().and_then(rejected_as_invalid);
             if (unfinished > STREAMED_ATTEMPTS || unsupported.is_some())
                 && let Some((api, config)) = paged.take()
             {
                 tracing::info!(
                     kind = %K::kind(&()),
                     reason = unsupported,
-                    "the API server does not stream lists: they are fetched by pages"
+                    "the API server does not support streaming lists; fetching them in pages"
                 );
                 now = events(api, config);
                 if unsupported.is_some() {
-                    // The fallback answers it, as designed: no failure for the caller to warn of.
+                    // The fallback handles this error, so the caller need not warn of it.
                     continue;
                 }
             }
@@ -165,8 +166,8 @@ fn events<K: Watched>(api: Api<Guarded<K>>, config: Config) -> BoxStream<'static
     watcher(api, config).default_backoff().boxed()
 }
 
-/// Why what the server was asked for is no valid request to it, if it says so: it has no streamed lists, or they are switched off.
-fn unknown_to_the_server(error: &watcher::Error) -> Option<&str> {
+/// The server's message if it rejects the request as invalid, because it has no streaming lists or they are disabled.
+fn rejected_as_invalid(error: &watcher::Error) -> Option<&str> {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code) => {
             Some(&status.message)
@@ -187,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_is_read_with_the_metadata_that_is_decided_from() {
+    fn valid_object_is_parsed_with_its_metadata() {
         let alice = stored(&json!({"channel": "SMS", "proxy": {"address": "+15017122661"}}));
         assert_eq!(alice.meta().resource_version.as_deref(), Some("7"));
         assert_eq!(alice.0.unwrap().spec.proxy.address, "+15017122661");
     }
 
     #[test]
-    fn what_cannot_be_read_says_what_it_is_and_why() {
+    fn invalid_object_keeps_its_name_and_the_error() {
         for spec in [json!({"channel": "Fax", "proxy": {"address": "1"}}), json!(null), json!(7)] {
             let alice = stored(&spec);
             assert_eq!(alice.meta().name.as_deref(), Some("alice"));

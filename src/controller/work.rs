@@ -1,15 +1,19 @@
-//! Pieces of work that talk to the API server. Each ends in a write with a precondition, or in none. The only writer of status.
+//! Jobs: the parts of tasks that call the API server. Each ends in a write with a precondition, or in none. The only writer of
+//! status.
 
-use super::index::{ConversationLookup, Deletion, PendingEvent, Release, StatusWrite, fingerprint};
+use super::events::PendingEvent;
+use super::index::Entry;
 use super::keys::{NamespacedName, Uid, Version};
-use super::queue::{Backoff, Task};
+use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
+use super::queue::Backoff;
+use super::task::Task;
 use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::binding::Binding;
 use crate::core::claim::{CreateStatus, ReleaseStep, Write, adopt, release};
 use crate::core::denial::{Disclosure, already_bound_message};
-use crate::core::lifecycle::{BindingStatus, Notice, decide, due, expired, new_notices};
+use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
@@ -18,10 +22,10 @@ use kube::{Api, Client, Resource};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long one piece of work may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long one job may take.
+const JOB_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What carries work out.
+/// Runs jobs.
 #[derive(Clone)]
 pub struct Worker {
     client: Client,
@@ -31,45 +35,45 @@ pub struct Worker {
     metrics: Metrics,
 }
 
-/// A piece of work has ended.
+/// The result of a job.
 #[derive(Debug)]
 pub struct JobResult {
-    /// Which.
+    /// The task that the job belongs to.
     pub task: Task,
-    /// What follows.
-    pub next: JobOutcome,
+    /// Its outcome.
+    pub outcome: JobOutcome,
 }
 
-/// What follows a piece of work.
+/// The outcome of a job.
 #[derive(Debug)]
 pub enum JobOutcome {
-    /// Nothing: it came out well, or what it rested on has changed, which an event will tell.
-    Nothing,
-    /// The conversation is as it should be until then.
-    Wake(Option<Time>),
-    /// The status of the conversation was written, and is as it should be until then.
+    /// Nothing is left to do; or a precondition of the job no longer holds, and the event of that change adds the task again.
+    Done,
+    /// The stored status is the decided one until this deadline.
+    UpToDate(Option<Time>),
+    /// The status was written.
     Written {
-        /// The version that the write rested on, where it has changed something.
+        /// The version that the write was based on, if it changed the conversation.
         changed: Option<Version>,
-        /// When the state will change by itself.
-        wake: Option<Time>,
-        /// What people are to be told.
+        /// The next deadline.
+        next: Option<Time>,
+        /// The Events to record.
         pending_events: Vec<PendingEvent>,
     },
     /// The conversation was deleted.
     Deleted {
-        /// What people are to be told.
+        /// The Events to record.
         pending_events: Vec<PendingEvent>,
     },
-    /// Something else is to be looked at.
+    /// Another task is to be processed.
     Enqueue(Task),
-    /// The claim is to be looked at again when the grace period of its creates in flight is over.
+    /// The claim is to be checked again when the grace period of its creates in flight is over.
     AwaitGrace,
-    /// The same again, after a while.
+    /// The job failed and is to be retried.
     Retry(Backoff),
 }
 
-/// Why a piece of work failed.
+/// Why a job failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -104,66 +108,50 @@ pub fn backoff(error: &kube::Error) -> Backoff {
         kube::Error::Api(status) if matches!(status.code, 400..=499 if ![401, 408, 409, 410, 429].contains(&status.code)) => {
             Backoff::Refused
         }
-        // What is stored cannot be read.
+        // The stored object cannot be parsed.
         kube::Error::SerdeError(_) => Backoff::Refused,
         _ => Backoff::Transient,
     }
 }
 
 impl Worker {
-    /// One that writes while `leadership` says so.
+    /// A worker that writes while this replica is the leader.
     #[must_use]
     pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, metrics: Metrics) -> Self {
         Self { client, claims, clock, leadership, metrics }
     }
 
-    /// Writes a status.
-    pub async fn write_status(self, task: Task, write: Box<StatusWrite>) -> JobResult {
-        self.finish(task, self.apply(*write)).await
-    }
-
-    /// Deletes a closed conversation whose time to live is over.
-    pub async fn delete(self, task: Task, deletion: Deletion) -> JobResult {
-        self.finish(task, self.expire(deletion)).await
-    }
-
-    /// Finds out who holds the binding of a conversation, and writes its status accordingly.
-    pub async fn resolve(self, task: Task, lookup: Box<ConversationLookup>) -> JobResult {
-        self.finish(task, self.find_holder(*lookup)).await
-    }
-
-    /// Releases or prunes a claim, if it is time.
-    pub async fn release(self, task: Task, to_release: Box<Release>) -> JobResult {
-        self.finish(task, self.try_release(*to_release)).await
-    }
-
-    async fn finish(&self, task: Task, work: impl Future<Output = Result<JobOutcome, Error>>) -> JobResult {
-        let began = self.clock.monotonic();
-        let ended = timeout(REQUEST_TIMEOUT, work).await.unwrap_or(Err(Error::TimedOut));
+    /// Runs `job` for `task`.
+    pub async fn run(self, task: Task, job: Job) -> JobResult {
+        let started = self.clock.monotonic();
+        let result = timeout(JOB_TIMEOUT, self.attempt(job)).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
             Task::Conversation(_) => Reconciled::Conversation,
             Task::Claim(_) => Reconciled::Claim,
         };
-        let took = self.clock.monotonic().duration_since(began);
-        self.metrics.reconciled(kind, took, ended.as_ref().err().map(Error::class));
-        let next = match ended {
-            Ok(next) => next,
-            Err(error) => {
-                let backoff = error.backoff();
-                tracing::warn!(
-                    error = %ErrorChain(&error), %task, class = error.class().as_str(),
-                    "a piece of work failed, and is tried again"
-                );
-                JobOutcome::Retry(backoff)
-            }
-        };
-        JobResult { task, next }
+        let took = self.clock.monotonic().duration_since(started);
+        self.metrics.reconciled(kind, took, result.as_ref().err().map(Error::class));
+        let outcome = result.unwrap_or_else(|error| {
+            let class = error.class().as_str();
+            tracing::warn!(error = %ErrorChain(&error), %task, class, "reconciliation failed; retrying");
+            JobOutcome::Retry(error.backoff())
+        });
+        JobResult { task, outcome }
     }
 
-    async fn apply(&self, write: StatusWrite) -> Result<JobOutcome, Error> {
-        let StatusWrite { key, uid, version, notices, is_routine: _, status, wake, due } = write;
+    async fn attempt(&self, job: Job) -> Result<JobOutcome, Error> {
+        match job {
+            Job::WriteStatus(write) => self.write_status(*write).await,
+            Job::Delete(deletion) => self.delete(deletion).await,
+            Job::Resolve(lookup) => self.resolve(*lookup).await,
+            Job::Release(to_release) => self.release(*to_release).await,
+        }
+    }
+
+    async fn write_status(&self, write: StatusWrite) -> Result<JobOutcome, Error> {
+        let StatusWrite { key, uid, version, notices, is_routine: _, status, next, due } = write;
         if !self.leadership.is_leader() {
-            return Ok(JobOutcome::Nothing);
+            return Ok(JobOutcome::Done);
         }
         let state = status.state.map(State::as_str);
         let patch = serde_json::json!({
@@ -178,23 +166,21 @@ impl Worker {
             Ok(written) => {
                 tracing::debug!(conversation = %key, state, "wrote the status");
                 if let Some(due) = due {
-                    self.metrics.late(Duration::from_millis(self.clock.now().milliseconds_since(due)));
+                    self.metrics.late(self.clock.now().duration_since(due));
                 }
-                // What changes nothing makes no event.
+                // A write without a change makes no watch event.
                 let is_changed =
                     written.metadata.resource_version.as_deref().map(Version::from).as_ref() != Some(&version);
                 let pending_events = pending_events(&key, &uid, notices);
-                Ok(JobOutcome::Written { changed: is_changed.then_some(version), wake, pending_events })
+                Ok(JobOutcome::Written { changed: is_changed.then_some(version), next, pending_events })
             }
-            // It has changed, or is gone: the event that tells so makes for a new decision.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(JobOutcome::Nothing),
-            Err(error) => Err(error.into()),
+            Err(error) => unless_outdated(error),
         }
     }
 
-    async fn expire(&self, deletion: Deletion) -> Result<JobOutcome, Error> {
+    async fn delete(&self, deletion: Deletion) -> Result<JobOutcome, Error> {
         if !self.leadership.is_leader() {
-            return Ok(JobOutcome::Nothing);
+            return Ok(JobOutcome::Done);
         }
         let Deletion { key, uid, version, expiry } = deletion;
         let preconditions = Preconditions { uid: Some(uid.to_string()), resource_version: Some(version.to_string()) };
@@ -202,95 +188,92 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         match conversations.delete(key.name(), &parameters).await {
             Ok(_) => {
-                tracing::debug!(conversation = %key, "deleted a closed conversation whose time to live is over");
+                tracing::debug!(conversation = %key, "deleted a closed conversation whose time to live has elapsed");
                 Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, vec![expired(expiry)]) })
             }
-            // It has changed, or is gone: an event tells so.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(JobOutcome::Nothing),
-            Err(error) => Err(error.into()),
+            Err(error) => unless_outdated(error),
         }
     }
 
-    async fn find_holder(&self, lookup: ConversationLookup) -> Result<JobOutcome, Error> {
-        let ConversationLookup { key, uid, version, input, fingerprint: stored, is_first } = lookup;
-        let Some(name) = input.binding.clone() else {
-            return Ok(JobOutcome::Nothing);
+    /// Finds the holder of the conversation's binding, and writes the status that follows.
+    async fn resolve(
+        &self,
+        ConversationLookup { key, entry, is_first }: ConversationLookup,
+    ) -> Result<JobOutcome, Error> {
+        let Some(name) = entry.input.binding.clone() else {
+            return Ok(JobOutcome::Done);
         };
-        let binding_status = match self.claims.read(&name).await? {
-            None if is_first => return self.claim(&key, &uid).await,
-            None => return Ok(JobOutcome::Nothing),
+        let claim = match self.claims.read(&name).await? {
+            None if is_first => return self.claim(&key, &entry).await,
+            None => return Ok(JobOutcome::Done),
             // The watch of the claims has shown it meanwhile, or is about to.
-            Some(claim) if NamespacedName::from(&claim.holder) == key => return Ok(JobOutcome::Nothing),
-            Some(claim) => match self.claims.stored(&claim.holder).await? {
-                Some(holder) if holder.held_binding.as_ref() == Some(&name) => {
-                    let disclosure = if claim.holder.namespace == key.namespace() {
-                        Disclosure::Full
-                    } else {
-                        Disclosure::OtherNamespace
-                    };
-                    BindingStatus::HeldByAnother(already_bound_message(
-                        &claim.binding,
-                        &claim.holder,
-                        &holder,
-                        disclosure,
-                    ))
-                }
-                _ => return Ok(JobOutcome::Enqueue(Task::Claim(name))),
-            },
+            Some(claim) if NamespacedName::from(&claim.holder) == key => return Ok(JobOutcome::Done),
+            Some(claim) => claim,
         };
-        let decision = decide(&input, Some(&binding_status), self.clock.now());
-        if fingerprint(&decision.status) == stored {
-            return Ok(JobOutcome::Wake(decision.next));
+        let holder = self.claims.stored(&claim.holder).await?;
+        let Some(holder) = holder.filter(|holder| holder.held_binding.as_ref() == Some(&name)) else {
+            return Ok(JobOutcome::Enqueue(Task::Claim(name)));
+        };
+        let is_same_namespace = claim.holder.namespace == key.namespace();
+        let disclosure = if is_same_namespace { Disclosure::Full } else { Disclosure::OtherNamespace };
+        let message = already_bound_message(&claim.binding, &claim.holder, &holder, disclosure);
+        let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother(message)), self.clock.now());
+        let next = decision.next;
+        match StatusWrite::of(&key, &entry, decision) {
+            Some(write) => self.write_status(*write).await,
+            None => Ok(JobOutcome::UpToDate(next)),
         }
-        let notices = new_notices(&input.status, &decision.status);
-        let due = due(&input, &decision.status);
-        let (status, wake) = (decision.status, decision.next);
-        self.apply(StatusWrite { key, uid, version, notices, is_routine: false, status, wake, due }).await
     }
 
-    /// Claims the binding of a conversation that no webhook saw.
-    async fn claim(&self, key: &NamespacedName, uid: &Uid) -> Result<JobOutcome, Error> {
+    /// Claims the binding of a conversation that was stored past the webhook.
+    async fn claim(&self, key: &NamespacedName, entry: &Entry) -> Result<JobOutcome, Error> {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         let live = conversations.get_opt(key.name()).await?;
-        let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(uid));
-        // Where it is another one by now, or names no binding, an event tells so.
+        let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(&entry.uid));
+        // If it was replaced, or no longer names a binding, an event says so.
         let Some(binding) = live.and_then(|live| Binding::of(&live.spec).ok().flatten()) else {
-            return Ok(JobOutcome::Nothing);
+            return Ok(JobOutcome::Done);
         };
         if !self.leadership.is_leader() {
-            return Ok(JobOutcome::Nothing);
+            return Ok(JobOutcome::Done);
         }
-        let write = adopt(key.reference(), uid.to_string(), self.clock.now());
+        let write = adopt(key.reference(), entry.uid.to_string(), self.clock.now());
         if self.claims.write(&binding, write).await? == Outcome::Applied {
-            tracing::debug!(conversation = %key, binding = %binding.name(), "claimed the binding of a conversation that had no claim");
+            let binding = binding.name();
+            tracing::debug!(conversation = %key, %binding, "claimed the binding of a conversation without a claim");
         }
-        // The claim, whosever it is, comes back as an event, and with it this conversation.
-        Ok(JobOutcome::Nothing)
+        // The event of the claim, whoever made it, adds the task of this conversation again.
+        Ok(JobOutcome::Done)
     }
 
-    async fn try_release(&self, to_release: Release) -> Result<JobOutcome, Error> {
-        let Release { claim, create_statuses } = to_release;
-        // In this order: the claim came from the watch, and the conversation is read after it.
+    async fn release(&self, Release { claim, create_statuses }: Release) -> Result<JobOutcome, Error> {
+        // The order matters: the claim came from the watch, and the conversation is read after it.
         let live = self.claims.stored(&claim.holder).await?;
         let create_status = |uid: &str| create_statuses.get(&Uid::from(uid)).copied().unwrap_or(CreateStatus::InFlight);
-        match release(&claim, live.as_ref(), create_status) {
-            ReleaseStep::Keep => Ok(JobOutcome::Nothing),
-            ReleaseStep::AwaitGrace => Ok(JobOutcome::AwaitGrace),
-            ReleaseStep::Write(write) => {
-                if !self.leadership.is_leader() {
-                    return Ok(JobOutcome::Nothing);
-                }
-                let is_release = matches!(write, Write::Delete { .. });
-                let message = if is_release { "releasing a claim" } else { "pruning a claim" };
-                tracing::debug!(conversation = %claim.holder, binding = %claim.name, "{message}");
-                if self.claims.write(&claim.binding, write).await? == Outcome::Applied && is_release {
-                    self.metrics.released(
-                        create_statuses.values().any(|create_status| *create_status == CreateStatus::Expired),
-                    );
-                }
-                Ok(JobOutcome::Nothing)
-            }
+        let write = match release(&claim, live.as_ref(), create_status) {
+            ReleaseStep::Keep => return Ok(JobOutcome::Done),
+            ReleaseStep::AwaitGrace => return Ok(JobOutcome::AwaitGrace),
+            ReleaseStep::Write(write) => write,
+        };
+        if !self.leadership.is_leader() {
+            return Ok(JobOutcome::Done);
         }
+        let is_release = matches!(write, Write::Delete { .. });
+        let message = if is_release { "releasing a claim" } else { "pruning a claim" };
+        tracing::debug!(conversation = %claim.holder, binding = %claim.name, "{message}");
+        if self.claims.write(&claim.binding, write).await? == Outcome::Applied && is_release {
+            let is_orphan = create_statuses.values().any(|create_status| *create_status == CreateStatus::Expired);
+            self.metrics.released(is_orphan);
+        }
+        Ok(JobOutcome::Done)
+    }
+}
+
+/// The outcome of a write that was rejected. If the object has changed or is gone, the event of that change adds the task again.
+fn unless_outdated(error: kube::Error) -> Result<JobOutcome, Error> {
+    match error {
+        kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => Ok(JobOutcome::Done),
+        error => Err(error.into()),
     }
 }
 
@@ -304,7 +287,7 @@ mod tests {
     use kube::core::Status;
 
     #[test]
-    fn what_cannot_succeed_without_a_change_waits_longer_than_what_may_succeed_a_moment_later() {
+    fn refused_requests_back_off_longer_than_transient_failures() {
         let answered = |code| backoff(&kube::Error::Api(Status { code, ..Status::default() }.boxed()));
         for code in [400, 403, 404, 405, 413, 415, 422] {
             assert_eq!(answered(code), Backoff::Refused, "{code}");

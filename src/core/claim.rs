@@ -4,7 +4,9 @@
 //! defines the invariants I1 to I5 that are named here.
 
 use super::binding::{Binding, BindingName};
+use super::effective::{held_binding, state_in_effect};
 use crate::api::{Admission, Conversation, ConversationReference, MAX_ADMISSIONS, State, Time};
+use std::time::Duration;
 
 /// A claim as it was read: the conversation that holds a binding, and the admitted creates of that conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +46,8 @@ impl LiveConversation {
     #[must_use]
     pub fn of(conversation: &Conversation) -> Self {
         let spec = &conversation.spec;
-        let state = state_in_effect(conversation);
-        let is_open = state != State::Closed;
-        let binding = Binding::of(spec).ok().flatten().filter(|_| is_open);
+        let state = state_in_effect(spec.state, conversation.status.as_ref().and_then(|status| status.state));
+        let binding = held_binding(Binding::of(spec).ok().flatten(), state);
         Self {
             uid: conversation.metadata.uid.clone().unwrap_or_default(),
             held_binding: binding.map(|binding| binding.name()),
@@ -54,14 +55,6 @@ impl LiveConversation {
             participants: spec.participants.iter().flatten().map(|participant| participant.identity.clone()).collect(),
         }
     }
-}
-
-/// The state in effect: the later of `spec.state` and `status.state`.
-#[must_use]
-pub fn state_in_effect(conversation: &Conversation) -> State {
-    let desired = conversation.spec.state.unwrap_or_default();
-    let reached = conversation.status.as_ref().and_then(|status| status.state).unwrap_or_default();
-    desired.max(reached)
 }
 
 /// A write of one claim, with its preconditions.
@@ -178,9 +171,9 @@ pub enum Undecided {
 
 /// The next step of the admission of `request`.
 ///
-/// `now` and `grace_period_milliseconds` decide only whether more UIDs can be added to a claim, never which conversation holds it.
+/// `now` and `grace_period` decide only whether more UIDs can be added to a claim, never which conversation holds it.
 #[must_use]
-pub fn admit(request: &Request, observation: Observation, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
+pub fn admit(request: &Request, observation: Observation, now: Time, grace_period: Duration) -> AdmitStep {
     let admission = || Admission { uid: request.uid.clone(), time: now };
     // I5: if a write would claim the binding, a dry run is allowed without it.
     let write = |write| {
@@ -203,7 +196,7 @@ pub fn admit(request: &Request, observation: Observation, now: Time, grace_perio
                 return AdmitStep::Decide(Decision::AlreadyExists);
             }
             let is_decided = |uid: &str| live.as_ref().is_some_and(|live| live.uid == uid);
-            let is_overdue = |admission: &Admission| now.milliseconds_since(admission.time) > grace_period_milliseconds;
+            let is_overdue = |admission: &Admission| now.duration_since(admission.time) > grace_period;
             let is_stuck =
                 claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
             if is_stuck || claim.admissions.len() >= MAX_ADMISSIONS {
@@ -305,7 +298,7 @@ mod tests {
     use super::*;
     use crate::api::Channel;
 
-    const GRACE: u64 = 60_000;
+    const GRACE: Duration = Duration::from_mins(1);
 
     fn binding() -> Binding {
         Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap()
@@ -556,7 +549,7 @@ mod tests {
     #[test]
     fn failing_creates_free_a_binding_after_two_grace_periods() {
         const TICKS: i64 = 4;
-        let grace_period = u64::try_from(TICKS * 1_000).unwrap();
+        let grace_period = Duration::from_secs(u64::try_from(TICKS).unwrap());
         let last = 2 * TICKS + 1;
         for tries in 1_u32..1 << last {
             let mut admissions: Vec<(Admission, i64)> = Vec::new();

@@ -128,7 +128,6 @@ fn call_of(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
     use opentelemetry::trace::{TraceContextExt, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use std::convert::Infallible;
@@ -157,9 +156,9 @@ mod tests {
             Ok::<_, Infallible>(Response::new(request.headers()["traceparent"].to_str().unwrap().to_owned()))
         });
         // The first thread that comes by a span decides for all whether it is recorded; another test may have been the first.
-        drop(ClientMetricsLayer::new(Metrics::new(Clock)).layer(echo).call(patch()));
+        drop(ClientMetricsLayer::new(Metrics::default()).layer(echo).call(patch()));
         tracing::callsite::rebuild_interest_cache();
-        let metrics = Metrics::new(Clock);
+        let metrics = Metrics::default();
         let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(echo);
         let told = review.in_scope(|| calls.call(patch())).await.unwrap().into_body();
         assert!(told.contains(&trace), "{told} is of trace {trace}");
@@ -169,7 +168,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_given_up_is_counted_too() {
         let silent = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<()>, Infallible>>());
-        let metrics = Metrics::new(Clock);
+        let metrics = Metrics::default();
         let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(silent);
         let call = calls.call(patch());
         assert!(!is_counted(&metrics, 0), "it is under way");

@@ -4,8 +4,7 @@
 //! Names begin with `switchboard_`, units are the base units, and each label has few values: none is an address, a namespace or a
 //! name.
 
-use crate::api::{Channel, State, Time};
-use crate::clock::Clock;
+use crate::api::Time;
 use crate::leader::Leadership;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -270,12 +269,6 @@ impl ClaimWriteLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConversationLabels {
-    channel: &'static str,
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TaskLabels {
     task: &'static str,
 }
@@ -298,7 +291,7 @@ pub struct Metrics(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    registry: Registry,
+    registry: Mutex<Registry>,
     admissions: Family<AdmissionLabels, Counter>,
     admission_duration: Histogram,
     webhook_connections: Gauge,
@@ -306,9 +299,6 @@ struct Inner {
     claim_writes: Family<ClaimWriteLabels, Counter>,
     released: Counter,
     orphans: Counter,
-    conversations: Family<ConversationLabels, Gauge>,
-    unassigned: Gauge,
-    unreadable: Gauge,
     lateness: Histogram,
     reconcile_duration: Family<TaskLabels, Histogram>,
     reconcile_errors: Family<ClassLabels, Counter>,
@@ -319,24 +309,21 @@ struct Inner {
 }
 
 /// What is found out when it is asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Live {
-    clock: Clock,
     state: Mutex<LiveState>,
 }
 
 #[derive(Debug, Default)]
 struct LiveState {
     leadership: Option<Leadership>,
-    oldest_unassigned: Option<Time>,
     is_webhook_in_force: Option<bool>,
     certificate_expiry: Option<Time>,
 }
 
-impl Metrics {
+impl Default for Metrics {
     /// All metrics, at their beginning.
-    #[must_use]
-    pub fn new(clock: Clock) -> Self {
+    fn default() -> Self {
         let mut registry = Registry::with_prefix("switchboard");
         let admissions = counters(
             &mut registry,
@@ -369,15 +356,6 @@ impl Metrics {
             &mut registry,
             "orphans_collected",
             "Released claims of creates that were admitted and never stored",
-        );
-        let conversations =
-            registered(&mut registry, "conversations", "Open conversations by channel and state in effect");
-        let unassigned =
-            registered(&mut registry, "unassigned_conversations", "Open conversations without a participant");
-        let unreadable = registered(
-            &mut registry,
-            "unreadable_conversations",
-            "Stored conversations that cannot be read, about which nothing is done until they are corrected",
         );
         let lateness = Histogram::new(LATENESS);
         registry.register(
@@ -413,10 +391,10 @@ impl Metrics {
             "Dry runs of a create that told the leader nothing, since the webhook, or the API server, could not be reached",
         );
         registry.register("build", "What runs", Info::new([("version", VERSION), ("commit", COMMIT)]));
-        let live = Arc::new(Live { clock, state: Mutex::default() });
+        let live = Arc::new(Live::default());
         registry.register_collector(Box::new(live.clone()));
         Self(Arc::new(Inner {
-            registry,
+            registry: Mutex::new(registry),
             admissions,
             admission_duration,
             webhook_connections,
@@ -424,9 +402,6 @@ impl Metrics {
             claim_writes,
             released,
             orphans,
-            conversations,
-            unassigned,
-            unreadable,
             lateness,
             reconcile_duration,
             reconcile_errors,
@@ -436,14 +411,16 @@ impl Metrics {
             live,
         }))
     }
+}
 
+impl Metrics {
     /// The text that Prometheus reads, of the type [`CONTENT_TYPE`].
     ///
     /// # Errors
     /// Never in fact: text can be written to a string.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut encoded = String::new();
-        text::encode(&mut encoded, &self.0.registry)?;
+        text::encode(&mut encoded, &self.0.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
         Ok(encoded)
     }
 
@@ -479,21 +456,10 @@ impl Metrics {
         }
     }
 
-    /// So many conversations are open on `channel` in `state`.
-    pub fn conversations(&self, channel: Channel, state: State, count: u64) {
-        let labels = ConversationLabels { channel: channel.as_str(), state: state.as_str() };
-        self.0.conversations.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    /// So many stored conversations cannot be read.
-    pub fn unreadable(&self, count: usize) {
-        self.0.unreadable.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    /// So many open conversations have no participant, the oldest of them since then.
-    pub fn unassigned(&self, count: usize, oldest: Option<Time>) {
-        self.0.unassigned.set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.0.live.change(|state| state.oldest_unassigned = oldest);
+    /// Registers a collector, whose metrics are read at each scrape.
+    pub fn register(&self, collector: impl Collector) {
+        let mut registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register_collector(Box::new(collector));
     }
 
     /// A state that a timer brought about was written so long after its deadline.
@@ -573,12 +539,6 @@ impl Collector for Live {
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
         gauge("leader", "1 in the replica that leads, else 0", u64::from(leads))?;
-        let age = state.oldest_unassigned.map_or(0, |since| self.clock.now().milliseconds_since(since) / 1000);
-        gauge(
-            "oldest_unassigned_age_seconds",
-            "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
-            age,
-        )?;
         if let Some(expiry) = state.certificate_expiry {
             let seconds = u64::try_from(expiry.timestamp().as_second()).unwrap_or_default();
             gauge(

@@ -183,7 +183,7 @@ mod tests {
 
     fn connections(count: usize) -> Arc<Connections> {
         let limits = ConnectionLimits { read: Duration::from_secs(5), idle: Duration::from_mins(5), count };
-        Connections::new(limits, Clock, Metrics::new(Clock))
+        Connections::new(limits, Clock, Metrics::default())
     }
 
     async fn open(connections: &Arc<Connections>, peer: [u8; 4], phase: Phase) -> Connection {

@@ -5,8 +5,9 @@
 
 use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
-use crate::core::claim::{Request, state_in_effect};
+use crate::core::claim::Request;
 use crate::core::denial::Denial;
+use crate::core::effective::state_in_effect;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use kube::Resource;
 use kube::core::Status;
@@ -196,7 +197,8 @@ impl Review {
             return Ok(ReviewKind::NoClaim);
         }
         let Object { metadata, conversation } = self.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
-        if state_in_effect(conversation) == State::Closed {
+        let reported = conversation.status.as_ref().and_then(|status| status.state);
+        if state_in_effect(conversation.spec.state, reported) == State::Closed {
             return Ok(ReviewKind::NoClaim);
         }
         let binding = match Binding::of(&conversation.spec) {

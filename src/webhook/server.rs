@@ -360,7 +360,7 @@ mod tests {
 
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let (metrics, shutdown) = (Metrics::new(Clock), Shutdown::default());
+            let (metrics, shutdown) = (Metrics::default(), Shutdown::default());
             let answer = |body: Bytes, _| async move {
                 assert!(*body != b"panic"[..], "as asked");
                 if *body == b"never"[..] {

@@ -9,6 +9,7 @@
 
 use divan::{AllocProfiler, Bencher, black_box};
 use serde_json::Value;
+use std::time::Duration;
 use switchboard::api::{Conversation, ConversationReference, State, Time};
 use switchboard::core::binding::Binding;
 use switchboard::core::claim::{LiveConversation, Observation, Request, admit};
@@ -18,7 +19,7 @@ use switchboard::webhook::{Review, ReviewKind, respond};
 
 /// As an API server sends it: 3 KB, of which the bookkeeping of fields is the larger part.
 const REVIEW: &[u8] = include_bytes!("review.json");
-const GRACE_PERIOD: u64 = 60_000;
+const GRACE_PERIOD: Duration = Duration::from_mins(1);
 
 #[global_allocator]
 static ALLOCATIONS: AllocProfiler = AllocProfiler::system();

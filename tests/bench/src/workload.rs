@@ -131,7 +131,7 @@ impl BareClient {
 
     /// One that writes by `client`.
     pub fn new(client: Client) -> Self {
-        let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::new(Clock));
+        let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::default());
         Self { events: Events::new(client.clone(), "bench".to_owned()), client, claims }
     }
 

@@ -13,6 +13,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
+use std::time::Duration;
 use switchboard::api::{ConditionStatus, ConditionType, Conversation, ConversationStatus, State, StateReason, Time};
 use switchboard::clock::Clock;
 use tokio::time::{Instant, sleep};
@@ -57,7 +58,7 @@ async fn activity_that_arrives_between_the_decision_to_close_and_the_write_keeps
     assert_eq!(status(&alice).state, Some(State::Active), "the decision was stale");
     closings.next().await.resolve(Fault::Pass);
     let alice = desk.wait_for_state("alice", State::Closed).await;
-    assert!(status(&alice).closed_time.unwrap() >= now.after(2_000), "two seconds after the activity");
+    assert!(status(&alice).closed_time.unwrap() >= now.after(Duration::from_secs(2)), "two seconds after the activity");
     witness.show_rest().await;
 }
 
@@ -102,7 +103,7 @@ async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once
     let mut last = Time::EPOCH;
     for number in 0..150 {
         let created = desk.create(&format!("c{number}"), timers.clone()).await.unwrap();
-        last = Time::from(created.metadata.creation_timestamp.as_ref().unwrap()).after(2_000);
+        last = Time::from(created.metadata.creation_timestamp.as_ref().unwrap()).after(Duration::from_secs(2));
     }
     while Clock.now() < last {
         sleep(POLL_INTERVAL).await;
@@ -148,8 +149,8 @@ async fn a_duration_of_ten_years_is_a_deadline_like_any_other() {
     let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
     let alice = desk.bound("alice").await;
     let deadlines = status(&alice).deadlines.clone().unwrap();
-    assert_eq!(deadlines.close_time, Some(created.after(87_600 * 3_600_000)));
-    assert_eq!(deadlines.inactive_time, Some(created.after(87_599 * 3_600_000)));
+    assert_eq!(deadlines.close_time, Some(created.after(Duration::from_hours(87_600))));
+    assert_eq!(deadlines.inactive_time, Some(created.after(Duration::from_hours(87_599))));
 }
 
 #[tokio::test]
@@ -366,7 +367,7 @@ async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
     desk.create("alice", json!({})).await.unwrap();
     desk.bound("alice").await;
     let fallback = log().split_off(before);
-    let told = fallback.matches("the API server does not stream lists: they are fetched by pages").count();
+    let told = fallback.matches("the API server does not support streaming lists; fetching them in pages").count();
     assert_eq!(told, 3, "open, closed, claims: {fallback}");
     assert_eq!(controller_warnings(&fallback), [""; 0]);
 
@@ -464,6 +465,6 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
     desk.wait_until_free().await;
     let log = std::fs::read_to_string(faulty.replica().log()).unwrap();
-    assert!(log.contains("cannot be read and is passed over"), "it is in the log");
+    assert!(log.contains("cannot be parsed and is not reconciled"), "it is in the log");
     assert!(!log.contains(&desk.contact), "and no address of a contact is");
 }

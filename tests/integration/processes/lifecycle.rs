@@ -4,6 +4,7 @@ use crate::common;
 use crate::common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State, StateReason, Time};
 use switchboard::clock::Clock;
 
@@ -57,14 +58,14 @@ async fn a_longer_timer_moves_the_deadline() {
     let desk = Cluster::shared().desk().await;
     let created = desk.create("alice", json!({"timers": {"closeAfter": "30s"}})).await.unwrap();
     let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
-    let due = |after: u64| {
+    let due = |after: Duration| {
         move |alice: &Conversation| {
             status(alice).deadlines.as_ref().is_some_and(|deadlines| deadlines.close_time == Some(created.after(after)))
         }
     };
-    desk.wait_for("alice", "due in 30 s", due(30_000)).await;
+    desk.wait_for("alice", "due in 30 s", due(Duration::from_secs(30))).await;
     desk.change("alice", json!({"timers": {"closeAfter": "87600h"}})).await.unwrap();
-    desk.wait_for("alice", "due in ten years", due(315_360_000_000)).await;
+    desk.wait_for("alice", "due in ten years", due(Duration::from_hours(87_600))).await;
 }
 
 #[tokio::test]

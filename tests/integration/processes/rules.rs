@@ -5,6 +5,7 @@ use crate::common;
 use crate::common::cluster::{Cluster, TestNamespace, condition};
 use serde_json::json;
 use std::process::Command;
+use std::time::Duration;
 use switchboard::api::{
     ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationStatus, State, StateReason, Time,
 };
@@ -169,12 +170,12 @@ async fn rule_6_timers_make_it_inactive_and_then_close_it_both_counted_from_the_
     let alice = desk.wait_for_state("alice", State::Inactive).await;
     assert_eq!(status(&alice).state_reason, Some(StateReason::InactiveTimer));
     let deadlines = status(&alice).deadlines.clone().unwrap();
-    assert_eq!((deadlines.inactive_time, deadlines.close_time), (None, Some(created.after(3_000))));
+    assert_eq!((deadlines.inactive_time, deadlines.close_time), (None, Some(created.after(Duration::from_secs(3)))));
     assert_eq!(condition(&alice, ConditionType::Bound), Some((ConditionStatus::True, ConditionReason::BindingHeld)));
 
     let alice = desk.wait_for_state("alice", State::Closed).await;
     assert_eq!(status(&alice).state_reason, Some(StateReason::CloseTimer));
-    assert!(status(&alice).closed_time.unwrap() >= created.after(3_000), "no timer is early");
+    assert!(status(&alice).closed_time.unwrap() >= created.after(Duration::from_secs(3)), "no timer is early");
     for (type_, expected) in
         [(ConditionType::Ready, ConditionStatus::True), (ConditionType::Bound, ConditionStatus::False)]
     {
@@ -192,7 +193,7 @@ async fn rule_6_both_timers_count_from_the_last_activity() {
     let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
     let alice = desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await.0;
     let deadlines = status(&alice).deadlines.clone().unwrap();
-    let minute = 60_000;
+    let minute = Duration::from_mins(1);
     assert_eq!(deadlines.inactive_time, Some(created.after(10 * minute)));
     assert_eq!(deadlines.close_time, Some(created.after(30 * minute)), "and not 40");
 }
@@ -210,7 +211,7 @@ async fn rule_7_activity_wakes_what_a_timer_made_inactive_and_moves_the_deadline
     assert_eq!(status(&alice).state_reason, Some(StateReason::Activity));
     assert_eq!(status(&alice).last_activity_time, Some(now));
     let deadlines = status(&alice).deadlines.clone().unwrap();
-    let minute = 60_000;
+    let minute = Duration::from_mins(1);
     assert_eq!(deadlines.inactive_time, Some(now.after(50 * minute)));
     assert_eq!(deadlines.close_time, Some(now.after(60 * minute)));
 }

@@ -140,17 +140,21 @@ impl Observers {
 }
 
 /// Stores open conversations with their claims and statuses, each of which closes so many milliseconds after its creation.
-async fn prepare(world: &World<'_>, count: usize, close_after: impl Fn(usize) -> u64) -> Result<(Template, Observers)> {
-    let spelled = |milliseconds: u64| format!("{}s{}ms", milliseconds / 1000, milliseconds % 1000);
+async fn prepare(
+    world: &World<'_>,
+    count: usize,
+    close_after: impl Fn(usize) -> Duration,
+) -> Result<(Template, Observers)> {
+    let spelled = |after: Duration| format!("{}s{}ms", after.as_secs(), after.subsec_millis());
     let client = BareClient::new(world.administrator());
     let batch = Batch::new(NAMESPACE).close_after(&spelled(close_after(0)));
     let etcd = world.etcd()?;
     let template = Template::make(&client, &etcd, &batch).await?;
     let creation = template.creation_time()?;
     let edit = |number: usize, conversation: &mut Value| {
-        let milliseconds = close_after(number);
-        conversation["spec"]["timers"]["closeAfter"] = json!(spelled(milliseconds));
-        conversation["status"]["deadlines"]["closeTime"] = json!(creation.after(milliseconds));
+        let after = close_after(number);
+        conversation["spec"]["timers"]["closeAfter"] = json!(spelled(after));
+        conversation["status"]["deadlines"]["closeTime"] = json!(creation.after(after));
     };
     template.copy(&etcd, 1..count, edit).await?;
     let observers = Observers {
@@ -190,12 +194,12 @@ async fn work_of_a_bare_client(world: &World<'_>) -> Result<impl Future<Output =
 
 /// When a time of day is, by the clock that only moves forward.
 fn instant(time: Time) -> Result<Instant> {
-    let (now, ahead) = (Instant::now(), time.milliseconds_since(Clock.now()));
-    let behind = Clock.now().milliseconds_since(time);
-    let instant = (now + Duration::from_millis(ahead)).checked_sub(Duration::from_millis(behind));
+    let (now, ahead) = (Instant::now(), time.duration_since(Clock.now()));
+    let behind = Clock.now().duration_since(time);
+    let instant = (now + ahead).checked_sub(behind);
     instant.ok_or_else(|| Error::Unexpected(format!("{time} was before this machine was started")))
 }
 
-fn milliseconds(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
+fn milliseconds(count: usize) -> Duration {
+    Duration::from_millis(u64::try_from(count).unwrap_or(u64::MAX))
 }

@@ -6,11 +6,12 @@
 use super::abstraction::{self, Claim, Conversation, Place, Version, Write};
 use super::etcd::{Etcd, Preconditions, write_versions};
 use super::{Coverage, Mutation, StepViolation};
+use std::time::Duration;
 use switchboard::api::Time;
 use switchboard::core::claim::{AdmitStep, Decision, LiveConversation, Observation, admit};
 
 /// No create is overdue in the model: an overdue create only turns a write into a 503, which [`super::Action::GiveUp`] covers.
-const GRACE_MILLISECONDS: u64 = 60_000;
+const GRACE_PERIOD: Duration = Duration::from_mins(1);
 
 /// The create that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +209,7 @@ impl Review<'_> {
             _ => {}
         }
         let has_claim = matches!(&seen, Observation::Claim(Some(claim)) if claim.admits(&request.uid));
-        let step = admit(&request, seen, Time::EPOCH, GRACE_MILLISECONDS);
+        let step = admit(&request, seen, Time::EPOCH, GRACE_PERIOD);
         match (self.mutation, step) {
             (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Decide(Decision::Allow),
             (_, step) => {

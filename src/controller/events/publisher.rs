@@ -1,7 +1,6 @@
-//! Events (events.k8s.io/v1): what a person would want to be told of a conversation, each notice once.
-//!
-//! The name of an Event is derived from the notice, so that a replica that tells it again changes nothing.
+//! The Event of a notice. Its name is derived from the notice, so retries are idempotent.
 
+use super::PendingEvent;
 use crate::api::{Conversation, FIELD_MANAGER, Time};
 use crate::core::lifecycle::Notice;
 use data_encoding::BASE32_NOPAD;
@@ -12,45 +11,45 @@ use kube::api::PostParams;
 use kube::{Api, Client, Resource};
 use ring::digest;
 
-/// The longest note that an Event may have, in bytes.
+/// The longest note of an Event, in bytes.
 const MAX_NOTE_BYTES: usize = 1024;
-/// The longest name that a conversation lends to its Events, so that theirs stays within 253 characters.
+/// The longest part of a conversation's name in the names of its Events, so that these have at most 253 characters.
 const MAX_NAME_LENGTH: usize = 220;
 
-/// Publishes notices as Events.
+/// Creates Events in the name of a replica.
 #[derive(Clone)]
-pub struct Events {
+pub struct EventPublisher {
     client: Client,
     instance: String,
 }
 
-impl Events {
-    /// What tells facts in the name of the replica `instance`.
+impl EventPublisher {
+    /// A publisher for the replica `instance`.
     #[must_use]
     pub fn new(client: Client, instance: String) -> Self {
         Self { client, instance }
     }
 
-    /// Tells a notice of the conversation `name` in `namespace`. It has been told as well where it had been before.
+    /// Creates the Event of a notice. It is no error if the Event exists.
     ///
     /// # Errors
-    /// Where the API server does not take the Event.
-    pub async fn tell(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> kube::Result<()> {
-        let event = self.event(namespace, name, uid, notice);
-        let events = Api::<Event>::namespaced(self.client.clone(), namespace);
+    /// If the API server does not accept the Event.
+    pub async fn publish(&self, pending_event: &PendingEvent) -> kube::Result<()> {
+        let events = Api::<Event>::namespaced(self.client.clone(), pending_event.key.namespace());
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        match events.create(&parameters, &event).await {
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+        match events.create(&parameters, &self.event(pending_event)).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
             result => result.map(drop),
         }
     }
 
-    fn event(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> Event {
+    fn event(&self, PendingEvent { key, uid, notice }: &PendingEvent) -> Event {
         let Notice { reason, time, note } = notice;
+        let uid = uid.to_string();
         Event {
             metadata: ObjectMeta {
-                name: Some(event_name(name, uid, reason.as_str(), *time)),
-                namespace: Some(namespace.to_owned()),
+                name: Some(event_name(key.name(), &uid, reason.as_str(), *time)),
+                namespace: Some(key.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             event_time: Some(MicroTime(time.timestamp())),
@@ -59,13 +58,13 @@ impl Events {
             action: Some("Reconcile".to_owned()),
             reason: Some(reason.as_str().to_owned()),
             type_: Some(if reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
-            note: Some(cut(note, MAX_NOTE_BYTES).to_owned()),
+            note: Some(truncated(note, MAX_NOTE_BYTES).to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(Conversation::api_version(&()).into_owned()),
                 kind: Some(Conversation::kind(&()).into_owned()),
-                namespace: Some(namespace.to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(uid.to_owned()),
+                namespace: Some(key.namespace().to_owned()),
+                name: Some(key.name().to_owned()),
+                uid: Some(uid),
                 ..ObjectReference::default()
             }),
             ..Event::default()
@@ -76,21 +75,22 @@ impl Events {
 fn event_name(conversation: &str, uid: &str, reason: &str, time: Time) -> String {
     let hash = digest::digest(&digest::SHA256, format!("{uid} {reason} {time}").as_bytes());
     let hash = BASE32_NOPAD.encode(&hash.as_ref()[..10]).to_ascii_lowercase();
-    format!("{}.{hash}", cut(conversation, MAX_NAME_LENGTH).trim_end_matches(['.', '-']))
+    format!("{}.{hash}", truncated(conversation, MAX_NAME_LENGTH).trim_end_matches(['.', '-']))
 }
 
-/// `text`, or as much of its beginning as fits into `bytes`.
-fn cut(text: &str, bytes: usize) -> &str {
+/// `text`, truncated between two characters to at most `bytes` bytes.
+fn truncated(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
-    fn the_same_fact_has_the_same_name_and_another_has_another() {
-        let later = Time::EPOCH.after(1);
+    fn event_names_are_deterministic_and_distinct() {
+        let later = Time::EPOCH.after(Duration::from_millis(1));
         let names = [
             event_name("alice", "u1", "Closed", Time::EPOCH),
             event_name("alice", "u2", "Closed", Time::EPOCH),
@@ -104,8 +104,8 @@ mod tests {
     }
 
     #[test]
-    fn a_long_note_is_cut_between_characters() {
-        assert_eq!(cut("äöü", 3), "ä");
-        assert_eq!(cut("abc", 3), "abc");
+    fn long_note_is_truncated_between_characters() {
+        assert_eq!(truncated("äöü", 3), "ä");
+        assert_eq!(truncated("abc", 3), "abc");
     }
 }

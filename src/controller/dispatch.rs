@@ -1,0 +1,243 @@
+//! Applies the events of the watches to the index: one dispatch, and a handler for each of the three watches.
+
+use super::index::Index;
+use super::keys::NamespacedName;
+use super::queue::Queue;
+use super::task::Task;
+use super::watch::{Guarded, InvalidObject, Watched, watch};
+use crate::api::{AddressBinding, Conversation, Time};
+use crate::claims::claim_of;
+use crate::core::binding::BindingName;
+use crate::telemetry::error_chain::ErrorChain;
+use futures::Stream;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher::{self, Config, Event};
+use kube::{Client, Resource};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The handler of the events of one watch. Each method returns the tasks that follow from the event.
+pub trait EventHandler {
+    /// The kind of the watched objects.
+    type Object: Watched;
+    /// The field selector of the watch; `None` for all objects.
+    const SELECTOR: Option<&'static str>;
+    /// The name of the watch in logs.
+    const WATCH: &'static str;
+
+    /// A list of the selected objects starts.
+    fn list_started(&mut self);
+    /// An object was listed, created or changed.
+    fn applied(&mut self, object: &Self::Object) -> Vec<Task>;
+    /// An object was listed, created or changed and cannot be parsed.
+    fn invalid(&mut self, object: &InvalidObject) -> Vec<Task>;
+    /// An object was deleted, or is no longer selected.
+    fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task>;
+    /// The list is complete: an object that it did not contain is gone.
+    fn list_completed(&mut self) -> Vec<Task>;
+}
+
+/// The watch whose events `H` handles.
+pub fn watch_for<H: EventHandler>(
+    client: Client,
+) -> impl Stream<Item = watcher::Result<Event<Guarded<H::Object>>>> + Send + use<H> {
+    watch(client, Config { field_selector: H::SELECTOR.map(str::to_owned), ..Config::default() })
+}
+
+/// Calls the method of `handler` for `event`. A failed watch is logged; it is retried by itself.
+pub fn dispatch<H: EventHandler>(mut handler: H, event: watcher::Result<Event<Guarded<H::Object>>>) -> Vec<Task> {
+    match event {
+        Ok(Event::Init) => {
+            handler.list_started();
+            Vec::new()
+        }
+        Ok(Event::InitApply(Guarded(object)) | Event::Apply(Guarded(object))) => match object {
+            Ok(object) => handler.applied(&object),
+            Err(object) => handler.invalid(&object),
+        },
+        Ok(Event::Delete(object)) => handler.deleted(object.meta()),
+        Ok(Event::InitDone) => handler.list_completed(),
+        Err(error) => {
+            tracing::warn!(watch = H::WATCH, error = %ErrorChain(&error), "watch interrupted; retrying");
+            Vec::new()
+        }
+    }
+}
+
+/// Handles the watch of the open conversations. A conversation that is closed leaves it in the same way as a deleted one.
+pub struct OpenConversations<'a> {
+    /// The index to update.
+    pub index: &'a mut Index,
+    /// The current instant.
+    pub now: Instant,
+}
+
+impl EventHandler for OpenConversations<'_> {
+    type Object = Conversation;
+    const SELECTOR: Option<&'static str> = Some("status.state!=Closed");
+    const WATCH: &'static str = "open conversations";
+
+    fn list_started(&mut self) {
+        self.index.conversation_list_started();
+    }
+
+    fn applied(&mut self, conversation: &Conversation) -> Vec<Task> {
+        self.index.conversation_applied(conversation, self.now)
+    }
+
+    fn invalid(&mut self, object: &InvalidObject) -> Vec<Task> {
+        log_invalid(object);
+        self.index.conversation_invalid(object, self.now)
+    }
+
+    fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task> {
+        self.index.conversation_deleted(metadata, self.now)
+    }
+
+    fn list_completed(&mut self) -> Vec<Task> {
+        self.index.conversation_list_completed(self.now)
+    }
+}
+
+/// Handles the watch of the closed conversations. The controller does not wait for its first list, and the index keeps next to
+/// nothing of the objects.
+pub struct ClosedConversations<'a> {
+    /// The index to update.
+    pub index: &'a mut Index,
+    /// The Events of conversations that were closed at this time or later may be missing.
+    pub backfill_since: Time,
+}
+
+impl EventHandler for ClosedConversations<'_> {
+    type Object = Conversation;
+    const SELECTOR: Option<&'static str> = Some("status.state=Closed");
+    const WATCH: &'static str = "closed conversations";
+
+    fn list_started(&mut self) {
+        self.index.closed_list_started();
+    }
+
+    fn applied(&mut self, conversation: &Conversation) -> Vec<Task> {
+        self.index.closed_applied(conversation, self.backfill_since)
+    }
+
+    fn invalid(&mut self, object: &InvalidObject) -> Vec<Task> {
+        log_invalid(object);
+        self.index.closed_invalid(object)
+    }
+
+    fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task> {
+        self.index.closed_deleted(metadata);
+        Vec::new()
+    }
+
+    fn list_completed(&mut self) -> Vec<Task> {
+        self.index.closed_list_completed();
+        Vec::new()
+    }
+}
+
+/// Handles the watch of the AddressBindings.
+pub struct AddressBindings<'a> {
+    /// The index to update.
+    pub index: &'a mut Index,
+    /// The queue, if this replica is the leader: a claim is checked again at the end of its grace period.
+    pub queue: Option<&'a mut Queue<Task>>,
+    /// The grace period of admitted creates.
+    pub grace_period: Duration,
+    /// The current instant.
+    pub now: Instant,
+}
+
+impl EventHandler for AddressBindings<'_> {
+    type Object = AddressBinding;
+    const SELECTOR: Option<&'static str> = None;
+    const WATCH: &'static str = "AddressBindings";
+
+    fn list_started(&mut self) {
+        self.index.claim_list_started();
+    }
+
+    fn applied(&mut self, object: &AddressBinding) -> Vec<Task> {
+        let Some(claim) = claim_of(object) else {
+            return self.without_claim(&object.metadata);
+        };
+        let affected = self.index.claim_applied(&claim, self.now);
+        if let Some(queue) = &mut self.queue
+            && self.index.grace_end(&claim.name, self.grace_period).is_some()
+        {
+            queue.add_at(Task::Claim(claim.name), self.now + self.grace_period);
+        }
+        affected
+    }
+
+    fn invalid(&mut self, object: &InvalidObject) -> Vec<Task> {
+        self.without_claim(&object.metadata)
+    }
+
+    fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task> {
+        self.index.claim_deleted(&name(metadata))
+    }
+
+    fn list_completed(&mut self) -> Vec<Task> {
+        self.index.claim_list_completed()
+    }
+}
+
+impl AddressBindings<'_> {
+    fn without_claim(&mut self, metadata: &ObjectMeta) -> Vec<Task> {
+        let name = name(metadata);
+        tracing::error!(
+            claim = %name,
+            "an AddressBinding cannot be parsed or is not named after its binding; delete it"
+        );
+        self.index.claim_deleted(&name)
+    }
+}
+
+fn name(metadata: &ObjectMeta) -> BindingName {
+    BindingName::existing(metadata.name.clone().unwrap_or_default())
+}
+
+/// Logs a conversation that cannot be parsed. The cause is only in its Event, because it may quote an address.
+fn log_invalid(object: &InvalidObject) {
+    let ObjectMeta { namespace, name, .. } = &object.metadata;
+    tracing::error!(
+        conversation = %NamespacedName::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
+        "a stored conversation cannot be parsed and is not reconciled; correct or delete it; see its Event Unreadable for the cause"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::fixtures::{NAME, UID, address_binding, index};
+    use super::*;
+
+    const GRACE_PERIOD: Duration = Duration::from_mins(1);
+
+    fn apply(index: &mut Index, queue: Option<&mut Queue<Task>>, object: AddressBinding, now: Instant) -> Vec<Task> {
+        let handler = AddressBindings { index, queue, grace_period: GRACE_PERIOD, now };
+        dispatch(handler, Ok(Event::Apply(Guarded(Ok(object)))))
+    }
+
+    #[test]
+    fn leader_checks_unsettled_claim_after_the_grace_period() {
+        let (mut index, mut queue, now) = (index(), Queue::default(), Instant::now());
+        apply(&mut index, None, address_binding("alice", &[UID]), now);
+        assert_eq!(queue.next_wake(now), None, "a standby has no work");
+        apply(&mut index, Some(&mut queue), address_binding("alice", &[UID]), now);
+        queue.promote_due(now + GRACE_PERIOD);
+        assert_eq!(queue.get(), Some(Task::Claim(BindingName::existing(NAME.into()))));
+    }
+
+    #[test]
+    fn misnamed_address_binding_counts_as_deleted() {
+        let (mut index, now, name) = (index(), Instant::now(), BindingName::existing(NAME.into()));
+        apply(&mut index, None, address_binding("alice", &[UID]), now);
+        assert!(index.claim(&name).is_some());
+        let mut misnamed = address_binding("alice", &[UID]);
+        misnamed.spec.proxy_address = "+15017122662".into();
+        apply(&mut index, None, misnamed, now);
+        assert!(index.claim(&name).is_none());
+    }
+}

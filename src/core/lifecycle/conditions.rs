@@ -1,0 +1,142 @@
+//! The conditions of a conversation in a state.
+
+use super::LifecycleInput;
+use crate::api::{Condition, ConditionReason, ConditionStatus, ConditionType, State, Time};
+use crate::core::binding::BindingName;
+
+/// Whether a conversation that needs its binding holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BindingStatus {
+    /// The claim names this conversation.
+    Held(BindingName),
+    /// The claim names another conversation, which holds the binding. The text is the message of the conditions.
+    HeldByAnother(String),
+}
+
+/// The conditions in `state`. A condition whose status is unchanged keeps its transition time.
+pub(super) fn conditions(
+    input: &LifecycleInput,
+    state: State,
+    binding_status: Option<&BindingStatus>,
+    now: Time,
+) -> Vec<Condition> {
+    use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
+    let is_closed = state == State::Closed;
+    let conflict = match binding_status {
+        Some(BindingStatus::HeldByAnother(text)) if input.binding.is_some() && !is_closed => Some(text.as_str()),
+        _ => None,
+    };
+    let (ready, bound) = if is_closed {
+        (
+            (Status::True, Reason::Closed, "The conversation is closed"),
+            (Status::False, Reason::Closed, "The conversation is closed and holds no binding"),
+        )
+    } else if input.binding.is_none() {
+        (
+            (Status::True, Reason::Unbound, "The conversation is open and has no contact, so it needs no binding"),
+            (Status::False, Reason::NoContact, "The conversation has no contact, so it has no binding"),
+        )
+    } else if let Some(conflict) = conflict {
+        ((Status::False, Reason::AddressAlreadyBound, conflict), (Status::False, Reason::AddressAlreadyBound, conflict))
+    } else {
+        (
+            (Status::True, Reason::Bound, "The conversation is open and holds its binding"),
+            (Status::True, Reason::BindingHeld, "Inbound messages for the binding are routed to this conversation"),
+        )
+    };
+    let unassigned = if is_closed {
+        (Status::False, Reason::Closed, "The conversation is closed")
+    } else if input.is_unassigned {
+        (
+            Status::True,
+            Reason::NoParticipants,
+            "The conversation has no participants; no user receives its inbound messages",
+        )
+    } else {
+        (Status::False, Reason::Assigned, "The conversation has at least one participant")
+    };
+    let stalled = conflict.map(|conflict| (Type::Stalled, (Status::True, Reason::AddressAlreadyBound, conflict)));
+    [(Type::Ready, ready), (Type::Bound, bound), (Type::Unassigned, unassigned)]
+        .into_iter()
+        .chain(stalled)
+        .map(|(type_, (status, reason, message))| {
+            let kept = input.status.since(type_, status);
+            Condition {
+                type_,
+                status,
+                observed_generation: Some(input.generation),
+                last_transition_time: kept.unwrap_or(now),
+                reason,
+                message: message.to_owned(),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decide;
+    use super::super::fixtures::{at, condition, decide_at, input, live};
+    use super::super::input::PreviousStatus;
+    use super::*;
+
+    #[test]
+    fn conditions_follow_state_and_binding() {
+        use {ConditionReason as R, ConditionStatus as S, ConditionType as T};
+        let status = decide_at(&input(), 1).status;
+        assert_eq!(condition(&status, T::Ready), (S::True, R::Bound));
+        assert_eq!(condition(&status, T::Bound), (S::True, R::BindingHeld));
+        assert!(status.address_binding_name.unwrap().starts_with("sms-"));
+
+        let status = decide_at(&LifecycleInput { binding: None, ..input() }, 1).status;
+        assert_eq!(condition(&status, T::Ready), (S::True, R::Unbound));
+        assert_eq!(condition(&status, T::Bound), (S::False, R::NoContact));
+        assert_eq!(status.address_binding_name, None);
+
+        let status = decide_at(&LifecycleInput { state: State::Closed, ..input() }, 1).status;
+        for (type_, expected) in [(T::Ready, S::True), (T::Bound, S::False), (T::Unassigned, S::False)] {
+            assert_eq!(condition(&status, type_), (expected, R::Closed));
+        }
+        assert_eq!(status.address_binding_name, None);
+
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let status = decide(&input(), Some(&another), at(1)).status;
+        for (type_, expected) in [(T::Ready, S::False), (T::Bound, S::False), (T::Stalled, S::True)] {
+            assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
+        }
+        assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(1)));
+    }
+
+    #[test]
+    fn closed_or_unbound_conversation_is_never_stalled() {
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        for input in [LifecycleInput { state: State::Closed, ..input() }, LifecycleInput { binding: None, ..input() }] {
+            let status = decide(&input, Some(&another), at(1)).status;
+            assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn stalled_is_present_only_while_true() {
+        let mut input = input();
+        let another = BindingStatus::HeldByAnother("48031: …".into());
+        input.status = PreviousStatus::of(&decide(&input, Some(&another), at(1)).status);
+        let status = decide_at(&input, 2).status;
+        assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled));
+        let bound = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap();
+        assert_eq!(bound.last_transition_time, at(2), "it moves with the status");
+    }
+
+    #[test]
+    fn transition_time_moves_only_with_the_status() {
+        let mut input = input();
+        let first = live(&mut input, 1);
+        input.generation = 2;
+        let second = live(&mut input, 9);
+        assert_eq!(first.state_transition_time, second.state_transition_time);
+        for (first, second) in first.conditions.iter().zip(&second.conditions) {
+            assert_eq!(first.last_transition_time, second.last_transition_time);
+            assert_eq!(second.observed_generation, Some(2));
+        }
+    }
+}

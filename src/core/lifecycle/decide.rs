@@ -1,0 +1,461 @@
+//! The decision: from the input, the status of the binding and the time to the next status.
+
+use super::conditions::{BindingStatus, conditions};
+use super::input::{LifecycleInput, PreviousStatus, end};
+use crate::api::{ConversationStatus, Deadlines, State, StateReason, Time};
+
+/// The status in effect, and the time of its next change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The whole status, except `reportedActivityTime`, which gateways own.
+    pub status: ConversationStatus,
+    /// The next deadline: time at which the state changes if nothing else is reported.
+    pub next: Option<Time>,
+}
+
+/// The status in effect at `now`. `binding_status` matters only while the conversation is open and has a contact.
+#[must_use]
+pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, now: Time) -> Decision {
+    let before = &input.status;
+    if before.state == Some(State::Closed) {
+        return closed(input, before, now);
+    }
+    let (last_activity_time, counted_activity_time) = activity(input, now);
+    let has_new_activity = last_activity_time != before.last_activity_time;
+    let base = last_activity_time.unwrap_or(input.creation_time);
+    let unassigned_time = input.is_unassigned.then(|| {
+        // A conversation without a status has been unassigned since its creation.
+        let is_new = before.observed_generation == 0;
+        before.unassigned_time.unwrap_or(if is_new { input.creation_time } else { now })
+    });
+    let inactive_due = input.inactive_after.map(|after| end(base, after));
+    let close_due = input.close_after.map(|after| end(base, after));
+    let unassigned_due = unassigned_time.zip(input.close_unassigned_after).map(|(since, after)| end(since, after));
+    let is_due = |due: Option<Time>| due.is_some_and(|due| due <= now);
+
+    let (state, reason) = if input.state == State::Closed {
+        (State::Closed, StateReason::Spec)
+    } else if is_due(close_due) || is_due(unassigned_due) {
+        let first = [(close_due, StateReason::CloseTimer), (unassigned_due, StateReason::UnassignedTimer)]
+            .into_iter()
+            .filter_map(|(due, reason)| Some((due?, reason)))
+            .min_by_key(|(due, _)| *due);
+        (State::Closed, first.map_or(StateReason::CloseTimer, |(_, reason)| reason))
+    } else if input.state == State::Inactive {
+        (State::Inactive, StateReason::Spec)
+    } else {
+        let was_inactive =
+            (before.state, before.state_reason) == (Some(State::Inactive), Some(StateReason::InactiveTimer));
+        if is_due(inactive_due) || (was_inactive && !has_new_activity) {
+            (State::Inactive, StateReason::InactiveTimer)
+        } else if was_inactive {
+            (State::Active, StateReason::Activity)
+        } else {
+            let kept = before.state_reason.filter(|_| before.state == Some(State::Active));
+            (State::Active, kept.unwrap_or(StateReason::Spec))
+        }
+    };
+
+    let is_closed = state == State::Closed;
+    let inactive_time = inactive_due.filter(|_| state == State::Active);
+    let close_time = [close_due, unassigned_due].into_iter().flatten().min().filter(|_| !is_closed);
+    let deadlines = Deadlines { inactive_time, close_time };
+    let held = match binding_status {
+        Some(BindingStatus::Held(name)) if !is_closed => Some(name.as_str().to_owned()),
+        _ => None,
+    };
+    let kept_transition = before.state_transition_time.filter(|_| before.state == Some(state));
+    let status = ConversationStatus {
+        observed_generation: Some(input.generation),
+        state: Some(state),
+        state_reason: Some(reason),
+        state_transition_time: Some(kept_transition.unwrap_or(now)),
+        reported_activity_time: None,
+        counted_activity_time,
+        last_activity_time,
+        unassigned_time,
+        deadlines: Some(deadlines).filter(|deadlines| *deadlines != Deadlines::default()),
+        closed_time: is_closed.then_some(now),
+        address_binding_name: held,
+        conditions: conditions(input, state, binding_status, now),
+    };
+    Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
+}
+
+/// Deadline of the timer that changed the state to that of `status`; `None` if the state is unchanged or no timer changed it.
+#[must_use]
+pub fn due(input: &LifecycleInput, status: &ConversationStatus) -> Option<Time> {
+    if status.state == input.status.state {
+        return None;
+    }
+    let activity = status.last_activity_time.unwrap_or(input.creation_time);
+    let (since, after) = match status.state_reason? {
+        StateReason::InactiveTimer => (activity, input.inactive_after?),
+        StateReason::CloseTimer => (activity, input.close_after?),
+        StateReason::UnassignedTimer => (status.unassigned_time?, input.close_unassigned_after?),
+        StateReason::Spec | StateReason::Activity => return None,
+    };
+    Some(end(since, after))
+}
+
+/// The status of a closed conversation. It is final: only the conditions follow the generation of the spec.
+fn closed(input: &LifecycleInput, before: &PreviousStatus, now: Time) -> Decision {
+    let status = ConversationStatus {
+        observed_generation: Some(input.generation),
+        state: before.state,
+        state_reason: before.state_reason,
+        state_transition_time: before.state_transition_time,
+        reported_activity_time: None,
+        counted_activity_time: before.counted_activity_time,
+        last_activity_time: before.last_activity_time,
+        unassigned_time: before.unassigned_time,
+        deadlines: None,
+        closed_time: before.closed_time,
+        address_binding_name: None,
+        conditions: conditions(input, State::Closed, None, now),
+    };
+    Decision { status, next: None }
+}
+/// The last activity in effect; and the report that was clamped to `now` because it was in the future, so that it counts once.
+fn activity(input: &LifecycleInput, now: Time) -> (Option<Time>, Option<Time>) {
+    let PreviousStatus { last_activity_time, counted_activity_time, reported_activity, .. } = input.status;
+    let Some(reported) = reported_activity else {
+        return (last_activity_time, None);
+    };
+    if counted_activity_time == Some(reported) {
+        return (last_activity_time, counted_activity_time);
+    }
+    // The creation counts as activity, so earlier reports have no effect.
+    let new = Some(reported.min(now)).filter(|activity| *activity > input.creation_time);
+    (last_activity_time.max(new), (reported > now).then_some(reported))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{at, condition, decide_at, held, input, live, seconds};
+    use super::*;
+    use crate::api::{ConditionReason, ConditionStatus, ConditionType, Duration};
+    use proptest::prelude::*;
+
+    #[test]
+    fn rule_6_both_timers_start_at_the_last_activity() {
+        let mut input = LifecycleInput { inactive_after: seconds(600), close_after: seconds(1_800), ..input() };
+        let status = live(&mut input, 1);
+        assert_eq!(status.deadlines, Some(Deadlines { inactive_time: Some(at(600)), close_time: Some(at(1_800)) }));
+        assert_eq!(decide_at(&input, 599).status.state, Some(State::Active));
+        let status = live(&mut input, 600);
+        assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
+        assert_eq!(decide_at(&input, 600).next, Some(at(1_800)));
+        let status = live(&mut input, 1_800);
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
+        assert_eq!((status.closed_time, status.deadlines), (Some(at(1_800)), None));
+    }
+
+    #[test]
+    fn rule_7_activity_reactivates_after_the_inactive_timer() {
+        let mut input = LifecycleInput { inactive_after: seconds(10), ..input() };
+        live(&mut input, 10);
+        input.status.reported_activity = Some(at(15));
+        let status = live(&mut input, 16);
+        assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Activity)));
+        assert_eq!((status.last_activity_time, status.deadlines.unwrap().inactive_time), (Some(at(15)), Some(at(25))));
+        assert_eq!(live(&mut input, 17).state_reason, Some(StateReason::Activity), "the reason is kept");
+        assert_eq!(live(&mut input, 25).state, Some(State::Inactive), "the timer runs again");
+    }
+
+    #[test]
+    fn longer_timer_does_not_reactivate() {
+        for longer in [seconds(1_000), None] {
+            let mut input = LifecycleInput { inactive_after: seconds(10), ..input() };
+            live(&mut input, 10);
+            input.inactive_after = longer;
+            let status = live(&mut input, 11);
+            assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::InactiveTimer)));
+        }
+    }
+
+    #[test]
+    fn parked_conversation_has_new_activity_by_its_spec_alone() {
+        let mut input = LifecycleInput { state: State::Inactive, ..input() };
+        let status = live(&mut input, 1);
+        assert_eq!((status.state, status.state_reason), (Some(State::Inactive), Some(StateReason::Spec)));
+        input.status.reported_activity = Some(at(2));
+        assert_eq!(live(&mut input, 3).state, Some(State::Inactive));
+        input.state = State::Active;
+        let status = live(&mut input, 4);
+        assert_eq!((status.state, status.state_reason), (Some(State::Active), Some(StateReason::Spec)));
+    }
+
+    #[test]
+    fn rule_5_closed_is_final() {
+        let mut input = LifecycleInput { state: State::Closed, ..input() };
+        let closed = live(&mut input, 5);
+        assert_eq!((closed.state, closed.state_reason), (Some(State::Closed), Some(StateReason::Spec)));
+        input.state = State::Active;
+        input.status.reported_activity = Some(at(6));
+        input.is_unassigned = true;
+        assert_eq!(live(&mut input, 7), closed);
+    }
+
+    #[test]
+    fn rule_8_timers_missed_in_an_outage_end_in_the_final_state() {
+        let both = LifecycleInput { inactive_after: seconds(10), close_after: seconds(20), ..input() };
+        let status = decide_at(&both, 1_000).status;
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::CloseTimer)));
+        assert_eq!(status.closed_time, Some(at(1_000)), "the time of the decision, not the deadline");
+    }
+
+    #[test]
+    fn rule_9_unassigned_conversation_has_a_timer_of_its_own() {
+        use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
+        let mut input = LifecycleInput { is_unassigned: true, close_unassigned_after: seconds(60), ..input() };
+        let status = live(&mut input, 1);
+        assert_eq!(condition(&status, Type::Unassigned), (Status::True, Reason::NoParticipants));
+        assert_eq!(status.unassigned_time, Some(at(0)), "without a status, since its creation");
+        assert_eq!(status.deadlines.unwrap().close_time, Some(at(60)));
+        input.is_unassigned = false;
+        let status = live(&mut input, 2);
+        assert_eq!(condition(&status, Type::Unassigned), (Status::False, Reason::Assigned));
+        assert_eq!((status.unassigned_time, status.deadlines), (None, None));
+        input.is_unassigned = true;
+        let status = live(&mut input, 30);
+        assert_eq!(status.unassigned_time, Some(at(30)), "later, since the decision");
+        let status = live(&mut input, 90);
+        assert_eq!((status.state, status.state_reason), (Some(State::Closed), Some(StateReason::UnassignedTimer)));
+    }
+
+    #[test]
+    fn earlier_of_the_two_close_timers_closes() {
+        let input = LifecycleInput {
+            close_after: seconds(50),
+            close_unassigned_after: seconds(60),
+            is_unassigned: true,
+            ..input()
+        };
+        assert_eq!(decide_at(&input, 1_000).status.state_reason, Some(StateReason::CloseTimer));
+        let input = LifecycleInput { close_after: seconds(70), ..input };
+        assert_eq!(decide_at(&input, 1_000).status.state_reason, Some(StateReason::UnassignedTimer));
+        assert_eq!(decide_at(&input, 1).next, Some(at(60)));
+    }
+
+    #[test]
+    fn activity_never_moves_back_nor_before_the_creation() {
+        let mut input = input();
+        for before in [Time::EPOCH, at(0)] {
+            input.status.reported_activity = Some(before);
+            assert_eq!(live(&mut input, 1).last_activity_time, None);
+        }
+        input.status.reported_activity = Some(at(5));
+        let status = live(&mut input, 5);
+        assert_eq!(
+            (status.last_activity_time, status.counted_activity_time),
+            (Some(at(5)), None),
+            "a report of now is not in the future"
+        );
+        input.status.reported_activity = Some(at(3));
+        assert_eq!(live(&mut input, 7).last_activity_time, Some(at(5)));
+        input.status.reported_activity = None;
+        assert_eq!(live(&mut input, 8).last_activity_time, Some(at(5)));
+    }
+
+    #[test]
+    fn future_activity_counts_once_as_of_its_observation() {
+        let mut input = LifecycleInput { close_after: seconds(10), ..input() };
+        input.status.reported_activity = Some(at(1_000_000));
+        let status = live(&mut input, 5);
+        assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(5)), Some(at(1_000_000))));
+        assert_eq!(live(&mut input, 14).last_activity_time, Some(at(5)), "it does not count again");
+        assert_eq!(live(&mut input, 15).state, Some(State::Closed));
+    }
+
+    #[test]
+    fn corrected_future_report_leaves_no_trace() {
+        let mut input = input();
+        input.status.reported_activity = Some(at(1_000));
+        live(&mut input, 5);
+        input.status.reported_activity = Some(at(6));
+        let status = live(&mut input, 7);
+        assert_eq!((status.last_activity_time, status.counted_activity_time), (Some(at(6)), None));
+    }
+
+    #[test]
+    fn due_is_the_deadline_of_the_timer_that_changed_the_state() {
+        let input = LifecycleInput {
+            inactive_after: seconds(10),
+            close_after: seconds(20),
+            close_unassigned_after: seconds(15),
+            is_unassigned: true,
+            ..input()
+        };
+        assert_eq!(due(&input, &decide_at(&input, 12).status), Some(at(10)));
+        assert_eq!(due(&input, &decide_at(&input, 99).status), Some(at(15)));
+        let assigned = LifecycleInput { is_unassigned: false, ..input.clone() };
+        assert_eq!(due(&assigned, &decide_at(&assigned, 99).status), Some(at(20)));
+        let closed = LifecycleInput { state: State::Closed, ..input };
+        assert_eq!(due(&closed, &decide_at(&closed, 99).status), None);
+    }
+
+    #[test]
+    fn closed_conversation_observes_new_generations() {
+        let mut input = LifecycleInput { state: State::Closed, ..input() };
+        let closed = live(&mut input, 1);
+        input.generation = 2;
+        assert!(!input.is_observed());
+        let status = live(&mut input, 9);
+        assert!(input.is_observed());
+        assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(2)));
+        assert_eq!((status.state, status.closed_time), (closed.state, closed.closed_time));
+    }
+
+    prop_compose! {
+        fn any_input()(
+            state in prop_oneof![Just(State::Active), Just(State::Inactive), Just(State::Closed)],
+            has_contact in any::<bool>(),
+            is_unassigned in any::<bool>(),
+            inactive_after in prop::option::of(1_u64..100),
+            close_after in prop::option::of(1_u64..100),
+            close_unassigned_after in prop::option::of(1_u64..100),
+            reported in prop::option::of(0_u64..200),
+        ) -> LifecycleInput {
+            let base = input();
+            LifecycleInput {
+                state,
+                binding: base.binding.clone().filter(|_| has_contact),
+                is_unassigned,
+                inactive_after: inactive_after.and_then(seconds),
+                close_after: close_after.and_then(seconds),
+                close_unassigned_after: close_unassigned_after.and_then(seconds),
+                status: PreviousStatus { reported_activity: reported.map(at), ..PreviousStatus::default() },
+                ..base
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn decision_is_idempotent(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
+            live(&mut input, first);
+            let once = live(&mut input, first + later);
+            prop_assert_eq!(live(&mut input, first + later), once);
+        }
+
+        #[test]
+        fn state_changes_at_the_next_deadline_and_not_before(base in any_input(), first in 0_u64..200) {
+            let mut input = base;
+            // The first decision clamps a report in the future.
+            let status = live(&mut input, first);
+            match decide_at(&input, first).next {
+                None => prop_assert_eq!(live(&mut input, 100_000), status),
+                Some(next) => {
+                    let binding_status = held(&input);
+                    let before = decide(&input, binding_status.as_ref(), next.before(std::time::Duration::from_millis(1)));
+                    prop_assert_eq!(before.status.state, status.state);
+                    prop_assert_ne!(decide(&input, binding_status.as_ref(), next).status.state, status.state);
+                }
+            }
+        }
+
+        #[test]
+        fn closed_is_never_left(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+            let mut input = base;
+            let status = live(&mut input, first);
+            let mut then = LifecycleInput { status: input.status, ..then };
+            let after = live(&mut then, first + later);
+            prop_assert!(status.state != Some(State::Closed) || after.state == Some(State::Closed));
+            prop_assert!(after.last_activity_time >= status.last_activity_time);
+        }
+
+        #[test]
+        fn state_follows_from_the_rules(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+            let mut input = base;
+            let before = live(&mut input, first);
+            let mut then = LifecycleInput { status: PreviousStatus { reported_activity: then.status.reported_activity, ..input.status }, ..then };
+            let status = live(&mut then, first + later);
+            let (now, activity) = (at(first + later), status.last_activity_time.unwrap_or(then.creation_time));
+            let is_over = |since: Time, after: Option<Duration>| {
+                after.is_some_and(|after| since.after(after.as_std()) <= now)
+            };
+            let was = |state| before.state == Some(state);
+
+            let is_closed = was(State::Closed)
+                || then.state == State::Closed
+                || is_over(activity, then.close_after)
+                || status.unassigned_time.is_some_and(|since| is_over(since, then.close_unassigned_after));
+            prop_assert_eq!(status.state == Some(State::Closed), is_closed);
+            if is_closed {
+                return Ok(());
+            }
+            let was_idle = was(State::Inactive) && before.state_reason == Some(StateReason::InactiveTimer);
+            let is_idle = is_over(activity, then.inactive_after)
+                || (was_idle && status.last_activity_time == before.last_activity_time);
+            let expected = if then.state == State::Inactive || is_idle { State::Inactive } else { State::Active };
+            prop_assert_eq!(status.state, Some(expected));
+            prop_assert_eq!(status.unassigned_time.is_some(), then.is_unassigned);
+        }
+
+        #[test]
+        fn state_never_moves_back_without_input(base in any_input(), decisions in prop::collection::vec(0_u64..300, 1..20)) {
+            let (mut input, mut decisions) = (base, decisions);
+            decisions.sort_unstable();
+            // From this second on no report is in the future.
+            let from = input.status.reported_activity.map_or(0, |reported| reported.duration_since(at(0)).as_secs());
+            let mut state = live(&mut input, from).state;
+            for second in decisions {
+                let next = live(&mut input, from + second).state;
+                prop_assert!(next >= state, "{:?} after {:?}", next, state);
+                state = next;
+            }
+        }
+
+        #[test]
+        fn order_of_activity_reports_does_not_matter(
+            base in any_input(), reports in prop::collection::vec(0_u64..200, 1..8), turn in 0_usize..8,
+        ) {
+            // Without timers: one may elapse before the report that would have moved it.
+            let input = LifecycleInput { inactive_after: None, close_after: None, close_unassigned_after: None, ..base };
+            let after = |reports: &[u64]| {
+                let mut input = input.clone();
+                input.status.reported_activity = None;
+                live(&mut input, 0);
+                for report in reports {
+                    input.status.reported_activity = Some(at(*report));
+                    live(&mut input, 200);
+                }
+                let status = live(&mut input, 200);
+                (status.state, status.last_activity_time, status.deadlines)
+            };
+            let mut turned = reports.clone();
+            turned.rotate_left(turn % reports.len());
+            prop_assert_eq!(after(&reports), after(&turned));
+            turned.reverse();
+            prop_assert_eq!(after(&reports), after(&turned));
+        }
+
+        #[test]
+        fn due_equals_the_deadline_in_the_previous_status(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
+            let before = live(&mut input, first);
+            let status = decide_at(&input, first + later).status;
+            // Activity counted in between moves the deadlines.
+            if status.last_activity_time == before.last_activity_time
+                && let Some(due) = due(&input, &status)
+            {
+                let deadlines = before.deadlines.unwrap_or_default();
+                let expected = if status.state == Some(State::Closed) { deadlines.close_time } else { deadlines.inactive_time };
+                prop_assert_eq!(Some(due), expected);
+                prop_assert!(due <= at(first + later));
+            }
+        }
+
+        #[test]
+        fn intermediate_decision_does_not_change_the_result(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
+            let mut input = base;
+            // A report in the future is clamped at each decision, so its effect depends on when decisions are made.
+            input.status.reported_activity = input.status.reported_activity.map(|reported| reported.min(at(first)));
+            let (mut twice, mut once) = (input.clone(), input);
+            live(&mut twice, first);
+            prop_assert_eq!(live(&mut twice, first + later).state, live(&mut once, first + later).state);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The input of the lifecycle: the parts of a stored conversation that the next status depends on.
+
+use crate::api::{
+    Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, State, StateReason, Time,
+};
+use crate::core::binding::{Binding, BindingName, InvalidBinding};
+use crate::core::effective;
+
+/// The input of the lifecycle. One is kept for every open conversation, so it is small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LifecycleInput {
+    /// The generation of the spec.
+    pub generation: i64,
+    /// Creation time of the conversation.
+    pub creation_time: Time,
+    /// The state that the spec requests.
+    pub state: State,
+    /// The channel of both addresses.
+    pub channel: Channel,
+    /// The binding that the spec names; `None` without a contact. The addresses are not kept.
+    pub binding: Option<BindingName>,
+    /// Whether the conversation has no participant.
+    pub is_unassigned: bool,
+    /// `timers.inactiveAfter`.
+    pub inactive_after: Option<Duration>,
+    /// `timers.closeAfter`.
+    pub close_after: Option<Duration>,
+    /// `timers.closeUnassignedAfter`.
+    pub close_unassigned_after: Option<Duration>,
+    /// `ttlAfterClosed`.
+    pub ttl_after_closed: Option<Duration>,
+    /// The previous status.
+    pub status: PreviousStatus,
+}
+
+/// The parts of the previous status that the next one depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreviousStatus {
+    pub(super) observed_generation: i64,
+    pub(super) state: Option<State>,
+    pub(super) state_reason: Option<StateReason>,
+    pub(super) state_transition_time: Option<Time>,
+    pub(super) reported_activity: Option<Time>,
+    pub(super) counted_activity_time: Option<Time>,
+    pub(super) last_activity_time: Option<Time>,
+    pub(super) unassigned_time: Option<Time>,
+    pub(super) closed_time: Option<Time>,
+    pub(super) conditions: PreviousConditions,
+}
+
+/// The conditions by type, as two arrays instead of one of pairs: without padding they take less memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PreviousConditions {
+    statuses: [Option<ConditionStatus>; CONDITIONS],
+    since: [Option<Time>; CONDITIONS],
+}
+
+/// The number of condition types.
+const CONDITIONS: usize = 4;
+
+impl LifecycleInput {
+    /// The input of a stored conversation.
+    ///
+    /// # Errors
+    /// If its addresses are not canonical, which the schema excludes.
+    pub fn of(conversation: &Conversation) -> Result<Self, InvalidBinding> {
+        let spec = &conversation.spec;
+        let timers = spec.timers.clone().unwrap_or_default();
+        let creation_time = conversation.metadata.creation_timestamp.as_ref().map(Time::from);
+        Ok(Self {
+            generation: conversation.metadata.generation.unwrap_or_default(),
+            creation_time: creation_time.unwrap_or(Time::EPOCH),
+            state: spec.state.unwrap_or_default(),
+            channel: spec.channel,
+            binding: Binding::of(spec)?.as_ref().map(Binding::name),
+            is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
+            inactive_after: timers.inactive_after,
+            close_after: timers.close_after,
+            close_unassigned_after: timers.close_unassigned_after,
+            ttl_after_closed: spec.ttl_after_closed,
+            status: conversation.status.as_ref().map(PreviousStatus::of).unwrap_or_default(),
+        })
+    }
+
+    /// The binding that the conversation holds, according to its stored spec and status.
+    #[must_use]
+    pub fn held_binding(&self) -> Option<&BindingName> {
+        effective::held_binding(self.binding.as_ref(), self.state_in_effect())
+    }
+
+    /// The state in effect, according to the stored spec and status.
+    #[must_use]
+    pub fn state_in_effect(&self) -> State {
+        effective::state_in_effect(Some(self.state), self.status.state)
+    }
+
+    /// Time since which the conversation has had no participant, according to the stored status; `None` if it has one.
+    #[must_use]
+    pub fn unassigned_since(&self) -> Option<Time> {
+        self.is_unassigned.then(|| self.status.unassigned_time.unwrap_or(self.creation_time))
+    }
+
+    /// Time at which the closed conversation is to be deleted; `None` if it is open or has no time to live.
+    #[must_use]
+    pub fn expiry(&self) -> Option<Time> {
+        let closed = self.status.closed_time.filter(|_| self.status.state == Some(State::Closed));
+        closed.zip(self.ttl_after_closed).map(|(closed, ttl)| end(closed, ttl))
+    }
+
+    /// Whether the stored status was decided on the current generation of the spec.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.status.observed_generation == self.generation
+    }
+
+    /// Whether the stored status has `Bound=True`.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.status.since(ConditionType::Bound, ConditionStatus::True).is_some()
+    }
+
+    /// Whether `status` differs from the stored one only in the last activity and the deadlines that follow from it. Its write
+    /// may be delayed: nothing waits for it, and more activity is likely to follow.
+    #[must_use]
+    pub fn is_routine(&self, status: &ConversationStatus) -> bool {
+        let before = &self.status;
+        let after = PreviousStatus::of(status);
+        let other = PreviousStatus {
+            reported_activity: before.reported_activity,
+            counted_activity_time: before.counted_activity_time,
+            last_activity_time: before.last_activity_time,
+            ..after
+        };
+        other == *before
+    }
+}
+
+impl PreviousStatus {
+    pub(super) fn of(status: &ConversationStatus) -> Self {
+        Self {
+            observed_generation: status.observed_generation.unwrap_or_default(),
+            state: status.state,
+            state_reason: status.state_reason,
+            state_transition_time: status.state_transition_time,
+            // Gateways may write any text here. Text that does not parse as a time counts as no activity.
+            reported_activity: status.reported_activity_time.as_ref().and_then(|text| text.parse().ok()),
+            counted_activity_time: status.counted_activity_time,
+            last_activity_time: status.last_activity_time,
+            unassigned_time: status.unassigned_time,
+            closed_time: status.closed_time,
+            conditions: status.conditions.iter().fold(PreviousConditions::default(), |mut previous, condition| {
+                previous.statuses[condition.type_ as usize] = Some(condition.status);
+                previous.since[condition.type_ as usize] = Some(condition.last_transition_time);
+                previous
+            }),
+        }
+    }
+
+    /// Whether [`notices_since`](super::notices_since) may return a notice of this status for `since`.
+    #[must_use]
+    pub fn has_notices_since(&self, since: Time) -> bool {
+        let is_first_state = self.state == Some(State::Active) && self.state_reason != Some(StateReason::Activity);
+        let times = [
+            self.state_transition_time.filter(|_| !is_first_state),
+            self.since(ConditionType::Unassigned, ConditionStatus::True),
+            self.since(ConditionType::Stalled, ConditionStatus::True),
+        ];
+        times.into_iter().flatten().any(|time| time >= since)
+    }
+
+    /// Time since which the condition has had this status; `None` if it has another one.
+    pub(super) fn since(&self, type_: ConditionType, status: ConditionStatus) -> Option<Time> {
+        let PreviousConditions { statuses, since } = &self.conditions;
+        since[type_ as usize].filter(|_| statuses[type_ as usize] == Some(status))
+    }
+}
+
+/// The end of a timer that started at `since`.
+pub(super) fn end(since: Time, timer: Duration) -> Time {
+    since.after(timer.as_std())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::lifecycle::fixtures::{at, decide_at, input, live, seconds};
+
+    use super::*;
+
+    #[test]
+    fn held_bound_and_unassigned_follow_spec_and_status() {
+        let mut input = LifecycleInput { is_unassigned: true, close_after: seconds(60), ..input() };
+        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), false));
+        assert_eq!(input.unassigned_since(), Some(at(0)), "there is no status yet");
+        live(&mut input, 1);
+        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), true));
+        assert!(input.status.has_notices_since(at(1)) && !input.status.has_notices_since(at(2)));
+        input.is_unassigned = false;
+        live(&mut input, 2);
+        assert_eq!(input.unassigned_since(), None);
+        assert_eq!(input.state_in_effect(), State::Active);
+        assert_eq!(
+            LifecycleInput { state: State::Closed, ..input.clone() }.held_binding(),
+            None,
+            "spec.state is Closed"
+        );
+        live(&mut input, 60);
+        assert_eq!((input.state_in_effect(), input.held_binding(), input.is_bound()), (State::Closed, None, false));
+    }
+
+    #[test]
+    fn closed_conversation_expires_after_its_ttl() {
+        let mut input = LifecycleInput { close_after: seconds(10), ttl_after_closed: seconds(100), ..input() };
+        live(&mut input, 1);
+        assert_eq!(input.expiry(), None, "it is open");
+        live(&mut input, 12);
+        assert_eq!(input.expiry(), Some(at(112)), "counted from closedTime");
+        input.ttl_after_closed = None;
+        assert_eq!(input.expiry(), None, "without a TTL it is kept");
+    }
+
+    #[test]
+    fn only_changes_by_activity_are_routine() {
+        let mut input = LifecycleInput { inactive_after: seconds(10), close_after: seconds(60), ..input() };
+        live(&mut input, 1);
+        input.status.reported_activity = Some(at(5));
+        assert!(input.is_routine(&decide_at(&input, 6).status));
+        input.status.reported_activity = Some(at(1_000));
+        assert!(input.is_routine(&decide_at(&input, 6).status), "a report in the future as well");
+        for (changed, what) in [
+            (LifecycleInput { generation: 2, ..input.clone() }, "the generation"),
+            (LifecycleInput { is_unassigned: true, ..input.clone() }, "the assignment"),
+            (LifecycleInput { state: State::Inactive, ..input.clone() }, "the state"),
+        ] {
+            assert!(!changed.is_routine(&decide_at(&changed, 6).status), "{what} changed");
+        }
+        input.status.reported_activity = Some(at(5));
+        assert!(!input.is_routine(&decide_at(&input, 15).status), "a timer elapsed");
+        live(&mut input, 15);
+        input.status.reported_activity = Some(at(17));
+        assert!(!input.is_routine(&decide_at(&input, 18).status), "it is reactivated");
+    }
+}
