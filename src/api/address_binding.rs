@@ -1,11 +1,11 @@
-//! `AddressBinding`: the claim of one conversation on one binding, and the routing table that gateways read.
+//! `AddressBinding`: the claim of one Conversation on one binding. Together they are the routing table that gateways read.
 
 use super::{Channel, MAX_ADDRESS_LENGTH, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The binding, the conversation that holds it, and the admissions given under that conversation's name.
+/// Binding, and the Conversation that holds it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[kube(
     group = "switchboard.dev",
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
     shortname = "ab",
     category = "switchboard",
     derive = "PartialEq",
-    doc = "AddressBinding says which conversation holds a binding: the triple of channel, contact address and proxy address. Its name is derived from the triple, so that one binding has one AddressBinding. It is written by switchboard alone; people and routers read it.",
+    doc = "AddressBinding records which Conversation holds a binding: the triple of channel, contact address and proxy address. Its name is derived from the triple, so a binding has at most one AddressBinding in the cluster. Only switchboard writes AddressBindings; gateways and users read them.",
     selectable = ".spec.channel",
     selectable = ".spec.contactAddress",
     selectable = ".spec.proxyAddress",
@@ -25,65 +25,66 @@ use serde::{Deserialize, Serialize};
         name = "Channel",
         type_ = "string",
         json_path = ".spec.channel",
-        description = "The channel of both addresses."
+        description = "Channel of the contact address and the proxy address."
     ),
     printcolumn(
         name = "Contact",
         type_ = "string",
         json_path = ".spec.contactAddress",
-        description = "The address of the person outside."
+        description = "Address of the contact."
     ),
     printcolumn(
         name = "Proxy",
         type_ = "string",
         json_path = ".spec.proxyAddress",
-        description = "The business's own address."
+        description = "Address of the business."
     ),
     printcolumn(
         name = "Namespace",
         type_ = "string",
         json_path = ".spec.conversationRef.namespace",
-        description = "The namespace of the conversation that holds the binding."
+        description = "Namespace of the Conversation that holds the binding."
     ),
     printcolumn(
         name = "Conversation",
         type_ = "string",
         json_path = ".spec.conversationRef.name",
-        description = "The conversation that holds the binding."
+        description = "Name of the Conversation that holds the binding."
     ),
     printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp",
-        description = "Since when the binding has been held."
+        description = "Time since creation."
     )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AddressBindingSpec {
-    /// The channel of both addresses.
+    /// Channel of the contact address and the proxy address.
     pub channel: Channel,
-    /// The address of the contact, in its canonical spelling.
+    /// Address of the contact, in its canonical form. From 1 to 256 characters.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub contact_address: String,
-    /// The business's own address, in its canonical spelling.
+    /// Address of the business, in its canonical form. From 1 to 256 characters.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub proxy_address: String,
-    /// The conversation that holds the binding.
+    /// Conversation that holds the binding.
     pub conversation_ref: ConversationReference,
-    /// The creates of that conversation that were admitted under this claim. A create that has not been seen to be stored may
-    /// still be in flight, so the claim is kept until all are decided.
+    /// Creates of the Conversation that were admitted for this binding, at most 64, each with a unique UID. An admitted create
+    /// that has not been observed in storage can still be in flight; the AddressBinding is kept until the outcome of every
+    /// create is known.
     #[serde(default)]
     #[schemars(length(max = super::MAX_ADMISSIONS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]
     pub admissions: Vec<Admission>,
 }
 
-/// A conversation by its place.
+/// Reference to a Conversation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 pub struct ConversationReference {
-    /// The namespace of the conversation.
+    /// Namespace of the Conversation. From 1 to 63 characters.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// The name of the conversation.
+    /// Name of the Conversation. From 1 to 253 characters.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -94,12 +95,12 @@ impl std::fmt::Display for ConversationReference {
     }
 }
 
-/// One create that was admitted.
+/// Admission of a create.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 pub struct Admission {
-    /// The UID that the API server gave to the object of that create.
+    /// UID that the API server assigned to the Conversation in this create. From 1 to 128 characters.
     #[schemars(length(min = 1, max = 128))]
     pub uid: String,
-    /// When it was admitted.
+    /// Time of the admission.
     pub time: Time,
 }

@@ -1,74 +1,74 @@
-//! Conditions of a conversation: metav1's shape, and the types and reasons that are part of the API.
+//! Conditions of a Conversation: the shape of metav1's, with the types and reasons that are part of the API.
 
 use super::time::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One aspect of a conversation as last observed.
+/// Condition of the Conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// The aspect that this condition tells of.
+    /// Type of the condition.
     #[serde(rename = "type")]
     pub type_: ConditionType,
-    /// Whether it holds: True, False, or Unknown while it has not been decided.
+    /// Status of the condition.
     pub status: ConditionStatus,
-    /// The generation of the spec that the condition was decided on.
+    /// Value of `metadata.generation` that the condition is based on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// When `status` last changed.
+    /// Last time at which the status of the condition changed.
     pub last_transition_time: Time,
-    /// Why it holds or does not, in one word for programs.
+    /// Reason for the status of the condition, for programs.
     pub reason: ConditionReason,
-    /// Why it holds or does not, for people.
+    /// Details of the status of the condition, for people. At most 4096 characters.
     #[schemars(length(max = 4096))]
     pub message: String,
 }
 
-/// The aspects of a conversation that conditions tell of.
+/// Type of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum ConditionType {
-    /// What the spec asks for is in effect.
+    /// The spec is in effect.
     Ready,
-    /// The conversation holds its binding.
+    /// The Conversation holds its binding.
     Bound,
-    /// The conversation is open and has no participant: an inbound message reaches nobody.
+    /// The Conversation is open and has no participants, so no user receives its inbound messages.
     Unassigned,
-    /// What the spec asks for cannot come into effect without a change of something else. Present only while True.
+    /// The spec cannot take effect until something else changes. This condition is present only while it is True.
     Stalled,
 }
 
-/// Whether a condition holds.
+/// Status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum ConditionStatus {
-    /// It holds.
+    /// The condition is met.
     True,
-    /// It does not hold.
+    /// The condition is not met.
     False,
-    /// It has not been decided yet.
+    /// Switchboard has not evaluated the condition yet.
     Unknown,
 }
 
-/// Why a condition has its status.
+/// Reason for the status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum ConditionReason {
-    /// Nothing has been decided yet.
+    /// Switchboard has not processed the Conversation yet. Used with every condition whose status is Unknown.
     Pending,
-    /// Ready: the conversation is open and holds its binding.
+    /// The Conversation is open and holds its binding. Used with Ready.
     Bound,
-    /// Ready: the conversation is open and, without a contact, needs no binding.
+    /// The Conversation is open and has no contact, so it needs no binding. Used with Ready.
     Unbound,
-    /// The conversation is closed.
+    /// The Conversation is closed. Used with Ready, Bound and Unassigned.
     Closed,
-    /// Another conversation holds the binding.
+    /// Another Conversation holds the binding. Used with Ready, Bound and Stalled.
     AddressAlreadyBound,
-    /// Bound: the claim names this conversation.
+    /// The AddressBinding names this Conversation. Used with Bound.
     BindingHeld,
-    /// Bound: there is no contact, and so no binding.
+    /// The Conversation has no contact, so it has no binding. Used with Bound.
     NoContact,
-    /// Unassigned: the list of participants is empty.
+    /// The list of participants is absent or empty. Used with Unassigned.
     NoParticipants,
-    /// Unassigned: there is at least one participant.
+    /// The Conversation has at least one participant. Used with Unassigned.
     Assigned,
 }

@@ -1,11 +1,11 @@
-//! `Conversation`: what a business declares of one conversation with one contact, and what switchboard reports of it.
+//! `Conversation`: the desired state of a conversation of a business with one contact, and the status that switchboard reports.
 
 use super::{Condition, Duration, MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS, Time, rules};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is asked for. It belongs to its author: switchboard never writes it.
+/// Desired state of the Conversation. It is written by users; switchboard never changes it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[kube(
     group = "switchboard.dev",
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
     namespaced,
     status = "ConversationStatus",
     derive = "PartialEq",
-    doc = "Conversation is a conversation of a business with one contact through one proxy address on one channel. While it is open and has a contact it holds that binding alone: a second one is refused with error 48031.",
+    doc = "Conversation represents a conversation of a business with one contact, on one channel and through one proxy address. An open Conversation with a contact holds its binding: the triple of channel, contact address and proxy address. A binding has at most one holder in the cluster; the creation of a second open Conversation for it is denied with error 48031.",
     selectable = ".spec.channel",
     selectable = ".spec.contact.address",
     selectable = ".spec.proxy.address",
@@ -26,127 +26,133 @@ use serde::{Deserialize, Serialize};
         name = "Channel",
         type_ = "string",
         json_path = ".spec.channel",
-        description = "The channel of both addresses."
+        description = "Channel of the contact address and the proxy address."
     ),
     printcolumn(
         name = "Contact",
         type_ = "string",
         json_path = ".spec.contact.address",
-        description = "The address of the person outside."
+        description = "Address of the contact."
     ),
     printcolumn(
         name = "Proxy",
         type_ = "string",
         json_path = ".spec.proxy.address",
-        description = "The business's own address."
+        description = "Address of the business."
     ),
-    printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "The state in effect."),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "State in effect."),
     printcolumn(
         name = "Assigned-To",
         type_ = "string",
         json_path = ".spec.participants[*].identity",
-        description = "The first participant."
+        description = "Identity of the first participant."
     ),
     printcolumn(
         name = "Bound",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Bound\")].status",
-        description = "Whether it holds its binding."
+        description = "Status of the condition Bound: whether the Conversation holds its binding."
     ),
     printcolumn(
         name = "Closes",
         type_ = "string",
         json_path = ".status.deadlines.closeTime",
-        description = "When a timer will close it."
+        description = "Time at which a timer will close the Conversation."
     ),
     printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp",
-        description = "Since when it has existed."
+        description = "Time since creation."
     ),
     printcolumn(
         name = "Unassigned",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Unassigned\")].status",
         priority = 1,
-        description = "Whether it is open without a participant."
+        description = "Status of the condition Unassigned: whether the Conversation is open and has no participant."
     ),
     printcolumn(
         name = "State-Reason",
         type_ = "string",
         json_path = ".status.stateReason",
         priority = 1,
-        description = "What brought the state about."
+        description = "Reason for the state in effect."
     ),
     printcolumn(
         name = "Last-Activity",
         type_ = "string",
         json_path = ".status.lastActivityTime",
         priority = 1,
-        description = "The activity that the timers count from; empty: the creation."
+        description = "Time of the last activity. Empty if there has been none since creation."
     ),
     printcolumn(
         name = "Inactive-At",
         type_ = "string",
         json_path = ".status.deadlines.inactiveTime",
         priority = 1,
-        description = "When a timer will make it Inactive."
+        description = "Time at which a timer will make the Conversation Inactive."
     ),
     printcolumn(
         name = "Binding",
         type_ = "string",
         json_path = ".status.addressBindingName",
         priority = 1,
-        description = "The AddressBinding that it holds."
+        description = "Name of the AddressBinding that the Conversation holds."
     )
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::spec()))]
 pub struct ConversationSpec {
-    /// The channel of both addresses. It must not change: to move a contact to another channel, open another conversation.
+    /// Channel of the contact address and the proxy address. It determines the format of both. The channel cannot be changed;
+    /// to use another channel, create another Conversation.
     pub channel: Channel,
-    /// The person outside. Removing it releases the binding; it can neither be added later nor get another address.
+    /// Contact with whom the business communicates. If absent, the Conversation holds no binding. Removing the contact releases
+    /// the binding. A contact cannot be added later, and its address cannot be changed. Once the Conversation is closed, only
+    /// `displayName` can be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<Contact>,
-    /// The business's own address, behind which the participants answer. It must not change.
+    /// Address of the business, through which participants and contact exchange messages. It cannot be changed; to use another
+    /// proxy address, create another Conversation.
     pub proxy: Proxy,
-    /// The state that is asked for; absent means Active. Active and Inactive change freely, Closed is final. A timer may bring
-    /// about a later state than this one: `status.state` is the one in effect.
+    /// Desired state. Defaults to Active. Active and Inactive can be changed freely. Closed is final and cannot be changed back.
+    /// Timers can move the Conversation to a later state than the desired one; the state in effect is `status.state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// The users of the business who take part. Absent or empty: the conversation is Unassigned, and an inbound message reaches
-    /// nobody.
+    /// Users of the business who take part, at most 100, each with a unique identity. If absent or empty, the Conversation is
+    /// Unassigned and no user receives its inbound messages. The participants of a closed Conversation cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_PARTICIPANTS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["identity"]))]
     pub participants: Option<Vec<Participant>>,
-    /// What happens by itself when nothing happens.
+    /// Timers that make the Conversation Inactive or Closed after a period without activity or participants. Each timer is
+    /// optional. If absent, the state changes only with `spec.state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timers: Option<Timers>,
-    /// How long after its closing the conversation is deleted; absent: it is kept. Do not set it on what Git owns: what is
-    /// deleted and applied again is open again.
+    /// Period after which a closed Conversation is deleted, counted from `status.closedTime`. A duration from 1s to 87600h (ten
+    /// years), such as `720h`. If absent, a closed Conversation is kept. Do not set it if a GitOps tool manages the
+    /// Conversation: the tool would create it again, and it would be open again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_closed: Option<Duration>,
 }
 
-/// The channel by which messages travel.
+/// Channel that carries the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum Channel {
-    /// SMS. Addresses are E.164; a proxy may also be a short code.
+    /// SMS. Addresses are E.164 numbers; a proxy address can also be a short code of 3 to 8 digits.
     #[serde(rename = "SMS")]
     Sms,
-    /// `WhatsApp`. Addresses are E.164.
+    /// WhatsApp. Addresses are E.164 numbers.
     WhatsApp,
-    /// RCS. Addresses are E.164.
+    /// RCS. Addresses are E.164 numbers.
     #[serde(rename = "RCS")]
     Rcs,
-    /// Messenger. Addresses are the platform's opaque ids.
+    /// Messenger. Addresses are IDs issued by the platform.
     Messenger,
-    /// Instagram. Addresses are the platform's opaque ids.
+    /// Instagram. Addresses are IDs issued by the platform.
     Instagram,
-    /// Apple Messages for Business. Addresses are the platform's opaque ids.
+    /// Apple Messages for Business. Addresses are IDs issued by the platform.
     AppleMessages,
-    /// E-mail. Addresses are lower-case `local@domain`.
+    /// Email. Addresses have the form `local@domain`, in lower case.
     Email,
     /// Chat. Addresses are identities.
     Chat,
@@ -175,16 +181,16 @@ impl std::fmt::Display for Channel {
     }
 }
 
-/// The state of a conversation, in the order in which a timer or a person may move it on.
+/// State of a Conversation. The order is that in which timers move it on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 #[schemars(transform = super::schema::described_by_the_field)]
 pub enum State {
-    /// Open.
+    /// The Conversation is open.
     #[default]
     Active,
-    /// Open, without activity for a while or parked by hand. It still holds its binding.
+    /// The Conversation is open, but has had no activity for some time or was parked in its spec. It still holds its binding.
     Inactive,
-    /// Over, and final. It holds no binding.
+    /// The Conversation is closed and holds no binding. This state is final.
     Closed,
 }
 
@@ -200,124 +206,136 @@ impl State {
     }
 }
 
-/// The person outside.
+/// Contact with whom the business communicates.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Contact {
-    /// The address of the contact in its canonical spelling: E.164 on SMS, WhatsApp and RCS, lower-case `local@domain` on
-    /// Email, an identity on Chat, the platform's id on the others.
+    /// Address of the contact on the channel, from 1 to 256 characters. It must be in canonical form: an E.164 number on SMS,
+    /// WhatsApp and RCS; lower-case `local@domain` of at most 254 characters on Email; an identity on Chat, in printable ASCII
+    /// without leading or trailing spaces; on all other channels the ID issued by the platform, in printable ASCII without
+    /// spaces. It must differ from the proxy address.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub address: String,
-    /// A name to show to participants.
+    /// Name of the contact that is shown to participants. At most 256 characters, without control characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), extend("x-kubernetes-validations" = rules::display_name()))]
     pub display_name: Option<String>,
 }
 
-/// The business's own address.
+/// Address of the business on the channel.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Proxy {
-    /// The address in its canonical spelling: as for a contact, and on SMS also a short code of 3 to 8 digits.
+    /// Proxy address, from 1 to 256 characters. It must be in the canonical form that the channel requires of a contact
+    /// address; on SMS it can also be a short code of 3 to 8 digits.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub address: String,
 }
 
-/// A user of the business who takes part.
+/// User of the business who takes part in the Conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Participant {
-    /// The identity by which the business knows the user, such as `agent-7`.
+    /// Identity of the user, such as `agent-7`. From 1 to 256 characters of printable ASCII, without leading or trailing
+    /// spaces. It must be unique among the participants.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH), extend("x-kubernetes-validations" = rules::identity()))]
     pub identity: String,
 }
 
-/// What happens by itself when nothing happens. Each timer is optional.
+/// Timers that change the state of a Conversation. Each of them is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::timers()))]
 pub struct Timers {
-    /// How long after the last activity the conversation becomes Inactive.
+    /// Period without activity after which the Conversation becomes Inactive. A duration from 1s to 87600h (ten years), such as
+    /// `30m`. If absent, inactivity does not make the Conversation Inactive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inactive_after: Option<Duration>,
-    /// How long after the last activity the conversation becomes Closed; must be longer than `inactiveAfter`.
+    /// Period without activity after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such as
+    /// `24h`. It must be longer than `inactiveAfter` if both are set, since both are counted from the last activity. If absent,
+    /// inactivity does not close the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_after: Option<Duration>,
-    /// How long after it lost its last participant the conversation becomes Closed.
+    /// Period without participants after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such
+    /// as `1h`. If absent, a Conversation without participants stays open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_unassigned_after: Option<Duration>,
 }
 
-/// What is in effect. All of it is written by switchboard, except `reportedActivityTime`.
+/// Observed state of the Conversation. It is written by switchboard, except for `reportedActivityTime`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::status()))]
 pub struct ConversationStatus {
-    /// The generation of the spec that this status was decided on; 0 until one was.
+    /// Value of `metadata.generation` that the status is based on. It is 0 until switchboard has processed the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// The state in effect: the later of what the spec asks for and what the timers brought about. Closed is final.
+    /// State in effect: the later of `spec.state` and the state that the timers have reached, in the order Active, Inactive,
+    /// Closed. Closed is final.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// What brought the state about.
+    /// Reason for the state in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_reason: Option<StateReason>,
-    /// When the state was decided.
+    /// Time at which switchboard changed the state. It can be later than the deadline of the timer that caused the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_transition_time: Option<Time>,
-    /// The last message, as reported by whoever carries the messages: the one field of the status that others write. A time
-    /// in the future counts as the moment at which it was seen.
+    /// Time of the last message, set by the messaging gateway. It is the only field of the status that clients other than
+    /// switchboard can write. Future times are clamped to the time of observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("format" = "date-time"))]
     pub reported_activity_time: Option<String>,
-    /// The `reportedActivityTime` that lay in the future when it was seen, and has been counted as activity of that moment.
+    /// Value of `reportedActivityTime` that was in the future when it was observed. Its activity is already counted, at the
+    /// time of observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_activity_time: Option<Time>,
-    /// The activity in effect, which the timers count from; absent: the creation. It never moves back.
+    /// Time of the last activity, from which `inactiveAfter` and `closeAfter` are counted. It never moves back. If absent, both
+    /// are counted from the creation of the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
-    /// Since when there has been no participant; absent while there is one.
+    /// Time since which the Conversation has had no participants, from which `closeUnassignedAfter` is counted. Absent while it
+    /// has participants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unassigned_time: Option<Time>,
-    /// What the timers will do, and when.
+    /// Times at which timers will change the state. Absent if no timer is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
-    /// When the closing was decided.
+    /// Time at which switchboard closed the Conversation, from which `ttlAfterClosed` is counted. Absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_time: Option<Time>,
-    /// The name of the AddressBinding that this conversation holds.
+    /// Name of the AddressBinding that the Conversation holds. Absent while it holds none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub address_binding_name: Option<String>,
-    /// Ready, Bound, Unassigned and, only while True, Stalled.
+    /// Conditions of the Conversation: Ready, Bound, Unassigned and, only while it is True, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
-/// What brought the state in effect about.
+/// Reason for the state in effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[schemars(transform = super::schema::described_by_the_field)]
 pub enum StateReason {
-    /// The spec.
+    /// `spec.state` requests the state.
     Spec,
-    /// The timer `inactiveAfter`.
+    /// The timer `inactiveAfter` expired.
     InactiveTimer,
-    /// The timer `closeAfter`.
+    /// The timer `closeAfter` expired.
     CloseTimer,
-    /// The timer `closeUnassignedAfter`.
+    /// The timer `closeUnassignedAfter` expired.
     UnassignedTimer,
-    /// Activity, which woke what a timer had made Inactive.
+    /// Activity made the Conversation Active after a timer had made it Inactive.
     Activity,
 }
 
-/// Absolute instants at which timers will move the state.
+/// Times at which timers will change the state, unless activity or participants postpone them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deadlines {
-    /// When the conversation becomes Inactive.
+    /// Time at which the Conversation becomes Inactive. Absent if it is not Active or has no timer `inactiveAfter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inactive_time: Option<Time>,
-    /// When the conversation becomes Closed: the earlier of `closeAfter` and `closeUnassignedAfter`.
+    /// Time at which the Conversation becomes Closed: the earlier of the deadlines of `closeAfter` and `closeUnassignedAfter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_time: Option<Time>,
 }

@@ -1,6 +1,8 @@
-//! The CRDs as they are installed: what `kube` and `schemars` derive from the types, and what neither of them can say.
+//! The CRDs as they are installed: derived from the types by `kube` and `schemars`, and completed where neither can express a rule.
 
-use super::{AddressBinding, Conversation, rules};
+use super::{
+    AddressBinding, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation, State, StateReason, rules,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
@@ -8,13 +10,13 @@ use serde_json::{Value, json};
 /// The CRD of [`Conversation`].
 ///
 /// # Errors
-/// Where what is derived from the types is no CRD, which the tests exclude.
+/// If the derived value is not a CRD, which the tests exclude.
 pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error> {
-    let mut crd = settled(serde_json::to_value(Conversation::crd())?);
+    let mut crd = completed(serde_json::to_value(Conversation::crd())?);
     for version in versions(&mut crd) {
         let schema = &mut version["schema"]["openAPIV3Schema"];
         schema["x-kubernetes-validations"] = rules::conversation();
-        schema["properties"]["status"]["default"] = undecided_status();
+        schema["properties"]["status"]["default"] = pending_status();
     }
     serde_json::from_value(crd)
 }
@@ -22,14 +24,14 @@ pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error>
 /// The CRD of [`AddressBinding`].
 ///
 /// # Errors
-/// Where what is derived from the types is no CRD, which the tests exclude.
+/// If the derived value is not a CRD, which the tests exclude.
 pub fn address_binding_crd() -> Result<CustomResourceDefinition, serde_json::Error> {
-    serde_json::from_value(settled(serde_json::to_value(AddressBinding::crd())?))
+    serde_json::from_value(completed(serde_json::to_value(AddressBinding::crd())?))
 }
 
-/// The status of a conversation that has not been looked at, so that it counts as in progress from its creation on without a
-/// write. It is the schema's one default.
-fn undecided_status() -> Value {
+/// The status of a Conversation that has not been processed. Tools report the Conversation as in progress from its creation on,
+/// without a write. It is the only default of the schema.
+fn pending_status() -> Value {
     let conditions: Vec<Value> = ["Ready", "Bound", "Unassigned"]
         .iter()
         .map(|condition| {
@@ -37,7 +39,7 @@ fn undecided_status() -> Value {
                 "type": condition,
                 "status": "Unknown",
                 "reason": "Pending",
-                "message": "Waiting for switchboard",
+                "message": "Waiting for controller",
                 "lastTransitionTime": "1970-01-01T00:00:00Z",
             })
         })
@@ -49,32 +51,70 @@ fn versions(crd: &mut Value) -> &mut [Value] {
     crd["spec"]["versions"].as_array_mut().map_or(&mut [], Vec::as_mut_slice)
 }
 
-fn settled(mut crd: Value) -> Value {
+fn completed(mut crd: Value) -> Value {
+    let enums = documented_enums();
     for version in versions(&mut crd) {
-        settle(&mut version["schema"]["openAPIV3Schema"]);
+        complete(&mut version["schema"]["openAPIV3Schema"], &enums);
     }
     crd
 }
 
-/// Takes away what is derived and not meant, and adds what holds for every field of a kind.
-fn settle(schema: &mut Value) {
+/// Removes keywords that are derived but not intended, and adds those that apply to every field of one kind.
+fn complete(schema: &mut Value, enums: &[Value]) {
     match schema {
         Value::Object(fields) => {
-            // Derived for every optional field: the API server then takes a null for an absent field.
+            if let Some(description) = fields.get("description").and_then(Value::as_str) {
+                let text = description.split("\n\n").map(on_one_line).collect::<Vec<_>>().join("\n\n");
+                let values = fields.get("enum").map(|values| described_values(values, enums)).unwrap_or_default();
+                fields.insert("description".to_owned(), json!(text + &values));
+            }
+            // Derived for every optional field: the API server treats a null as an absent field only without it.
             fields.remove("nullable");
-            // Derived where serde has a default: what is absent must stay absent in what is stored.
+            // Derived where serde has a default: an absent field must stay absent in storage.
             fields.remove("default");
             if fields.get("format").is_some_and(|format| format == "date-time") {
                 fields.insert("pattern".to_owned(), json!(rules::INSTANT));
             }
-            fields.values_mut().for_each(settle);
+            fields.values_mut().for_each(|schema| complete(schema, enums));
         }
-        Value::Array(items) => items.iter_mut().for_each(settle),
+        Value::Array(items) => items.iter_mut().for_each(|schema| complete(schema, enums)),
         _ => {}
     }
 }
 
-/// Takes the description of a type away where it would cover the better one of the field.
+fn on_one_line(paragraph: &str) -> String {
+    paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The schemas of the enums with the documentation of their variants, which `kube` drops from the schemas of fields.
+fn documented_enums() -> [Value; 6] {
+    [
+        schemars::schema_for!(Channel),
+        schemars::schema_for!(State),
+        schemars::schema_for!(StateReason),
+        schemars::schema_for!(ConditionType),
+        schemars::schema_for!(ConditionStatus),
+        schemars::schema_for!(ConditionReason),
+    ]
+    .map(Value::from)
+}
+
+/// The paragraph that describes the values of a field, from the one of `enums` that has the same values.
+fn described_values(values: &Value, enums: &[Value]) -> String {
+    let variants = |schema: &Value| schema["oneOf"].as_array().cloned().unwrap_or_default();
+    let is_of_field = |variants: &Vec<Value>| {
+        let values_of_enum: Vec<&Value> = variants.iter().map(|variant| &variant["const"]).collect();
+        values.as_array().is_some_and(|values| values.iter().eq(values_of_enum))
+    };
+    let lines = enums.iter().map(variants).find(is_of_field).unwrap_or_default();
+    let lines = lines.iter().filter_map(|variant| {
+        let (value, description) = (variant["const"].as_str()?, variant["description"].as_str()?);
+        Some(format!("\n- `{value}`: {}", on_one_line(description)))
+    });
+    format!("\n\nPossible values:{}", lines.collect::<String>())
+}
+
+/// Removes the description of a type that would replace the more specific one of the field.
 pub(super) fn described_by_the_field(schema: &mut schemars::Schema) {
     schema.remove("description");
 }
