@@ -545,8 +545,8 @@ async fn a_dry_run_of_kubectl_tells_what_is_wrong() {
     let file = testdata::root().join("tests/testdata/refused/48025-sms-with-separators.yaml");
     let complaint =
         common::fail(&mut place.kubectl(&["apply", "--dry-run=server", "--filename", file.to_str().unwrap()]));
-    let expected = "spec.contact.address: Invalid value: 48025: the contact address must be E.164 on this channel: \
-                    '+' and 2 to 15 digits, the first not 0; write +15558675310";
+    let expected = "spec.contact.address: Invalid value: 48025: the contact address must be an E.164 number on this channel: \
+                    '+' and 2 to 15 digits without a leading zero; write +15558675310";
     assert!(says(&complaint, expected), "{complaint}");
 }
 

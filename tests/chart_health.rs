@@ -87,7 +87,7 @@ async fn a_conversation_is_in_progress_from_the_moment_of_its_creation_on() {
     let stored = conversations.create(&PostParams::default(), &object).await.unwrap();
     let path = common::shared_control_plane().data_dir().join("alice.yaml");
     std::fs::write(&path, serde_json::to_string(&stored).unwrap()).unwrap();
-    let expected = ["InProgress", "Progressing", "Waiting for switchboard"].map(str::to_owned);
+    let expected = ["InProgress", "Progressing", "Waiting for controller"].map(str::to_owned);
     let Verdict { kstatus, argo, message } = judge(&path);
     assert_eq!([kstatus, argo, message], expected);
 }

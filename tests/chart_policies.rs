@@ -36,7 +36,7 @@ async fn nobody_but_the_operator_writes_claims_not_even_an_administrator() {
     ready(&desk).await;
     let claim = desk.claim().await.unwrap();
     let name = claim.name_any();
-    let why = ["switchboard-claims", "written by the switchboard operator alone", "close the conversation"];
+    let why = ["switchboard-claims", "must be written only by the switchboard operator", "close the conversation"];
     assert_forbidden(desk.claims().delete(&name, &DeleteParams::default()).await, &why);
     let patch = Patch::Merge(json!({"spec": {"conversationRef": {"name": "mallory"}}}));
     assert_forbidden(desk.claims().patch(&name, &PatchParams::default(), &patch).await, &why);

@@ -631,6 +631,6 @@ fn holder_in(status: &Status) -> Place {
 /// For how long a 503 asks the client to wait. It must be one of switchboard's.
 fn asked_to_wait(status: &Status) -> Duration {
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-    assert!(seconds > 0 && status.message.contains("cannot decide yet"), "{status:?}");
+    assert!(seconds > 0 && status.message.contains("cannot determine yet"), "{status:?}");
     Duration::from_secs(seconds.into())
 }

@@ -104,7 +104,7 @@ async fn rule_1_a_binding_has_at_most_one_holder() {
     let user = User::new().await;
     user.creates("alice", ALICE);
     let refusal = user.is_told_48031();
-    let said = "an outgoing conversation already exists for this contact address";
+    let said = "an outgoing conversation already exists for contact address";
     assert!(refusal.contains(said) && refusal.contains("proxy address"), "{refusal}");
     assert_eq!(user.sees_who_holds_it(), "alice");
     assert_eq!(user.desk.conversations().get_opt("bob").await.unwrap(), None);
@@ -140,7 +140,7 @@ async fn rule_4_a_binding_does_not_change() {
     ] {
         let line = format!("kubectl patch conversation alice --type=merge --patch='{{\"spec\":{spec}}}'");
         let refusal = user.is_refused(&line);
-        assert!(refusal.contains("must not change") && refusal.contains("open another conversation"), "{refusal}");
+        assert!(refusal.contains("must not change") && refusal.contains("create another conversation"), "{refusal}");
     }
     assert_eq!(user.sees_who_holds_it(), "alice");
 }
@@ -281,7 +281,10 @@ async fn out_of_48031_a_participant_closes_the_holder() {
     let user = User::new().await;
     user.creates("alice", ALICE);
     let refusal = user.is_told_48031();
-    assert!(refusal.contains("participants: agent-7") && refusal.contains("have a participant close it"), "{refusal}");
+    assert!(
+        refusal.contains("participants: agent-7") && refusal.contains("ask a participant to close it"),
+        "{refusal}"
+    );
     user.patches_alice(r#"{"state":"Closed"}"#);
     user.creates("bob", BOB);
     assert_eq!(user.sees_who_holds_it(), "bob");
@@ -291,7 +294,7 @@ async fn out_of_48031_a_participant_closes_the_holder() {
 async fn out_of_48031_the_holder_is_transferred_to_the_user_who_wanted_a_new_one() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("or transfer it to the user who wanted this one"));
+    assert!(user.is_told_48031().contains("or to transfer it to you"));
     user.patches_alice(r#"{"participants":[{"identity":"agent-8"}]}"#);
     let listed = user.types("kubectl get conversation alice");
     assert!(listed.contains("agent-8"), "{listed}");
@@ -314,7 +317,7 @@ async fn out_of_48031_the_user_is_added_to_the_unassigned_holder() {
 async fn out_of_48031_the_unassigned_holder_is_closed() {
     let user = User::new().await;
     user.creates("alice", NOBODY);
-    assert!(user.is_told_48031().contains("if it is not needed, close it"));
+    assert!(user.is_told_48031().contains("If it is no longer needed, close it"));
     user.patches_alice(r#"{"state":"Closed"}"#);
     user.creates("bob", BOB);
 }
@@ -337,7 +340,7 @@ async fn out_of_48031_the_contact_of_a_holder_that_is_not_needed_is_removed() {
 async fn out_of_48031_a_holder_that_is_not_needed_is_deleted() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("or delete it, and the binding is free at once"));
+    assert!(user.is_told_48031().contains("or delete it; this frees the binding immediately"));
     user.types("kubectl delete conversation alice");
     user.creates("bob", BOB);
     assert_eq!(user.sees_who_holds_it(), "bob");
@@ -349,7 +352,7 @@ async fn out_of_48031_a_holder_that_is_not_needed_is_deleted() {
 async fn out_of_48031_another_proxy_address_is_used() {
     let user = User::new().await;
     user.creates("alice", ALICE);
-    assert!(user.is_told_48031().contains("for a separate, simultaneous conversation use another proxy address"));
+    assert!(user.is_told_48031().contains("For a concurrent conversation, use a different proxy address"));
     let by_another_proxy = User { desk: TestNamespace { proxy: "+15017122662".to_owned(), ..user.desk.clone() } };
     by_another_proxy.creates("bob", BOB);
     assert_eq!((user.sees_who_holds_it(), by_another_proxy.sees_who_holds_it()), ("alice".into(), "bob".into()));
@@ -362,7 +365,7 @@ async fn out_of_48031_a_close_timer_ends_what_nobody_takes() {
     let user = User::new().await;
     user.creates("alice", NOBODY);
     let refusal = user.is_told_48031();
-    let advice = ["look at the inbound routing (autocreation) of the proxy", "set spec.timers.closeUnassignedAfter"];
+    let advice = ["check the inbound routing (autocreation) of the proxy", "set spec.timers.closeUnassignedAfter"];
     assert!(advice.iter().all(|advice| refusal.contains(advice)), "{refusal}");
     user.patches_alice(r#"{"timers":{"closeUnassignedAfter":"1s"}}"#);
     user.types("kubectl wait conversation/alice --for=jsonpath='{.status.state}'=Closed --timeout=60s");

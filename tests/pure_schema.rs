@@ -126,7 +126,7 @@ fn the_default_status_is_one_that_waits() {
             "type": condition,
             "status": "Unknown",
             "reason": "Pending",
-            "message": "Waiting for switchboard",
+            "message": "Waiting for controller",
             "lastTransitionTime": "1970-01-01T00:00:00Z",
         })
     };

@@ -17,10 +17,10 @@ pub struct Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     /// It is not spelled as GEP-2257 asks.
-    #[error("must be a duration such as 90s, 30m, 24h or 1h30m: units h, m, s and ms, no sign, no fraction")]
+    #[error("must be a duration such as 90s, 30m, 24h or 1h30m, with the units h, m, s and ms and no sign or fraction")]
     Spelling,
     /// It is shorter than [`Duration::MIN`] or longer than [`Duration::MAX`].
-    #[error("must lie between 1s and 87600h (ten years)")]
+    #[error("must be between 1s and 87600h (ten years)")]
     Bounds,
 }
 

@@ -1,25 +1,25 @@
-//! The rules of the schemas, in CEL: whatever can be refused without a look at other objects is refused by these. That of a single
-//! duration is with its type.
+//! The validation rules of the schemas, in CEL. They cover every check that needs no other object; the rules of a single duration
+//! are with its type.
 //!
-//! Each message says what is allowed, and starts with the error code that the field knows for the situation, where there is
-//! one. The addresses are parsed once more by `core::address`, for objects that no schema saw; the tests hold both against the
-//! same manifests. No message says "is immutable": Flux answers those words by deleting the object.
+//! Each message states what is allowed and what to do next, and starts with the error code of the situation, if it has one. The
+//! addresses are parsed again by `core::address`, for objects that were stored without this schema; the tests check both against
+//! the same manifests. No message contains "is immutable", since Flux reacts to those words by deleting the object.
 
 use serde_json::{Value, json};
 
-/// An address of E.164: `+` and 2 to 15 digits, the first not 0.
+/// An E.164 number: `+` and 2 to 15 digits, without a leading zero.
 const E164: &str = r"^\\+[1-9][0-9]{1,14}$";
-/// A short code, which an SMS proxy may have.
+/// A short code, which only an SMS proxy can have.
 const SHORT_CODE: &str = r"^[0-9]{3,8}$";
-/// Printable ASCII without spaces: a platform's opaque id.
+/// An ID issued by a platform: printable ASCII without spaces.
 const OPAQUE_ID: &str = r"^[!-~]{1,256}$";
-/// Printable ASCII, with spaces inside alone: an identity.
+/// An identity: printable ASCII without leading or trailing spaces.
 const IDENTITY: &str = r"^[!-~]([ -~]{0,254}[!-~])?$";
 /// Lower-case `local@domain`: a dot-atom of RFC 5322 and a host name. The 254 characters of RFC 5321 are checked beside it.
 const EMAIL: &str = r"^[a-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$";
 
-/// RFC 3339. The format `date-time` of the API server alone would let `2026-01-01T00:00:00x5Z` and an offset of 99 hours pass,
-/// and fail on them for ever when CEL compares them.
+/// RFC 3339. The format `date-time` alone would admit `2026-01-01T00:00:00x5Z` and an offset of 99 hours, on which each later
+/// comparison in CEL would fail.
 pub(super) const INSTANT: &str =
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
 
@@ -30,7 +30,7 @@ fn rule(rule: impl Into<String>, message: &str) -> Value {
     json!({"rule": rule.into(), "message": message})
 }
 
-/// A rule whose message is computed by `message`, a CEL expression, or where that fails is `fallback`.
+/// A rule whose message is the result of the CEL expression `message`, or `fallback` if that expression fails.
 fn rule_with_remedy(rule: impl Into<String>, fallback: &str, message: &str) -> Value {
     json!({"rule": rule.into(), "message": fallback, "messageExpression": message})
 }
@@ -45,7 +45,7 @@ fn forbidden(mut rule: Value) -> Value {
     rule
 }
 
-/// The expression that is true where `address` is well formed on `self.channel`.
+/// An expression that is true if `address` is well formed on `self.channel`.
 fn well_formed(address: &str, short_codes: bool) -> String {
     let short_code = if short_codes {
         format!(" || (self.channel == 'SMS' && {address}.matches('{SHORT_CODE}'))")
@@ -60,62 +60,62 @@ fn well_formed(address: &str, short_codes: bool) -> String {
     )
 }
 
-/// The message for an ill-formed address: what is allowed on the channel, and the canonical spelling where there is one.
+/// An expression for the message about an ill-formed address: the format on the channel, and the canonical form if it is known.
 fn remedy(code: &str, role: &str, address: &str, short_codes: bool) -> String {
-    // What people put between digits, and the two spellings of the international prefix.
+    // Separators that people write between digits, and the two forms of the international prefix.
     let digits = [" ", "-", ".", "(", ")", "/"]
         .iter()
         .fold(address.to_owned(), |digits, separator| format!("{digits}.replace('{separator}', '')"));
     let telephone = format!("({digits}.startsWith('00') ? '+' + {digits}.substring(2) : {digits})");
     let lower_case = format!("{address}.trim().lowerAscii()");
-    let short_code = if short_codes { " (or, on SMS, a short code of 3 to 8 digits)" } else { "" };
+    let short_code = if short_codes { " (on SMS also a short code of 3 to 8 digits)" } else { "" };
     format!(
         "'{code}: the {role} address must be ' + (\
-         self.channel in {TELEPHONE_CHANNELS} ? \"E.164 on this channel: '+' and 2 to 15 digits, the first not 0{short_code}\" \
+         self.channel in {TELEPHONE_CHANNELS} ? \"an E.164 number on this channel: '+' and 2 to 15 digits without a leading zero{short_code}\" \
          + ({telephone}.matches('{E164}') ? '; write ' + {telephone} : '') : \
-         self.channel in {PLATFORM_CHANNELS} ? \"the platform's id on this channel: printable ASCII, no spaces, at most 256 characters\" : \
+         self.channel in {PLATFORM_CHANNELS} ? \"an ID issued by the platform on this channel: printable ASCII, no spaces, at most 256 characters\" : \
          self.channel == 'Email' ? 'lower-case local@domain on this channel, at most 254 characters' \
          + ({lower_case}.size() <= 254 && {lower_case}.matches(\"{EMAIL}\") ? '; write ' + {lower_case} : '') : \
-         'an identity on this channel: printable ASCII, no space at either end, at most 256 characters')"
+         'an identity on this channel: printable ASCII, no leading or trailing space, at most 256 characters')"
     )
 }
 
-/// Rules that compare fields of one spec, or a spec with the one before.
+/// Rules that compare fields of one spec, or a spec with the previous one.
 pub(super) fn spec() -> Value {
     json!([
         at(
             ".channel",
             forbidden(rule(
                 "self.channel == oldSelf.channel",
-                "must not change: to move the contact to another channel, open another conversation",
+                "must not change; to use another channel, create another conversation",
             ))
         ),
         at(
             ".proxy.address",
             forbidden(rule(
                 "self.proxy.address == oldSelf.proxy.address",
-                "must not change: to use another proxy address, open another conversation",
+                "must not change; to use another proxy address, create another conversation",
             ))
         ),
         at(
             ".contact",
             forbidden(rule(
                 "has(oldSelf.contact) || !has(self.contact)",
-                "must not be added to a conversation that has none: open another conversation",
+                "must not be added to a conversation without a contact; create another conversation",
             ))
         ),
         at(
             ".contact.address",
             forbidden(rule(
                 "!has(oldSelf.contact) || !has(self.contact) || self.contact.address == oldSelf.contact.address",
-                "must not change: to move to another contact, open another conversation; removing spec.contact is allowed and releases the binding",
+                "must not change; to use another contact address, create another conversation. Removing spec.contact is allowed and releases the binding",
             ))
         ),
         at(
             ".contact.address",
             rule_with_remedy(
                 format!("!has(self.contact) || ({})", well_formed("self.contact.address", false)),
-                "48025: the contact address must be valid on this channel",
+                "48025: the contact address must be valid for the channel",
                 &remedy("48025", "contact", "self.contact.address", false),
             )
         ),
@@ -123,7 +123,7 @@ pub(super) fn spec() -> Value {
             ".proxy.address",
             rule_with_remedy(
                 well_formed("self.proxy.address", true),
-                "48026: the proxy address must be valid on this channel",
+                "48026: the proxy address must be valid for the channel",
                 &remedy("48026", "proxy", "self.proxy.address", true),
             )
         ),
@@ -131,14 +131,14 @@ pub(super) fn spec() -> Value {
             ".contact.address",
             rule(
                 "!has(self.contact) || self.contact.address != self.proxy.address",
-                "48027: the contact address and the proxy address must differ",
+                "48027: the contact address and the proxy address must be different",
             )
         ),
         at(
             ".participants",
             rule(
                 "!has(self.participants) || self.participants.all(p, self.participants.exists_one(q, q.identity == p.identity))",
-                "50433: an identity must stand only once among the participants",
+                "50433: each identity must be unique among the participants; remove the duplicate",
             )
         ),
     ])
@@ -151,7 +151,7 @@ pub(super) fn display_name() -> Value {
 pub(super) fn identity() -> Value {
     json!([rule(
         format!("self.matches('{IDENTITY}')"),
-        "must be printable ASCII with no space at either end, at most 256 characters"
+        "must be printable ASCII without leading or trailing spaces, at most 256 characters"
     )])
 }
 
@@ -164,7 +164,7 @@ pub(super) fn timers() -> Value {
                 "!has(self.inactiveAfter) || !has(self.closeAfter) || !self.inactiveAfter.matches('{pattern}') \
              || !self.closeAfter.matches('{pattern}') || duration(self.closeAfter) > duration(self.inactiveAfter)"
             ),
-            "must be longer than inactiveAfter: both count from the last activity",
+            "must be longer than inactiveAfter, since both are counted from the last activity",
         )
     )])
 }
@@ -174,15 +174,15 @@ pub(super) fn status() -> Value {
         ".lastActivityTime",
         forbidden(rule(
             "!has(oldSelf.lastActivityTime) || (has(self.lastActivityTime) && self.lastActivityTime >= oldSelf.lastActivityTime)",
-            "must neither move back nor be removed",
+            "must not be removed or set to an earlier time",
         ))
     )])
 }
 
-/// Rules that need the spec and the status at once, for the root of the object.
+/// Rules that need both spec and status, for the root of the object.
 pub(super) fn conversation() -> Value {
     let closed = "(has(oldSelf.spec.state) && oldSelf.spec.state == 'Closed') || (has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed')";
-    let remedy = "to go on with the contact, open another conversation";
+    let remedy = "To continue with the contact, create another conversation";
     json!([
         at(
             ".spec.state",
@@ -190,7 +190,9 @@ pub(super) fn conversation() -> Value {
                 format!(
                     "!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"
                 ),
-                &format!("50377: a closed conversation must stay closed, the state may only become Closed: {remedy}"),
+                &format!(
+                    "50377: a closed conversation must stay closed; the only allowed change is to Closed. {remedy}"
+                ),
             ))
         ),
         at(
@@ -199,7 +201,9 @@ pub(super) fn conversation() -> Value {
                 format!(
                     "!({closed}) || (has(self.spec.contact) == has(oldSelf.spec.contact) && (!has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address))"
                 ),
-                &format!("50377: the contact of a closed conversation must not change (its displayName may): {remedy}"),
+                &format!(
+                    "50377: the contact of a closed conversation must not change, except for its displayName. {remedy}"
+                ),
             ))
         ),
         at(
@@ -208,14 +212,14 @@ pub(super) fn conversation() -> Value {
                 format!(
                     "!({closed}) || (has(self.spec.participants) ? self.spec.participants : []) == (has(oldSelf.spec.participants) ? oldSelf.spec.participants : [])"
                 ),
-                &format!("50377: the participants of a closed conversation must not change: {remedy}"),
+                &format!("50377: the participants of a closed conversation must not change. {remedy}"),
             ))
         ),
         at(
             ".status.state",
             forbidden(rule(
                 "!(has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed') || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')",
-                &format!("50377: what is Closed must stay Closed: {remedy}"),
+                &format!("50377: the state of a closed conversation must stay Closed. {remedy}"),
             ))
         ),
     ])

@@ -1,37 +1,37 @@
-//! Addresses: parsed by channel, and canonicalised where a canonical spelling can be computed.
+//! Addresses: parsed by channel, with the canonical form of an invalid one if it can be computed.
 //!
-//! The schema states the same formats in CEL (`api::rules`); both are held against the same manifests by the tests.
+//! The schema states the same formats in CEL (`api::rules`); the tests check both against the same manifests.
 
 use crate::api::{Channel, MAX_ADDRESS_LENGTH};
 
-/// An address in the canonical spelling of its channel, so that equal addresses are equal strings.
+/// An address in the canonical form of its channel, so that equal addresses are equal strings.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(String);
 
-/// Whose address it is.
+/// The side of the conversation that an address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The person outside.
+    /// The contact.
     Contact,
-    /// The business.
+    /// The business, behind its proxy address.
     Proxy,
 }
 
-/// A text is no address on its channel.
+/// A text that is not a canonical address on its channel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be {allowed}{}", .canonical.as_ref().map(|canonical| format!("; write {canonical}")).unwrap_or_default())]
 pub struct InvalidAddress {
-    /// What is allowed.
+    /// The format that is allowed.
     pub allowed: &'static str,
-    /// The canonical spelling of what was meant, where that is clear.
+    /// The canonical form of the address, if it is unambiguous.
     pub canonical: Option<String>,
 }
 
 impl Address {
-    /// Takes `text` for an address on `channel` if it is canonical.
+    /// Parses `text`, which must be canonical, as an address on `channel`.
     ///
     /// # Errors
-    /// Where it is not, with what is allowed and, where it can be computed, the canonical spelling.
+    /// If it is not canonical; the error has the allowed format and, if it can be computed, the canonical form.
     pub fn parse(channel: Channel, role: Role, text: &str) -> Result<Self, InvalidAddress> {
         let invalid = |allowed, canonical| Err(InvalidAddress { allowed, canonical });
         match channel {
@@ -41,9 +41,9 @@ impl Address {
                     return Ok(Self(text.to_owned()));
                 }
                 let allowed = if short_codes {
-                    "E.164: '+' and 2 to 15 digits, the first not 0, or a short code of 3 to 8 digits"
+                    "an E.164 number ('+' and 2 to 15 digits without a leading zero) or a short code of 3 to 8 digits"
                 } else {
-                    "E.164: '+' and 2 to 15 digits, the first not 0"
+                    "an E.164 number: '+' and 2 to 15 digits without a leading zero"
                 };
                 invalid(allowed, canonical_e164(text))
             }
@@ -51,7 +51,7 @@ impl Address {
                 if is_bounded(text) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
                     return Ok(Self(text.to_owned()));
                 }
-                invalid("the platform's id: printable ASCII, no spaces, at most 256 characters", None)
+                invalid("an ID issued by the platform: printable ASCII, no spaces, at most 256 characters", None)
             }
             Channel::Email => {
                 if is_email(text) {
@@ -65,12 +65,12 @@ impl Address {
                 if is_bounded(text) && printable && !text.starts_with(' ') && !text.ends_with(' ') {
                     return Ok(Self(text.to_owned()));
                 }
-                invalid("an identity: printable ASCII, no space at either end, at most 256 characters", None)
+                invalid("an identity: printable ASCII, no leading or trailing space, at most 256 characters", None)
             }
         }
     }
 
-    /// The address as it is written.
+    /// The address as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -97,7 +97,7 @@ fn is_short_code(text: &str) -> bool {
     (3..=8).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// E.164 from what people put around the digits: separators, and `00` for `+`.
+/// An E.164 number from common notations: with separators, and with `00` for `+`.
 fn canonical_e164(text: &str) -> Option<String> {
     let digits: String = text.chars().filter(|character| !" -.()/".contains(*character)).collect();
     let telephone = digits.strip_prefix("00").map_or(digits.clone(), |rest| format!("+{rest}"));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_refused_with_the_canonical_one_where_it_is_clear() {
+    fn other_spellings_are_rejected_with_the_canonical_one() {
         use {Channel as C, Role as R};
         for (channel, role, text, canonical) in [
             (C::Sms, R::Contact, "", None),

@@ -1,4 +1,4 @@
-//! The binding, and the name derived from it, by which it exists once in a cluster.
+//! The binding, and the name derived from it, which makes it unique in a cluster.
 
 use super::address::{Address, InvalidAddress, Role};
 use crate::api::{AddressBindingSpec, Channel, ConversationSpec};
@@ -6,7 +6,7 @@ use data_encoding::BASE32_NOPAD;
 use ring::digest;
 use std::sync::Arc;
 
-/// The triple by which an inbound message finds its conversation.
+/// The triple of channel, contact address and proxy address, by which inbound messages are routed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Binding {
     channel: Channel,
@@ -14,17 +14,17 @@ pub struct Binding {
     proxy: Address,
 }
 
-/// Why there is no binding of a channel and two addresses.
+/// The reason why a channel and two addresses are not a valid binding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBinding {
-    /// The contact's address is not valid on the channel.
+    /// The contact address is not valid on the channel.
     #[error("the contact address {0}")]
     Contact(InvalidAddress),
-    /// The proxy's address is not valid on the channel.
+    /// The proxy address is not valid on the channel.
     #[error("the proxy address {0}")]
     Proxy(InvalidAddress),
-    /// Both addresses are the same.
-    #[error("the contact address and the proxy address must differ")]
+    /// Both addresses are equal.
+    #[error("the contact address and the proxy address must be different")]
     Equal,
 }
 
@@ -36,14 +36,14 @@ impl Binding {
     /// The binding of two addresses on a channel.
     ///
     /// # Errors
-    /// Where an address is not canonical, or both are the same.
+    /// If an address is not canonical, or both are equal.
     pub fn parse(channel: Channel, contact: &str, proxy: &str) -> Result<Self, InvalidBinding> {
         let contact = Address::parse(channel, Role::Contact, contact).map_err(InvalidBinding::Contact)?;
         let proxy = Address::parse(channel, Role::Proxy, proxy).map_err(InvalidBinding::Proxy)?;
         if contact == proxy { Err(InvalidBinding::Equal) } else { Ok(Self { channel, contact, proxy }) }
     }
 
-    /// The binding that a conversation of this spec needs while it is open; none where it has no contact.
+    /// The binding that a conversation with this spec needs while it is open, or `None` if it has no contact.
     ///
     /// # Errors
     /// As [`Binding::parse`].
@@ -52,7 +52,7 @@ impl Binding {
         spec.contact.as_ref().map(parse).transpose()
     }
 
-    /// The binding that a claim is for.
+    /// The binding that an `AddressBinding` claims.
     ///
     /// # Errors
     /// As [`Binding::parse`].
@@ -66,13 +66,13 @@ impl Binding {
         self.channel
     }
 
-    /// The address of the person outside.
+    /// The address of the contact.
     #[must_use]
     pub fn contact(&self) -> &Address {
         &self.contact
     }
 
-    /// The business's own address.
+    /// The address of the business.
     #[must_use]
     pub fn proxy(&self) -> &Address {
         &self.proxy
@@ -81,7 +81,7 @@ impl Binding {
     /// The name of the `AddressBinding`: the channel in lower case, `-`, and the first 26 characters of the lower-case RFC 4648
     /// base32 of SHA-256 over channel, contact and proxy, each preceded by its length in bytes as a 32-bit big-endian integer.
     ///
-    /// It is part of the API: routers compute it.
+    /// The name is part of the API, since routers compute it.
     #[must_use]
     pub fn name(&self) -> BindingName {
         let mut hash = digest::Context::new(&digest::SHA256);
@@ -97,7 +97,7 @@ impl Binding {
 }
 
 impl BindingName {
-    /// The name of a claim that exists: whatever stands in its metadata.
+    /// The name of an existing claim, taken from its metadata.
     #[must_use]
     pub fn existing(name: String) -> Self {
         Self(name.into())
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_that_routers_compute() {
+    fn names_match_the_published_vectors() {
         assert_eq!(name(Channel::Sms, "+15558675310", "+15017122661"), "sms-67e3eom4uehoawfojbv6j3egtc");
         assert_eq!(name(Channel::Email, "alice@example.com", "desk@example.org"), "email-pfrzam47ufpq7dbz7qdpo5w3su");
     }
 
     #[test]
-    fn each_part_makes_another_name() {
+    fn name_depends_on_every_part_of_the_binding() {
         let names = [
             name(Channel::Chat, "ab", "c"),
             name(Channel::Chat, "a", "bc"),
@@ -145,14 +145,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_binding_is_refused() {
+    fn invalid_bindings_are_rejected() {
         assert!(matches!(Binding::parse(Channel::Sms, "1", "+49"), Err(InvalidBinding::Contact(_))));
         assert!(matches!(Binding::parse(Channel::Sms, "+49", "1"), Err(InvalidBinding::Proxy(_))));
         assert_eq!(Binding::parse(Channel::Sms, "+49", "+49"), Err(InvalidBinding::Equal));
     }
 
     #[test]
-    fn a_conversation_with_a_contact_names_a_binding() {
+    fn conversation_names_a_binding_if_it_has_a_contact() {
         let spec = |contact: &str| -> ConversationSpec {
             let spec = format!(r#"{{"channel": "Chat", "contact": {contact}, "proxy": {{"address": "desk"}}}}"#);
             serde_json::from_str(&spec).unwrap()

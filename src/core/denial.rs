@@ -1,54 +1,54 @@
-//! What a refused create is told: the message for people, the causes for programs, and the code by which clients act.
+//! Denials of creates: the message for people, the causes for programs, and the HTTP code that clients act on.
 
 use super::binding::{Binding, InvalidBinding};
 use super::claim::{LiveConversation, Undecided};
 use crate::api::ConversationReference;
 
-/// The code of a binding that another conversation holds (shared with Twilio's Conversations).
+/// The error code of a binding that another conversation holds, as in Twilio Conversations.
 pub const ALREADY_BOUND: &str = "48031";
 
-/// How many participants a message names before it counts the rest.
+/// The number of participants that a message names; it only counts the others.
 const NAMED_PARTICIPANTS: usize = 10;
 
-/// A create that is not allowed, in the terms of `metav1.Status`.
+/// The denial of a create, in the terms of `metav1.Status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// The HTTP code that clients act on: 403 is not repeated, 409 makes the API server try another generated name, 503 is
-    /// repeated after [`Denial::retry_after_seconds`].
+    /// The HTTP code that clients act on: they do not retry a 403; a 409 makes the API server try another generated name; they
+    /// retry a 503 after [`Denial::retry_after_seconds`].
     pub code: u16,
-    /// The reason that belongs to the code.
+    /// The reason of the code.
     pub reason: &'static str,
-    /// What was wrong, where, and what to do next.
+    /// The error, the field that it is about, and what to do next.
     pub message: String,
-    /// What was wrong, for programs.
+    /// The error, for programs.
     pub cause: Option<Cause>,
-    /// The name of the conversation that the refusal is about, where it may be told.
+    /// The name of the conversation that the denial is about, if the requester may know it.
     pub name: Option<String>,
-    /// After how many seconds to repeat the create, where that helps.
+    /// The number of seconds after which to retry the create, if a retry can succeed.
     pub retry_after_seconds: Option<i32>,
 }
 
-/// What was wrong, for programs.
+/// The error, for programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    /// The error code that the field knows for the situation.
+    /// The error code.
     pub reason: &'static str,
-    /// The path of the field that it is about.
+    /// The path of the field that the error is about.
     pub field: &'static str,
-    /// What is to be known, in `key=value` pairs.
+    /// Details, as `key=value` pairs.
     pub message: String,
 }
 
-/// What the requester may learn of a holder.
+/// The information about a holder that the requester may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disclosure {
-    /// Its name, state and participants: it is in the same namespace, or the requester may read conversations in its.
+    /// Its name, state and participants: it is in the same namespace, or the requester can read conversations in its namespace.
     Full,
-    /// That it is in another namespace.
+    /// Only that it is in another namespace.
     OtherNamespace,
 }
 
-/// 48031: `holder` has the binding.
+/// 48031: `holder` holds the binding.
 #[must_use]
 pub fn already_bound(
     binding: &Binding,
@@ -75,7 +75,7 @@ pub fn already_bound(
     }
 }
 
-/// The text of a 48031: the addresses, the holder, its state and its participants, and each way out that applies.
+/// The message of a 48031: the addresses, the holder with its state and participants, and each remedy that applies.
 #[must_use]
 pub fn already_bound_message(
     binding: &Binding,
@@ -83,49 +83,42 @@ pub fn already_bound_message(
     stored: &LiveConversation,
     disclosure: Disclosure,
 ) -> String {
-    let addresses =
-        format!("contact address {} and proxy address {} on {}", binding.contact(), binding.proxy(), binding.channel());
-    let another_proxy = "for a separate, simultaneous conversation use another proxy address";
+    let exists = format!(
+        "{ALREADY_BOUND}: an outgoing conversation already exists for contact address {} and proxy address {} on {}",
+        binding.contact(),
+        binding.proxy(),
+        binding.channel()
+    );
+    let another_proxy = "For a concurrent conversation, use a different proxy address.";
     if disclosure == Disclosure::OtherNamespace {
         return format!(
-            "{ALREADY_BOUND}: an outgoing conversation already exists for this {addresses}: it is in another namespace, whose \
-             conversations you may not read. To go on: ask whoever runs it to close it, to remove its contact or to delete it, \
-             and the binding is free at once; or {another_proxy}"
+            "{exists}: the conversation is in another namespace, and you are not allowed to read conversations there. To \
+             proceed, ask its owner to close it, remove its contact or delete it; this frees the binding immediately. \
+             {another_proxy}"
         );
     }
+    let not_needed = "If it is no longer needed, close it, remove its contact or delete it; this frees the binding \
+                      immediately.";
     let state = stored.state.as_str();
-    let (who, way_out) = if stored.participants.is_empty() {
-        (
-            "unassigned".to_owned(),
-            "add a participant to it; or, if it is not needed, close it, remove its contact or delete it, and the binding is \
-             free at once",
-        )
-    } else {
-        let named =
-            stored.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = match stored.participants.len().saturating_sub(NAMED_PARTICIPANTS) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        (
-            format!("participants: {named}{more}"),
-            "have a participant close it, or transfer it to the user who wanted this one; or, if it is not needed, close it, \
-             remove its contact or delete it, and the binding is free at once",
-        )
-    };
-    let routing = if stored.participants.is_empty() {
-        "; if unassigned conversations keep appearing, look at the inbound routing (autocreation) of the proxy, and set \
-         spec.timers.closeUnassignedAfter"
-    } else {
-        ""
+    if stored.participants.is_empty() {
+        return format!(
+            "{exists}: conversation {holder} holds the binding ({state}, unassigned). To proceed, add a participant to it. \
+             {not_needed} {another_proxy} If unassigned conversations keep appearing, check the inbound routing \
+             (autocreation) of the proxy and set spec.timers.closeUnassignedAfter."
+        );
+    }
+    let named = stored.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = match stored.participants.len().saturating_sub(NAMED_PARTICIPANTS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
     };
     format!(
-        "{ALREADY_BOUND}: an outgoing conversation already exists for this {addresses}: conversation {holder} holds the binding ({state}, \
-         {who}). To go on: {way_out}; {another_proxy}{routing}"
+        "{exists}: conversation {holder} holds the binding ({state}, participants: {named}{more}). To proceed, ask a \
+         participant to close it or to transfer it to you. {not_needed} {another_proxy}"
     )
 }
 
-/// A conversation of this name exists.
+/// A conversation with this name exists.
 #[must_use]
 pub fn already_exists(name: &str) -> Denial {
     Denial {
@@ -138,27 +131,27 @@ pub fn already_exists(name: &str) -> Denial {
     }
 }
 
-/// It cannot be said in time whether the binding is free.
+/// It cannot be determined in time whether the binding is free.
 #[must_use]
-pub fn undecidable(why: Undecided) -> Denial {
+pub fn undecided(why: Undecided) -> Denial {
     let why = match why {
-        Undecided::InFlight => "another create or a release for the same binding is under way",
+        Undecided::InFlight => "another create or a release of the same binding is in progress",
         Undecided::AwaitingRelease => {
-            "earlier creates of this name were admitted and never stored, and their claim has not been released yet"
+            "earlier creates with this name were admitted but never stored, and their claim has not been released yet"
         }
-        Undecided::ApiServer => "the claims could not be read or written in time",
+        Undecided::ApiServer => "the API server did not read or write the claim in time",
     };
     Denial {
         code: 503,
         reason: "ServiceUnavailable",
-        message: format!("cannot decide yet whether the binding is free: {why}; try again in a second"),
+        message: format!("cannot determine yet whether the binding is free: {why}. Retry in 1 second."),
         cause: None,
         name: None,
         retry_after_seconds: Some(1),
     }
 }
 
-/// The conversation has addresses that no schema let through: the review does not come from an API server with our CRD.
+/// The addresses are invalid, although the schema excludes that: the review was not sent by an API server with this CRD.
 #[must_use]
 pub fn invalid_binding(error: &InvalidBinding) -> Denial {
     let (reason, field) = match error {
@@ -181,7 +174,7 @@ mod tests {
     use super::*;
     use crate::api::{Channel, State};
 
-    fn refusal(participants: usize, disclosure: Disclosure) -> Denial {
+    fn denial(participants: usize, disclosure: Disclosure) -> Denial {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
         let stored = LiveConversation {
             uid: "a1".into(),
@@ -194,20 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn a_48031_names_the_addresses_the_holder_its_state_and_its_participants() {
-        let refusal = refusal(2, Disclosure::Full);
+    fn message_names_addresses_holder_state_and_participants() {
+        let denial = denial(2, Disclosure::Full);
         for part in ["+15558675310", "+15017122661", "SMS", "sales/alice", "Inactive", "agent-1, agent-2", "transfer"] {
-            assert!(refusal.message.contains(part), "{part} is missing in {}", refusal.message);
+            assert!(denial.message.contains(part), "{part} is missing in {}", denial.message);
         }
-        assert!(refusal.message.starts_with("48031: "));
-        assert_eq!((refusal.code, refusal.reason, refusal.name.as_deref()), (403, "Forbidden", Some("alice")));
-        let cause = refusal.cause.unwrap();
+        assert!(denial.message.starts_with("48031: "));
+        assert_eq!((denial.code, denial.reason, denial.name.as_deref()), (403, "Forbidden", Some("alice")));
+        let cause = denial.cause.unwrap();
         assert_eq!((cause.reason, cause.field), ("48031", "spec.contact.address"));
         assert_eq!(cause.message, "holder=sales/alice state=Inactive participants=agent-1,agent-2");
     }
 
     #[test]
-    fn the_readme_shows_a_refusal_as_it_is() {
+    fn readme_quotes_the_current_message() {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
         let participants = vec!["agent-7".to_owned()];
         let stored = LiveConversation {
@@ -223,35 +216,35 @@ mod tests {
     }
 
     #[test]
-    fn an_unassigned_holder_is_told_to_be_one() {
-        let message = refusal(0, Disclosure::Full).message;
+    fn message_names_remedies_for_an_unassigned_holder() {
+        let message = denial(0, Disclosure::Full).message;
         for part in ["unassigned", "add a participant", "closeUnassignedAfter", "autocreation"] {
             assert!(message.contains(part), "{part} is missing in {message}");
         }
     }
 
     #[test]
-    fn a_holder_in_another_namespace_is_not_named() {
-        let refusal = refusal(2, Disclosure::OtherNamespace);
-        let all = format!("{refusal:?}");
+    fn denial_does_not_name_a_holder_in_another_namespace() {
+        let denial = denial(2, Disclosure::OtherNamespace);
+        let all = format!("{denial:?}");
         for part in ["sales", "alice", "agent-", "Inactive"] {
             assert!(!all.contains(part), "{part} is told in {all}");
         }
-        assert!(refusal.message.starts_with("48031: ") && refusal.message.contains("another namespace"));
+        assert!(denial.message.starts_with("48031: ") && denial.message.contains("another namespace"));
     }
 
     #[test]
-    fn many_participants_are_counted() {
-        let message = refusal(100, Disclosure::Full).message;
+    fn message_counts_participants_beyond_ten() {
+        let message = denial(100, Disclosure::Full).message;
         assert!(message.contains("agent-10 and 90 more") && !message.contains("agent-11"), "{message}");
     }
 
     #[test]
     fn no_message_makes_flux_delete_the_object() {
         for message in [
-            refusal(0, Disclosure::Full).message,
-            refusal(2, Disclosure::Full).message,
-            refusal(2, Disclosure::OtherNamespace).message,
+            denial(0, Disclosure::Full).message,
+            denial(2, Disclosure::Full).message,
+            denial(2, Disclosure::OtherNamespace).message,
         ] {
             assert!(!message.contains("is immutable"));
         }

@@ -59,7 +59,7 @@ impl AdmissionHandler {
         let refusal = match answer {
             Decision::Allow => None,
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
-            Decision::Undecided(why) => Some(denial::undecidable(why)),
+            Decision::Undecided(why) => Some(denial::undecided(why)),
             Decision::Deny { holder, stored } => {
                 let disclosure = if holder.namespace == request.conversation.namespace {
                     Disclosure::Full

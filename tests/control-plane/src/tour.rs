@@ -120,7 +120,10 @@ const STEPS: &[Step] = &[
         why: "An AddressBinding is the claim itself: who could delete it could give one binding to two conversations. You are in\n\
               system:masters, whom no role can stop; the policy that comes with the chart stops you all the same.",
         commands: &[
-            refused("kubectl delete ab sms-67e3eom4uehoawfojbv6j3egtc", &["written by the switchboard operator alone"]),
+            refused(
+                "kubectl delete ab sms-67e3eom4uehoawfojbv6j3egtc",
+                &["must be written only by the switchboard operator"],
+            ),
             done("kubectl get conv,ab", &["sms-67e3eom4uehoawfojbv6j3egtc"]),
         ],
     },
