@@ -183,9 +183,9 @@ async fn people_are_told_each_fact_once() {
         .collect();
     told.sort_unstable();
     let expected = [
-        ("Closed", "Normal", "The conversation is Closed: the timer closeAfter elapsed"),
-        ("Inactive", "Normal", "The conversation is Inactive: the timer inactiveAfter elapsed"),
-        ("Unassigned", "Warning", "There is no participant: an inbound message reaches nobody"),
+        ("Closed", "Normal", "The conversation became Closed: the timer closeAfter expired"),
+        ("Inactive", "Normal", "The conversation became Inactive: the timer inactiveAfter expired"),
+        ("Unassigned", "Warning", "The conversation has no participants; no user receives its inbound messages"),
     ];
     assert_eq!(told, expected);
 }

@@ -271,7 +271,7 @@ async fn rule_9_unassigned_is_easy_to_see() {
     let told = user.desk.wait_for_event("alice", "Unassigned").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));
     let described = user.types("kubectl events --for=conversation/alice");
-    assert!(described.contains("an inbound message reaches nobody"), "{described}");
+    assert!(described.contains("no user receives its inbound messages"), "{described}");
 }
 
 // ---- Out of a 48031: the holder has a participant ----

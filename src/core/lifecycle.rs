@@ -359,7 +359,7 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
         let (reason, note) = match (condition.type_, condition.status, condition.reason) {
             (Type::Bound, Status::False, Reason::AddressAlreadyBound) => (
                 NoticeReason::AddressAlreadyBound,
-                format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound says which, and what to do"),
+                format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound has the details and the remedy"),
             ),
             (Type::Unassigned, Status::True, _) => (NoticeReason::Unassigned, condition.message.clone()),
             _ => return None,
@@ -369,11 +369,11 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
         (!was_so).then_some(Notice { reason, time, note })
     });
     let because = match status.state_reason {
-        Some(StateReason::InactiveTimer) => "the timer inactiveAfter elapsed",
-        Some(StateReason::CloseTimer) => "the timer closeAfter elapsed",
-        Some(StateReason::UnassignedTimer) => "the timer closeUnassignedAfter elapsed",
-        Some(StateReason::Activity) => "there was activity",
-        Some(StateReason::Spec) | None => "the spec says so",
+        Some(StateReason::InactiveTimer) => "the timer inactiveAfter expired",
+        Some(StateReason::CloseTimer) => "the timer closeAfter expired",
+        Some(StateReason::UnassignedTimer) => "the timer closeUnassignedAfter expired",
+        Some(StateReason::Activity) => "activity was reported",
+        Some(StateReason::Spec) | None => "spec.state requests it",
     };
     let change = match (before.state.unwrap_or_default(), status.state.unwrap_or_default()) {
         (State::Active, State::Inactive) => Some((NoticeReason::Inactive, "Inactive")),
@@ -384,7 +384,7 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
     let change = change.zip(status.state_transition_time).map(|((reason, word), time)| Notice {
         reason,
         time,
-        note: format!("The conversation is {word}: {because}"),
+        note: format!("The conversation became {word}: {because}"),
     });
     conditions.chain(change).collect()
 }
@@ -402,14 +402,14 @@ pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
 /// What people are told of a conversation, created at `creation_time`, that cannot be read because of `error`.
 #[must_use]
 pub fn unreadable(creation_time: Time, error: &str) -> Notice {
-    let note = format!("The conversation cannot be read, and nothing is done about it until it is corrected: {error}");
+    let note = format!("The conversation is invalid and is not processed until it is corrected: {error}");
     Notice { reason: NoticeReason::Unreadable, time: creation_time, note }
 }
 
 /// What people are told of a conversation that was deleted at `expiry`.
 #[must_use]
 pub fn expired(expiry: Time) -> Notice {
-    let note = "The conversation was closed for longer than ttlAfterClosed, and is deleted".to_owned();
+    let note = "The conversation is deleted because it has been closed for longer than ttlAfterClosed".to_owned();
     Notice { reason: NoticeReason::TTLExpired, time: expiry, note }
 }
 
@@ -447,27 +447,27 @@ fn conditions(
     let (ready, bound) = if is_closed {
         (
             (Status::True, Reason::Closed, "The conversation is closed"),
-            (Status::False, Reason::Closed, "A closed conversation holds no binding"),
+            (Status::False, Reason::Closed, "The conversation is closed and holds no binding"),
         )
     } else if input.binding.is_none() {
         (
-            (Status::True, Reason::Unbound, "The conversation is open and, without a contact, needs no binding"),
-            (Status::False, Reason::NoContact, "Without a contact there is no binding"),
+            (Status::True, Reason::Unbound, "The conversation is open and has no contact, so it needs no binding"),
+            (Status::False, Reason::NoContact, "The conversation has no contact, so it has no binding"),
         )
     } else if let Some(conflict) = conflict {
         ((Status::False, Reason::AddressAlreadyBound, conflict), (Status::False, Reason::AddressAlreadyBound, conflict))
     } else {
         (
             (Status::True, Reason::Bound, "The conversation is open and holds its binding"),
-            (Status::True, Reason::BindingHeld, "Inbound messages of the binding reach this conversation"),
+            (Status::True, Reason::BindingHeld, "Inbound messages for the binding are routed to this conversation"),
         )
     };
     let unassigned = if is_closed {
         (Status::False, Reason::Closed, "The conversation is closed")
     } else if input.is_unassigned {
-        (Status::True, Reason::NoParticipants, "There is no participant: an inbound message reaches nobody")
+        (Status::True, Reason::NoParticipants, "The conversation has no participants; no user receives its inbound messages")
     } else {
-        (Status::False, Reason::Assigned, "There is at least one participant")
+        (Status::False, Reason::Assigned, "The conversation has at least one participant")
     };
     let stalled = conflict.map(|conflict| (Type::Stalled, (Status::True, Reason::AddressAlreadyBound, conflict)));
     [(Type::Ready, ready), (Type::Bound, bound), (Type::Unassigned, unassigned)]
@@ -840,7 +840,7 @@ mod tests {
         let status = live(&mut input, 16);
         let [fact] = &new_notices(&before, &status)[..] else { panic!("{status:?}") };
         assert_eq!(fact.reason, NoticeReason::Reactivated);
-        assert!(fact.note.contains("there was activity") && !fact.reason.is_warning(), "{}", fact.note);
+        assert!(fact.note.contains("activity was reported") && !fact.reason.is_warning(), "{}", fact.note);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 local status = obj.status
 if status == nil or status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then
-  return { status = "Progressing", message = "Waiting for switchboard" }
+  return { status = "Progressing", message = "Waiting for controller" }
 end
 
 local conditions = {}
@@ -20,4 +20,4 @@ end
 if ready ~= nil and ready.status == "True" then
   return { status = "Healthy", message = ready.message }
 end
-return { status = "Progressing", message = ready ~= nil and ready.message or "Waiting for switchboard" }
+return { status = "Progressing", message = ready ~= nil and ready.message or "Waiting for controller" }
