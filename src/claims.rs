@@ -1,4 +1,4 @@
-//! The only writer of AddressBindings: carries the steps of `core::claim` out against the API server. It decides nothing.
+//! The only writer of AddressBindings. It executes the steps of `core::claim` against the API server and decides nothing.
 
 use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
@@ -11,16 +11,16 @@ use kube::{Api, Client, Resource, ResourceExt};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long a create waits for another one, or for a release, before it is told to come again. Longer waits would hold seats of
-/// the API server.
+/// The time that a create waits for another create or a release before it is answered with a 503. Longer waits would occupy
+/// seats of the API server.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The first pause between two looks at a claim, doubled each time up to [`MAX_POLL_INTERVAL`].
+/// The first interval between two reads of a claim. It doubles each time, up to [`MAX_POLL_INTERVAL`].
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(80);
 
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
-/// The API server tells AlreadyExists and Conflict apart by the reason; a create can meet the former alone.
+/// AlreadyExists and Conflict share a code and differ in the reason; a create can only fail with AlreadyExists.
 const ALREADY_EXISTS: u16 = 409;
 
 /// The claims of the cluster.
@@ -32,66 +32,66 @@ pub struct Claims {
     metrics: Metrics,
 }
 
-/// Why the claims could not be read or written.
+/// A failure to read or write a claim.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server did not do what was asked.
+    /// The request to the API server failed.
     #[error("{0}")]
     Api(#[from] kube::Error),
-    /// An AddressBinding does not bear the name of its binding. Only somebody who went around the admission policy of the
-    /// chart can have made it, and only they can delete it.
-    #[error("AddressBinding {0} does not belong to the binding that it is named after: delete it")]
+    /// The name of an AddressBinding does not match its binding. To create or delete it, a client must bypass the admission
+    /// policy of the chart.
+    #[error("the name of AddressBinding {0} does not match its binding; delete it")]
     NameMismatch(BindingName),
 }
 
-/// What became of a write.
+/// The outcome of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It took effect.
     Applied,
-    /// A precondition did not hold: what it rested on has changed.
+    /// A precondition failed: the claim has changed since it was read.
     Conflict,
 }
 
 impl Claims {
-    /// The claims that `client` reaches. `grace_period` is how long a create that was admitted may take to be stored.
-    /// Writes are counted into `metrics`.
+    /// The claims of the cluster of `client`. `grace_period` is the time within which an admitted create is stored or fails.
+    /// Writes are counted in `metrics`.
     #[must_use]
     pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: Metrics) -> Self {
         Self { client, clock, grace_period, metrics }
     }
 
-    /// How long a create that was admitted may take to be stored.
+    /// The time within which an admitted create is stored or fails.
     #[must_use]
     pub fn grace_period(&self) -> Duration {
         self.grace_period
     }
 
-    /// Claims the binding for a create, or says why not. Nothing is written after `deadline`.
+    /// Claims the binding for a create, or decides why not. Nothing is written after `deadline`.
     pub async fn admit(&self, request: &Request, deadline: Instant) -> Decision {
         let give_up_waiting = deadline.min(self.clock.monotonic() + WAIT_TIMEOUT);
         let grace_period = u64::try_from(self.grace_period.as_millis()).unwrap_or(u64::MAX);
         let mut pause = MIN_POLL_INTERVAL;
-        let mut seen = Observation::Nothing;
+        let mut observation = Observation::Nothing;
         loop {
-            if seen == Observation::Changed && self.clock.monotonic() >= give_up_waiting {
+            if observation == Observation::Changed && self.clock.monotonic() >= give_up_waiting {
                 return Decision::Undecided(Undecided::InFlight);
             }
-            let step = admit(request, seen, self.clock.now(), grace_period);
+            let step = admit(request, observation, self.clock.now(), grace_period);
             let observed = match step {
-                AdmitStep::Decide(answer) => return answer,
+                AdmitStep::Decide(decision) => return decision,
                 AdmitStep::Wait => {
                     sleep(pause).await;
                     pause = (pause * 2).min(MAX_POLL_INTERVAL);
-                    seen = Observation::Changed;
+                    observation = Observation::Changed;
                     continue;
                 }
                 step => timeout_at(deadline, self.observe(request, step)).await,
             };
-            seen = match observed {
-                Ok(Ok(seen)) => seen,
+            observation = match observed {
+                Ok(Ok(observation)) => observation,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %ErrorChain(&error), binding = %request.binding.name(), "cannot reach the claims");
+                    tracing::warn!(error = %ErrorChain(&error), binding = %request.binding.name(), "failed to read or write the claim");
                     return Decision::Undecided(Undecided::ApiServer);
                 }
                 Err(_) => return Decision::Undecided(Undecided::ApiServer),
@@ -103,8 +103,8 @@ impl Claims {
         match step {
             AdmitStep::ReadClaim => Ok(Observation::Claim(self.read(&request.binding.name()).await?)),
             AdmitStep::ReadHolder(claim) => {
-                let stored = self.stored(&claim.holder).await?;
-                Ok(Observation::Holder(claim, stored))
+                let live = self.stored(&claim.holder).await?;
+                Ok(Observation::Holder(claim, live))
             }
             AdmitStep::Write(write) => Ok(match self.write(&request.binding, write).await? {
                 Outcome::Applied => Observation::Written,
@@ -114,7 +114,7 @@ impl Claims {
         }
     }
 
-    /// Reads a claim from etcd.
+    /// Reads a claim live.
     pub async fn read(&self, name: &BindingName) -> Result<Option<Claim>, Error> {
         match Api::<AddressBinding>::all(self.client.clone()).get_opt(name.as_str()).await? {
             None => Ok(None),
@@ -122,13 +122,13 @@ impl Claims {
         }
     }
 
-    /// Reads a conversation from etcd, as far as the protocol cares.
+    /// Reads a conversation live, reduced to the fields that the protocol uses.
     pub async fn stored(&self, place: &ConversationReference) -> Result<Option<LiveConversation>, Error> {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
         Ok(conversations.get_opt(&place.name).await?.as_ref().map(LiveConversation::of))
     }
 
-    /// Carries one write out, under its preconditions.
+    /// Executes one write with its preconditions.
     pub async fn write(&self, binding: &Binding, write: Write) -> Result<Outcome, Error> {
         let claims = Api::<AddressBinding>::all(self.client.clone());
         let name = binding.name();
@@ -143,7 +143,7 @@ impl Claims {
             };
             AddressBinding::new(name.as_str(), spec)
         };
-        let (kind, result, lost): (_, _, &[u16]) = match write {
+        let (kind, result, conflicts): (_, _, &[u16]) = match write {
             Write::Create { holder, admissions } => {
                 let created = claims.create(&parameters, &object(holder, admissions)).await;
                 (ClaimWrite::Create, created.map(drop), &[ALREADY_EXISTS])
@@ -164,7 +164,7 @@ impl Claims {
         };
         let (counted, outcome) = match result {
             Ok(()) => (WriteOutcome::Applied, Ok(Outcome::Applied)),
-            Err(kube::Error::Api(status)) if lost.contains(&status.code) => {
+            Err(kube::Error::Api(status)) if conflicts.contains(&status.code) => {
                 (WriteOutcome::Conflict, Ok(Outcome::Conflict))
             }
             Err(error) => (WriteOutcome::Failed, Err(error.into())),
@@ -174,7 +174,7 @@ impl Claims {
     }
 }
 
-/// The claim that an `AddressBinding` is; none where its name does not belong to its binding, which only a hand can have made.
+/// The claim that an `AddressBinding` represents, or `None` if its name does not match its binding.
 #[must_use]
 pub fn claim_of(object: &AddressBinding) -> Option<Claim> {
     let binding = Binding::claimed(&object.spec).ok()?;

@@ -1,6 +1,6 @@
-//! What is decided, as functions of plain values: no client, no async, no clock, no logging.
+//! Decisions, as functions of plain values: no client, no async, no clock, no logging.
 //!
-//! The webhook, the controller and the tests all call these; there is no second copy of a rule.
+//! The webhook, the controller and the tests all call these functions; no rule exists twice.
 
 pub mod address;
 pub mod binding;

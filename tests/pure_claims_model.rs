@@ -1,5 +1,5 @@
-//! Claims about the protocol of claims, by exhaustive check: every order in which things can happen, within bounds. Tier: pure.
-//! `make test` checks the small configurations, `make model` the large ones, and either prints how many states it visited.
+//! Exhaustive checks of the claim protocol: every order of events, within bounds. Tier: pure.
+//! `make test` checks the small configurations and `make model` the large ones. Both print the number of visited states.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,15 +11,15 @@
 mod claims_model;
 
 use claims_model::{
-    Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_FLAW, ONE_BOUND, ONE_HOLDER, RECORDED, REST,
+    Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_VIOLATION, ONE_BOUND, ONE_HOLDER, RECORDED, REST,
 };
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;
 
-/// The creates of a configuration, a letter each: `a` is a create of alice and `b` one of bob, which want the same binding; upper case
-/// is a server-side apply; `x` and `y` are dry runs, and `u` and `v` are made while no webhook is installed.
+/// The creates of a configuration, one per letter. `a` is a create of alice and `b` one of bob, which need the same binding. Upper case
+/// is a server-side apply, `x` and `y` are dry runs, and `u` and `v` bypass the webhook.
 fn creates(letters: &str) -> Vec<Create> {
-    let plain = |place| Create { place, is_server_side_apply: false, is_dry_run: false, is_unseen: false };
+    let plain = |place| Create { place, is_server_side_apply: false, is_dry_run: false, bypasses_webhook: false };
     let of = |letter| match letter {
         'a' => plain(0),
         'b' => plain(1),
@@ -27,19 +27,19 @@ fn creates(letters: &str) -> Vec<Create> {
         'B' => Create { is_server_side_apply: true, ..plain(1) },
         'x' => Create { is_dry_run: true, ..plain(0) },
         'y' => Create { is_dry_run: true, ..plain(1) },
-        'u' => Create { is_unseen: true, ..plain(0) },
-        'v' => Create { is_unseen: true, ..plain(1) },
+        'u' => Create { bypasses_webhook: true, ..plain(0) },
+        'v' => Create { bypasses_webhook: true, ..plain(1) },
         other => panic!("no create is called {other}"),
     };
     letters.chars().map(of).collect()
 }
 
-/// A configuration with one leader, which each test changes.
+/// A configuration with one leader, on which the tests are based.
 fn configuration(name: &'static str, letters: &str) -> Configuration {
     Configuration { name, creates: creates(letters), leaders: 1, ..Configuration::default() }
 }
 
-/// Checks every state that can be reached, and that the configuration reaches what it is there for.
+/// Checks every reachable state, and that the configuration covers the `expected` steps.
 fn check(configuration: Configuration, expected: &[Coverage]) {
     let began = Instant::now();
     let name = configuration.name;
@@ -60,20 +60,20 @@ fn check(configuration: Configuration, expected: &[Coverage]) {
         }
     }
     checker.assert_properties();
-    for what in expected {
-        assert!(checker.model().count(*what) > 0, "{name} does not reach {what:?}");
+    for step in expected {
+        assert!(checker.model().count(*step) > 0, "{name} does not reach {step:?}");
     }
 }
 
 #[test]
-fn creates_of_two_names_a_close_and_a_deletion() {
+fn protocol_holds_for_two_names_a_close_and_a_deletion() {
     let expected = [
         Coverage::Claimed,
         Coverage::Added,
         Coverage::TakenOver,
-        Coverage::LostWrite,
+        Coverage::WriteConflict,
         Coverage::Wait,
-        Coverage::Refused,
+        Coverage::Denied,
         Coverage::AlreadyExists,
         Coverage::NameTaken,
         Coverage::GraceAwaited,
@@ -81,70 +81,70 @@ fn creates_of_two_names_a_close_and_a_deletion() {
         Coverage::Released,
         Coverage::Pruned,
         Coverage::Adopted,
-        Coverage::LostLeaderWrite,
+        Coverage::LeaderWriteConflict,
     ];
     let budget = Budget { releases: 1, deletions: 1, ..Budget::default() };
     check(Configuration { budget, ..configuration("two names", "aab") }, &expected);
 }
 
 #[test]
-fn server_side_applies_that_become_updates() {
+fn protocol_holds_for_applies_that_become_updates() {
     let budget = Budget { releases: 1, ..Budget::default() };
     check(Configuration { budget, ..configuration("applies", "AAb") }, &[Coverage::AppliedAsUpdate, Coverage::Pruned]);
 }
 
 #[test]
-fn closings_by_the_status_which_leave_the_watch_as_deletions_do() {
+fn protocol_holds_for_closings_in_the_status() {
     let budget = Budget { closings: 1, ..Budget::default() };
     let configuration = Configuration { budget, has_statuses: true, ..configuration("closings", "aab") };
     check(configuration, &[Coverage::Bound, Coverage::TakenOver, Coverage::Released]);
 }
 
 #[test]
-fn dry_runs_get_the_same_answer_and_write_nothing() {
+fn dry_runs_get_the_same_decision_and_write_nothing() {
     let budget = Budget { releases: 1, ..Budget::default() };
     let configuration = Configuration { budget, ..configuration("dry runs", "axy") };
-    check(configuration, &[Coverage::DryRunAllowed, Coverage::DryRunRefused]);
+    check(configuration, &[Coverage::DryRunAllowed, Coverage::DryRunDenied]);
 }
 
 #[test]
-fn reviews_that_are_repeated_and_reviews_that_nobody_waits_for() {
+fn protocol_holds_for_repeated_and_abandoned_reviews() {
     let budget = Budget { repeats: 1, abandoned: 1, ..Budget::default() };
     let configuration = Configuration { budget, ..configuration("reviews", "aab") };
-    check(configuration, &[Coverage::RepeatedReview, Coverage::OrphanWrote]);
+    check(configuration, &[Coverage::RepeatedReview, Coverage::AbandonedReviewWrote]);
 }
 
 #[test]
-fn a_leader_that_begins_anew_and_watches_that_begin_anew_with_a_list() {
+fn protocol_holds_for_restarted_leaders_and_watches() {
     let budget = Budget { restarts: 1, lists: 1, closings: 1, deletions: 1, ..Budget::default() };
     check(Configuration { budget, ..configuration("restarts", "ab") }, &[Coverage::Released, Coverage::GraceOver]);
 }
 
 #[test]
-fn two_who_believe_that_they_lead() {
+fn protocol_holds_for_two_leaders() {
     let configuration = Configuration { leaders: 2, ..configuration("two leaders", "ab") };
-    check(configuration, &[Coverage::LostLeaderWrite, Coverage::GraceOver]);
+    check(configuration, &[Coverage::LeaderWriteConflict, Coverage::GraceOver]);
 }
 
 #[test]
-fn leaders_of_which_nothing_is_known() {
+fn protocol_holds_for_leaders_with_unknown_caches() {
     let budget = Budget { deletions: 1, releases: 1, ..Budget::default() };
     let configuration =
         Configuration { budget, leaders: 0, unknown_leaders: 1, ..configuration("unknown leaders", "aab") };
-    check(configuration, &[Coverage::Pruned, Coverage::Released, Coverage::Adopted, Coverage::LostLeaderWrite]);
+    check(configuration, &[Coverage::Pruned, Coverage::Released, Coverage::Adopted, Coverage::LeaderWriteConflict]);
 }
 
 #[test]
-fn conversations_that_no_webhook_saw() {
+fn protocol_holds_for_creates_that_bypass_the_webhook() {
     let budget = Budget { releases: 1, ..Budget::default() };
     let configuration = Configuration { budget, has_statuses: true, ..configuration("unseen", "uvb") };
-    check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound, Coverage::Refused]);
+    check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound, Coverage::Denied]);
 }
 
 #[test]
-fn claims_that_are_deleted_by_hand() {
-    let budget = Budget { hand_deletions: 1, closings: 1, lists: 1, ..Budget::default() };
-    let configuration = Configuration { budget, has_statuses: true, ..configuration("hand deletions", "ab") };
+fn protocol_holds_for_manual_deletions_of_claims() {
+    let budget = Budget { manual_deletions: 1, closings: 1, lists: 1, ..Budget::default() };
+    let configuration = Configuration { budget, has_statuses: true, ..configuration("manual deletions", "ab") };
     check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound]);
 }
 
@@ -166,9 +166,9 @@ fn large() {
         },
         Configuration { budget: Budget { closings: 1, ..release }, ..configuration("applies and creates", "AAab") },
         Configuration {
-            budget: Budget { hand_deletions: 1, restarts: 1, ..either },
+            budget: Budget { manual_deletions: 1, restarts: 1, ..either },
             has_statuses: true,
-            ..configuration("by hand, a restart", "ab")
+            ..configuration("manual deletions, a restart", "ab")
         },
         Configuration { budget: either, ..configuration("two and two", "aabb") },
     ] {
@@ -176,15 +176,15 @@ fn large() {
     }
 }
 
-/// Each thing done otherwise than the protocol does it, the configuration in which that is told, and the property that tells.
+/// Each mutation, a configuration that exposes it, and the property that it violates.
 fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
     use Mutation as M;
     let deleted =
         || Configuration { budget: Budget { deletions: 1, ..Budget::default() }, ..configuration("deleted", "aab") };
-    let by_hand = || Configuration {
-        budget: Budget { hand_deletions: 1, lists: 1, ..Budget::default() },
+    let manual = || Configuration {
+        budget: Budget { manual_deletions: 1, lists: 1, ..Budget::default() },
         has_statuses: true,
-        ..configuration("by hand", "ab")
+        ..configuration("manual deletions", "ab")
     };
     let listed = || Configuration {
         budget: Budget { restarts: 1, lists: 1, deletions: 1, ..Budget::default() },
@@ -196,12 +196,12 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         (M::AddReplaces, deleted(), ONE_HOLDER),
         (M::AddForgets, deleted(), ONE_HOLDER),
         (M::OursNeedsNoWrite, deleted(), ONE_HOLDER),
-        (M::LostWriteTakenAsDone, deleted(), ONE_HOLDER),
+        (M::ConflictTakenAsApplied, deleted(), ONE_HOLDER),
         (M::ReplaceWithoutVersion, released(), RECORDED),
         (M::UndecidedReplaced, deleted(), ONE_HOLDER),
-        (M::RefusalWithoutRead, deleted(), NO_FLAW),
+        (M::DenialWithoutRead, deleted(), NO_VIOLATION),
         (M::WaitAllows, deleted(), ONE_HOLDER),
-        (M::DryRunWrites, configuration("dry run", "xa"), NO_FLAW),
+        (M::DryRunWrites, configuration("dry run", "xa"), NO_VIOLATION),
         (M::ReleaseReadsTooEarly, deleted(), ONE_HOLDER),
         (M::ReleaseTrustsWatch, deleted(), ONE_HOLDER),
         (M::OldContentBelieved, deleted(), REST),
@@ -211,22 +211,22 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         (M::GraceSkipped, deleted(), ONE_HOLDER),
         (M::InFlightPruned, deleted(), ONE_HOLDER),
         (M::AdoptReplaces, deleted(), ONE_HOLDER),
-        (M::BoundAtOnce, by_hand(), ONE_BOUND),
-        (M::BoundMeanwhile, by_hand(), ONE_BOUND),
+        (M::BoundAtOnce, manual(), ONE_BOUND),
+        (M::BoundMeanwhile, manual(), ONE_BOUND),
         (M::ListsForgetClaims, listed(), REST),
     ]
 }
 
 #[test]
-fn every_trap_put_back_has_its_counterexample() {
+fn every_mutation_has_a_counterexample() {
     for (mutation, configuration, property) in mutants() {
         let mut model = ClaimsModel::new(Configuration { mutation: Some(mutation), ..configuration });
-        // A wrong answer is not the end: what comes of it is looked for.
-        model.goes_on = property != NO_FLAW;
+        // Continue after a wrong decision, to find the violation that it causes.
+        model.continues_after_violation = property != NO_VIOLATION;
         let wanted = HasDiscoveries::AllOf([property].into());
         let checker = model.checker().threads(2).finish_when(wanted).spawn_bfs().join();
         let found = checker.discovery(property);
-        let found = found.unwrap_or_else(|| panic!("{mutation:?} is not told by {property:?}"));
+        let found = found.unwrap_or_else(|| panic!("{mutation:?} does not violate {property:?}"));
         println!("{mutation:?}: {property}, after {} steps", found.into_actions().len());
     }
 }

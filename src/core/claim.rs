@@ -1,34 +1,34 @@
-//! The protocol by which a binding gets exactly one holder: each function goes from what was observed to the next step.
+//! The claim protocol, which guarantees that a binding has at most one holder: each function maps an observation to the next step.
 //!
-//! `claims.rs` carries the steps out against the API server and decides nothing. Why the steps are enough is told in
-//! ARCHITECTURE.md; the invariants I1 to I5 named here are those that stand there.
+//! `claims.rs` executes the steps against the API server and decides nothing. ARCHITECTURE.md explains why the steps suffice, and
+//! defines the invariants I1 to I5 that are named here.
 
 use super::binding::{Binding, BindingName};
 use crate::api::{Admission, Conversation, ConversationReference, MAX_ADMISSIONS, State, Time};
 
-/// A claim as it was read: which conversation holds a binding, and the creates of it that were admitted.
+/// A claim as it was read: the conversation that holds a binding, and the admitted creates of that conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Which binding.
+    /// The claimed binding.
     pub binding: Binding,
     /// The name of the AddressBinding.
     pub name: BindingName,
     /// The UID of the AddressBinding.
     pub uid: String,
-    /// The resourceVersion at which it was read, the precondition of each write that rests on it.
+    /// The resourceVersion at which it was read: the precondition of each write that is based on it.
     pub resource_version: String,
     /// Whether it has a deletionTimestamp.
     pub is_being_deleted: bool,
     /// The conversation that it names.
     pub holder: ConversationReference,
-    /// The creates of that conversation that were admitted.
+    /// The admitted creates of that conversation.
     pub admissions: Vec<Admission>,
 }
 
-/// A conversation as it was read live, as far as the protocol cares.
+/// A conversation as it was read live, reduced to the fields that the protocol uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveConversation {
-    /// Its UID. Whoever has read it live knows that the create with this UID was stored: it is *decided*.
+    /// Its UID. Since the conversation was read live, the create with this UID is *decided*: it was stored.
     pub uid: String,
     /// The binding that it holds, while it is open and has a contact.
     pub held_binding: Option<BindingName>,
@@ -39,8 +39,8 @@ pub struct LiveConversation {
 }
 
 impl LiveConversation {
-    /// What the protocol sees of a conversation. One whose addresses are not canonical, which the schema excludes, holds
-    /// nothing: no message can reach it.
+    /// The view of a conversation that the protocol uses. A conversation whose addresses are not canonical, which the schema
+    /// excludes, holds no binding, since no message can be routed to it.
     #[must_use]
     pub fn of(conversation: &Conversation) -> Self {
         let spec = &conversation.spec;
@@ -56,25 +56,25 @@ impl LiveConversation {
     }
 }
 
-/// The later of what the spec asks for and what the status says.
+/// The state in effect: the later of `spec.state` and `status.state`.
 #[must_use]
 pub fn state_in_effect(conversation: &Conversation) -> State {
-    let asked_for = conversation.spec.state.unwrap_or_default();
-    let reported = conversation.status.as_ref().and_then(|status| status.state).unwrap_or_default();
-    asked_for.max(reported)
+    let desired = conversation.spec.state.unwrap_or_default();
+    let reached = conversation.status.as_ref().and_then(|status| status.state).unwrap_or_default();
+    desired.max(reached)
 }
 
-/// A change of one claim, with the preconditions on which it rests.
+/// A write of one claim, with its preconditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Make the claim. It fails where one exists.
+    /// Create the claim. Fails if one exists.
     Create {
         /// The conversation that the claim names.
         holder: ConversationReference,
         /// The admissions that it records.
         admissions: Vec<Admission>,
     },
-    /// Replace the content of the claim. It fails where the claim has changed since.
+    /// Replace the content of the claim. Fails if the claim has changed since it was read.
     Replace {
         /// The UID of the claim that was read.
         uid: String,
@@ -85,7 +85,7 @@ pub enum Write {
         /// The admissions that it records from now on.
         admissions: Vec<Admission>,
     },
-    /// Delete the claim. It fails where the claim has changed since.
+    /// Delete the claim. Fails if the claim has changed since it was read.
     Delete {
         /// The UID of the claim that was read.
         uid: String,
@@ -101,124 +101,124 @@ impl Write {
     }
 }
 
-/// A create of a conversation that needs a binding, as the API server asks about it.
+/// A create of a conversation that needs a binding, from an admission review.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The binding that is needed.
     pub binding: Binding,
-    /// The place where the conversation is to be stored.
+    /// The namespace and name of the conversation.
     pub conversation: ConversationReference,
-    /// The UID that it is to have.
+    /// The UID that the API server assigned to it.
     pub uid: String,
-    /// Whether the create is a server-side apply, which becomes an update where the name exists already.
+    /// Whether the create is a server-side apply, which becomes an update if the name exists already.
     pub is_server_side_apply: bool,
-    /// Whether nothing must be written.
+    /// Whether the create is a dry run, during which nothing must be written.
     pub is_dry_run: bool,
 }
 
-/// What the admission of a create knows so far.
+/// The result of the last step of an admission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// Nothing yet.
+    /// No step has been taken yet.
     Nothing,
-    /// That what was known is no longer so: a write met a newer claim, or a wait is over.
+    /// The last observation is outdated: a write met a newer claim, or a wait is over.
     Changed,
-    /// The claim, read from etcd; none where there is none.
+    /// The claim, read live, or `None` if there is none.
     Claim(Option<Claim>),
-    /// The claim, and then the conversation that it names, both read from etcd in this order.
+    /// The claim and the conversation that it names, read live in this order.
     Holder(Claim, Option<LiveConversation>),
-    /// That our write took effect.
+    /// The write took effect.
     Written,
 }
 
-/// What the admission of a create does next.
+/// The next step of the admission of a create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdmitStep {
-    /// Read the claim from etcd.
+    /// Read the claim live.
     ReadClaim,
-    /// Read the conversation that this claim names from etcd.
+    /// Read the conversation that this claim names, live.
     ReadHolder(Claim),
-    /// Write.
+    /// Write the claim.
     Write(Write),
-    /// Wait for the claim or its holder to change, some milliseconds, and begin again; answer
-    /// [`Undecided::InFlight`] where there is no time for that.
+    /// Wait some milliseconds for the claim or its holder to change, then continue with [`Observation::Changed`]. If there is
+    /// no time left to wait, decide [`Undecided::InFlight`].
     Wait,
-    /// Decide.
+    /// End the admission with a decision.
     Decide(Decision),
 }
 
-/// The answer to a create.
+/// The decision about a create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The binding is claimed for it.
+    /// The binding is claimed for the conversation.
     Allow,
     /// Another conversation holds the binding: 48031.
     Deny {
-        /// Where it is.
+        /// The namespace and name of the holder.
         holder: ConversationReference,
-        /// What was read of it.
-        stored: LiveConversation,
+        /// The holder, as it was read live.
+        live: LiveConversation,
     },
-    /// A conversation of this name exists, and the create would fail for that reason. Answered here, it leaves no undecided UID.
+    /// A conversation with this name exists, so the create would fail. Deciding that here leaves no undecided UID in the claim.
     AlreadyExists,
-    /// It cannot be said in time: to be repeated.
+    /// The create cannot be decided in time. The client must retry.
     Undecided(Undecided),
 }
 
-/// Why a create cannot be answered.
+/// The reason why a create cannot be decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undecided {
-    /// Another create for the binding is in flight, or a release is.
+    /// Another create or a release of the binding is in flight.
     InFlight,
-    /// Creates of this name were admitted and never stored; the leader is about to release the claim.
+    /// Earlier creates with this name were admitted but never stored; the leader will release their claim.
     AwaitingRelease,
-    /// The API server could not be read or written in time.
+    /// The API server did not answer in time.
     ApiServer,
 }
 
 /// The next step of the admission of `request`.
 ///
-/// `now` and `grace_period_milliseconds` decide only whether more UIDs may be added to a claim, never who holds it.
+/// `now` and `grace_period_milliseconds` decide only whether more UIDs can be added to a claim, never which conversation holds it.
 #[must_use]
-pub fn admit(request: &Request, seen: Observation, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
+pub fn admit(request: &Request, observation: Observation, now: Time, grace_period_milliseconds: u64) -> AdmitStep {
     let admission = || Admission { uid: request.uid.clone(), time: now };
-    // I5: where a write would claim the binding, a dry run is told that it would.
+    // I5: if a write would claim the binding, a dry run is allowed without it.
     let write = |write| {
         if request.is_dry_run { AdmitStep::Decide(Decision::Allow) } else { AdmitStep::Write(write) }
     };
     let create = || write(Write::Create { holder: request.conversation.clone(), admissions: vec![admission()] });
-    match seen {
-        // Most bindings are free: try the one write that claims it, and read only if that fails.
+    match observation {
+        // Most bindings are free, so try the write that claims it first, and read only if that fails.
         Observation::Nothing if !request.is_dry_run => create(),
         Observation::Nothing | Observation::Changed => AdmitStep::ReadClaim,
         Observation::Claim(None) => create(),
         Observation::Claim(Some(claim)) if claim.is_being_deleted => AdmitStep::Wait,
-        // A repeated review. Its UID is undecided, so no release can have been decided since it was added.
+        // A repeated review. Its UID is undecided, so no release has been decided since it was added.
         Observation::Claim(Some(claim)) if claim.holder == request.conversation && claim.admits(&request.uid) => {
             AdmitStep::Decide(Decision::Allow)
         }
         Observation::Claim(Some(claim)) => AdmitStep::ReadHolder(claim),
-        Observation::Holder(claim, stored) if claim.holder == request.conversation => {
-            if stored.is_some() && !request.is_server_side_apply {
+        Observation::Holder(claim, live) if claim.holder == request.conversation => {
+            if live.is_some() && !request.is_server_side_apply {
                 return AdmitStep::Decide(Decision::AlreadyExists);
             }
-            let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
+            let is_decided = |uid: &str| live.as_ref().is_some_and(|live| live.uid == uid);
             let is_overdue = |admission: &Admission| now.milliseconds_since(admission.time) > grace_period_milliseconds;
             let is_stuck =
                 claim.admissions.iter().any(|admission| !is_decided(&admission.uid) && is_overdue(admission));
             if is_stuck || claim.admissions.len() >= MAX_ADMISSIONS {
                 return AdmitStep::Decide(Decision::Undecided(Undecided::AwaitingRelease));
             }
-            // Added, never replaced: an earlier create of the name may still be stored. And always written: the new
-            // resourceVersion is what stops a release that was decided on the old one.
+            // The UID is added and replaces none, since an earlier create of the name can still be stored. The write is never
+            // skipped, since the new resourceVersion prevents a release that was decided on the old one.
             let admissions = claim.admissions.iter().cloned().chain([admission()]).collect();
             write(Write::replace(&claim, request.conversation.clone(), admissions))
         }
-        Observation::Holder(claim, Some(stored)) if stored.held_binding.as_ref() == Some(&claim.name) => {
-            AdmitStep::Decide(Decision::Deny { holder: claim.holder, stored })
+        Observation::Holder(claim, Some(live)) if live.held_binding.as_ref() == Some(&claim.name) => {
+            AdmitStep::Decide(Decision::Deny { holder: claim.holder, live })
         }
-        Observation::Holder(claim, stored) => {
-            let is_decided = |uid: &str| stored.as_ref().is_some_and(|stored| stored.uid == uid);
+        Observation::Holder(claim, live) => {
+            let is_decided = |uid: &str| live.as_ref().is_some_and(|live| live.uid == uid);
             if claim.admissions.iter().all(|admission| is_decided(&admission.uid)) {
                 write(Write::replace(&claim, request.conversation.clone(), vec![admission()]))
             } else {
@@ -237,29 +237,29 @@ impl Claim {
     }
 }
 
-/// What the leader knows of one UID that a claim records.
+/// The status of a create whose UID a claim records, as far as the leader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateStatus {
-    /// A watch has shown it, or it has just been read: it can never be stored again.
+    /// A watch or a live read has shown its object, so it cannot be stored again.
     Decided,
-    /// It was admitted and never seen, and may still be stored.
+    /// It was admitted and its object has not been observed, so it can still be stored.
     InFlight,
-    /// It was admitted and never seen for longer than the grace period: it never will be stored.
+    /// It was admitted and its object has not been observed for longer than the grace period, so it will never be stored.
     Expired,
 }
 
-/// What the leader does with a claim.
+/// The next step of the release of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReleaseStep {
-    /// Nothing: it is as it should be.
+    /// Keep the claim as it is.
     Keep,
-    /// Nothing until the grace period of a UID is over.
+    /// Decide again when the grace period of a UID is over.
     AwaitGrace,
-    /// Write.
+    /// Write the claim.
     Write(Write),
 }
 
-/// What becomes of `claim`, given the conversation that it names, read live *after* the claim was.
+/// The next step of the release of `claim`, given the conversation that it names, which must be read live *after* the claim.
 #[must_use]
 pub fn release(
     claim: &Claim,
@@ -270,11 +270,11 @@ pub fn release(
         return ReleaseStep::Keep;
     }
     let create_status = |uid: &str| match live {
-        Some(stored) if stored.uid == uid => CreateStatus::Decided,
+        Some(live) if live.uid == uid => CreateStatus::Decided,
         _ => create_status(uid),
     };
-    if let Some(holder) = live.filter(|stored| stored.held_binding.as_ref() == Some(&claim.name)) {
-        // What is not the holder's UID only keeps the webhook from seeing at once, later, that the binding is free.
+    if let Some(holder) = live.filter(|live| live.held_binding.as_ref() == Some(&claim.name)) {
+        // Other UIDs than the holder's would delay the moment at which the webhook sees that the binding is free.
         let (kept, pruned): (Vec<_>, Vec<_>) = claim.admissions.iter().cloned().partition(|admission| {
             admission.uid == holder.uid || create_status(&admission.uid) == CreateStatus::InFlight
         });
@@ -293,8 +293,8 @@ pub fn release(
     ReleaseStep::Write(Write::Delete { uid, resource_version })
 }
 
-/// The write by which the leader claims a binding for a stored conversation that has none: one that no webhook saw, or whose
-/// claim somebody deleted. It fails where a claim exists, and then that claim tells what to do.
+/// The write by which the leader claims the binding of a stored conversation without a claim: one that was created without the
+/// webhook, or whose claim was deleted. It fails if a claim exists; the leader then acts on that claim.
 #[must_use]
 pub fn adopt(conversation: ConversationReference, uid: String, now: Time) -> Write {
     Write::Create { holder: conversation, admissions: vec![Admission { uid, time: now }] }
@@ -315,7 +315,7 @@ mod tests {
         Time::new(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
     }
 
-    fn place(name: &str) -> ConversationReference {
+    fn reference(name: &str) -> ConversationReference {
         ConversationReference { namespace: "sales".into(), name: name.into() }
     }
 
@@ -326,7 +326,7 @@ mod tests {
             uid: "claim".into(),
             resource_version: "7".into(),
             is_being_deleted: false,
-            holder: place(holder),
+            holder: reference(holder),
             admissions: uids.iter().map(|uid| Admission { uid: (*uid).into(), time: at(0) }).collect(),
         }
     }
@@ -347,20 +347,20 @@ mod tests {
     fn request(name: &str, uid: &str) -> Request {
         Request {
             binding: binding(),
-            conversation: place(name),
+            conversation: reference(name),
             uid: uid.into(),
             is_server_side_apply: false,
             is_dry_run: false,
         }
     }
 
-    fn step(request: &Request, seen: Observation) -> AdmitStep {
-        admit(request, seen, at(1), GRACE)
+    fn step(request: &Request, observation: Observation) -> AdmitStep {
+        admit(request, observation, at(1), GRACE)
     }
 
     #[test]
-    fn what_is_open_by_spec_and_status_and_has_a_contact_holds_its_binding() {
-        let stored = |change: serde_json::Value| {
+    fn open_conversation_with_a_contact_holds_its_binding() {
+        let live = |change: serde_json::Value| {
             let mut object = serde_json::json!({
                 "metadata": {"name": "alice", "namespace": "sales", "uid": "u1"},
                 "spec": {"channel": "SMS", "contact": {"address": "+15558675310"}, "proxy": {"address": "+15017122661"},
@@ -375,20 +375,20 @@ mod tests {
         };
         let json = |text: &str| serde_json::from_str(text).unwrap();
         let alice = LiveConversation { participants: vec!["agent-7".into()], ..open("u1") };
-        assert_eq!(stored(json("{}")), alice);
+        assert_eq!(live(json("{}")), alice);
         assert_eq!(
-            stored(json(r#"{"status": {"state": "Inactive"}}"#)),
+            live(json(r#"{"status": {"state": "Inactive"}}"#)),
             LiveConversation { state: State::Inactive, ..alice.clone() }
         );
         for closed_by in [r#"{"spec": {"state": "Closed"}}"#, r#"{"status": {"state": "Closed"}}"#] {
             let closed = LiveConversation { held_binding: None, state: State::Closed, ..alice.clone() };
-            assert_eq!(stored(json(closed_by)), closed, "{closed_by}");
+            assert_eq!(live(json(closed_by)), closed, "{closed_by}");
         }
-        assert_eq!(stored(json(r#"{"spec": {"contact": null}}"#)), LiveConversation { held_binding: None, ..alice });
+        assert_eq!(live(json(r#"{"spec": {"contact": null}}"#)), LiveConversation { held_binding: None, ..alice });
     }
 
     #[test]
-    fn a_claim_admits_the_creates_that_it_records_alone() {
+    fn claim_admits_only_the_creates_that_it_records() {
         let claim = claim("alice", &["u1", "u2"]);
         assert_eq!(["u1", "u2", "u3"].map(|uid| claim.admits(uid)), [true, true, false]);
     }
@@ -403,62 +403,62 @@ mod tests {
     }
 
     #[test]
-    fn a_free_binding_is_claimed_by_one_write() {
+    fn free_binding_is_claimed_by_one_write() {
         let bob = request("bob", "b1");
         assert_eq!(uids(&step(&bob, Observation::Nothing)), ["b1"]);
         assert_eq!(step(&bob, Observation::Written), AdmitStep::Decide(Decision::Allow));
     }
 
     #[test]
-    fn a_holder_that_was_read_live_refuses_others() {
-        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
-        assert!(matches!(step(&request("bob", "b1"), seen), AdmitStep::Decide(Decision::Deny { .. })));
+    fn create_is_denied_if_a_live_read_shows_a_holder() {
+        let observation = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        assert!(matches!(step(&request("bob", "b1"), observation), AdmitStep::Decide(Decision::Deny { .. })));
     }
 
     #[test]
-    fn a_holder_that_closed_gives_way_at_once_when_its_uid_is_the_only_one() {
-        let seen = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
-        let step = step(&request("bob", "b1"), seen);
+    fn claim_of_a_closed_holder_is_taken_over_at_once() {
+        let observation = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
+        let step = step(&request("bob", "b1"), observation);
         assert_eq!(uids(&step), ["b1"]);
         let AdmitStep::Write(Write::Replace { uid, resource_version, holder, .. }) = step else { panic!("{step:?}") };
-        assert_eq!((uid.as_str(), resource_version.as_str(), holder), ("claim", "7", place("bob")));
+        assert_eq!((uid.as_str(), resource_version.as_str(), holder), ("claim", "7", reference("bob")));
     }
 
     #[test]
-    fn a_create_that_may_still_be_stored_is_waited_for() {
-        for (admissions, stored) in
+    fn create_waits_for_another_create_in_flight() {
+        for (admissions, live) in
             [(&["a1"][..], None), (&["a1", "a2"][..], Some(closed("a2"))), (&["a1"][..], Some(closed("a2")))]
         {
-            let seen = Observation::Holder(claim("alice", admissions), stored);
-            assert_eq!(step(&request("bob", "b1"), seen), AdmitStep::Wait);
+            let observation = Observation::Holder(claim("alice", admissions), live);
+            assert_eq!(step(&request("bob", "b1"), observation), AdmitStep::Wait);
         }
     }
 
     #[test]
-    fn a_uid_is_added_to_a_claim_of_the_same_name_and_never_replaces_another() {
-        let seen = Observation::Holder(claim("alice", &["a1"]), None);
-        assert_eq!(uids(&step(&request("alice", "a2"), seen)), ["a1", "a2"]);
+    fn uid_is_added_to_a_claim_of_the_same_name() {
+        let observation = Observation::Holder(claim("alice", &["a1"]), None);
+        assert_eq!(uids(&step(&request("alice", "a2"), observation)), ["a1", "a2"]);
     }
 
     #[test]
-    fn a_create_of_an_existing_name_writes_nothing_unless_it_is_a_server_side_apply() {
-        let seen = || Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+    fn create_of_an_existing_name_writes_only_if_it_is_an_apply() {
+        let observation = || Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
         let mut alice = request("alice", "a2");
-        assert_eq!(step(&alice, seen()), AdmitStep::Decide(Decision::AlreadyExists));
+        assert_eq!(step(&alice, observation()), AdmitStep::Decide(Decision::AlreadyExists));
         alice.is_server_side_apply = true;
-        assert_eq!(uids(&step(&alice, seen())), ["a1", "a2"]);
+        assert_eq!(uids(&step(&alice, observation())), ["a1", "a2"]);
     }
 
     #[test]
-    fn a_repeated_review_is_allowed_without_a_second_write() {
-        let seen = Observation::Claim(Some(claim("alice", &["a1", "a2"])));
-        assert_eq!(step(&request("alice", "a2"), seen.clone()), AdmitStep::Decide(Decision::Allow));
-        // A UID that stands in another conversation's claim is no repeated review.
-        assert!(matches!(step(&request("bob", "a2"), seen), AdmitStep::ReadHolder(_)));
+    fn repeated_review_is_allowed_without_a_second_write() {
+        let observation = Observation::Claim(Some(claim("alice", &["a1", "a2"])));
+        assert_eq!(step(&request("alice", "a2"), observation.clone()), AdmitStep::Decide(Decision::Allow));
+        // A UID that another conversation's claim records is not a repeated review.
+        assert!(matches!(step(&request("bob", "a2"), observation), AdmitStep::ReadHolder(_)));
     }
 
     #[test]
-    fn no_uid_is_added_beyond_the_grace_period_or_to_a_full_set() {
+    fn no_uid_is_added_to_an_overdue_or_full_claim() {
         let awaiting = AdmitStep::Decide(Decision::Undecided(Undecided::AwaitingRelease));
         let alice = request("alice", "a2");
         let stuck = || Observation::Holder(claim("alice", &["a1"]), None);
@@ -471,34 +471,34 @@ mod tests {
         // The UID of the conversation just read is decided, however old.
         let mut apply = alice;
         apply.is_server_side_apply = true;
-        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
-        assert!(matches!(admit(&apply, seen, at(1000), GRACE), AdmitStep::Write(_)));
+        let observation = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        assert!(matches!(admit(&apply, observation, at(1000), GRACE), AdmitStep::Write(_)));
     }
 
     #[test]
-    fn a_dry_run_writes_nothing_and_gets_the_same_answer() {
+    fn dry_run_writes_nothing_and_gets_the_same_decision() {
         let mut bob = request("bob", "b1");
         bob.is_dry_run = true;
         assert_eq!(step(&bob, Observation::Nothing), AdmitStep::ReadClaim);
         assert_eq!(step(&bob, Observation::Claim(None)), AdmitStep::Decide(Decision::Allow));
-        let seen = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
-        assert_eq!(step(&bob, seen), AdmitStep::Decide(Decision::Allow));
-        let seen = Observation::Holder(claim("bob", &["b0"]), None);
-        assert_eq!(step(&bob, seen), AdmitStep::Decide(Decision::Allow));
-        let seen = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
-        assert!(matches!(step(&bob, seen), AdmitStep::Decide(Decision::Deny { .. })));
+        let observation = Observation::Holder(claim("alice", &["a1"]), Some(closed("a1")));
+        assert_eq!(step(&bob, observation), AdmitStep::Decide(Decision::Allow));
+        let observation = Observation::Holder(claim("bob", &["b0"]), None);
+        assert_eq!(step(&bob, observation), AdmitStep::Decide(Decision::Allow));
+        let observation = Observation::Holder(claim("alice", &["a1"]), Some(open("a1")));
+        assert!(matches!(step(&bob, observation), AdmitStep::Decide(Decision::Deny { .. })));
     }
 
     #[test]
-    fn a_claim_that_is_going_is_waited_for() {
-        let mut going = claim("alice", &["a1"]);
-        going.is_being_deleted = true;
-        assert_eq!(step(&request("alice", "a2"), Observation::Claim(Some(going.clone()))), AdmitStep::Wait);
-        assert_eq!(release(&going, None, |_| CreateStatus::Decided), ReleaseStep::Keep);
+    fn create_waits_for_a_claim_that_is_being_deleted() {
+        let mut deleted = claim("alice", &["a1"]);
+        deleted.is_being_deleted = true;
+        assert_eq!(step(&request("alice", "a2"), Observation::Claim(Some(deleted.clone()))), AdmitStep::Wait);
+        assert_eq!(release(&deleted, None, |_| CreateStatus::Decided), ReleaseStep::Keep);
     }
 
     #[test]
-    fn what_has_changed_is_read_again_and_a_claim_that_is_gone_is_made() {
+    fn changed_claim_is_read_again_and_missing_one_is_created() {
         let bob = request("bob", "b1");
         assert_eq!(step(&bob, Observation::Changed), AdmitStep::ReadClaim);
         assert_eq!(uids(&step(&bob, Observation::Claim(None))), ["b1"]);
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_deleted_when_every_uid_is_decided_or_expired_and_none_holds() {
+    fn claim_without_holder_is_deleted_if_no_uid_is_in_flight() {
         for create_status in [CreateStatus::Decided, CreateStatus::Expired] {
             assert_eq!(release(&claim("alice", &["a1"]), None, |_| create_status), delete());
             assert_eq!(release(&claim("alice", &["a1", "a2"]), Some(&closed("a2")), |_| { create_status }), delete());
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_kept_while_a_create_may_still_be_stored() {
+    fn claim_is_kept_while_a_create_is_in_flight() {
         let create_status = |uid: &str| {
             if uid == "a1" { CreateStatus::InFlight } else { CreateStatus::Decided }
         };
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn the_claim_of_a_holder_is_kept_and_what_is_not_its_own_is_pruned() {
+    fn claim_of_a_holder_is_kept_and_other_uids_are_pruned() {
         let holder = open("a2");
         let one = claim("alice", &["a2"]);
         assert_eq!(release(&one, Some(&holder), |_| CreateStatus::InFlight), ReleaseStep::Keep);
@@ -540,21 +540,21 @@ mod tests {
         let of_another_create = claim("alice", &["a1"]);
         assert_eq!(release(&of_another_create, Some(&holder), |_| CreateStatus::InFlight), ReleaseStep::AwaitGrace);
         for create_status in [CreateStatus::Decided, CreateStatus::Expired] {
-            let pruned = Write::replace(&two, place("alice"), one.admissions.clone());
+            let pruned = Write::replace(&two, reference("alice"), one.admissions.clone());
             assert_eq!(release(&two, Some(&holder), |_| create_status), ReleaseStep::Write(pruned));
         }
     }
 
     #[test]
-    fn a_conversation_that_holds_another_binding_does_not_keep_this_one() {
+    fn holder_of_another_binding_does_not_keep_the_claim() {
         let mut elsewhere = open("a1");
         elsewhere.held_binding = Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122662").unwrap().name());
         assert_eq!(release(&claim("alice", &["a1"]), Some(&elsewhere), |_| { CreateStatus::Decided }), delete());
     }
 
-    /// I3, second half, for every way in which creates of alice can come and fail within two grace periods.
+    /// I3, second half, for every sequence of creates of alice that fail within two grace periods.
     #[test]
-    fn creates_of_one_name_that_keep_failing_keep_a_binding_for_no_longer_than_twice_the_grace_period() {
+    fn failing_creates_free_a_binding_after_two_grace_periods() {
         const TICKS: i64 = 4;
         let grace_period = u64::try_from(TICKS * 1_000).unwrap();
         let last = 2 * TICKS + 1;
@@ -568,12 +568,12 @@ mod tests {
                     |admissions: &[(Admission, i64)]| Claim { admissions: uids(admissions), ..claim("alice", &[]) };
                 if tries.checked_shr(u32::try_from(*tick).unwrap()).unwrap_or_default() & 1 == 1 {
                     let alice = request("alice", &tick.to_string());
-                    let seen = if admissions.is_empty() {
+                    let observation = if admissions.is_empty() {
                         Observation::Claim(None)
                     } else {
                         Observation::Holder(claimed(&admissions), None)
                     };
-                    if let AdmitStep::Write(_) = admit(&alice, seen, at(*tick), grace_period) {
+                    if let AdmitStep::Write(_) = admit(&alice, observation, at(*tick), grace_period) {
                         admissions.push((Admission { uid: alice.uid, time: at(*tick) }, *tick));
                     }
                 }

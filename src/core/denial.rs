@@ -53,14 +53,14 @@ pub enum Disclosure {
 pub fn already_bound(
     binding: &Binding,
     holder: &ConversationReference,
-    stored: &LiveConversation,
+    live: &LiveConversation,
     disclosure: Disclosure,
 ) -> Denial {
-    let message = already_bound_message(binding, holder, stored, disclosure);
+    let message = already_bound_message(binding, holder, live, disclosure);
     let (details, name) = match disclosure {
         Disclosure::Full => {
-            let participants = stored.participants.join(",");
-            let details = format!("holder={holder} state={} participants={participants}", stored.state.as_str());
+            let participants = live.participants.join(",");
+            let details = format!("holder={holder} state={} participants={participants}", live.state.as_str());
             (details, Some(holder.name.clone()))
         }
         Disclosure::OtherNamespace => ("holder is in another namespace".to_owned(), None),
@@ -80,7 +80,7 @@ pub fn already_bound(
 pub fn already_bound_message(
     binding: &Binding,
     holder: &ConversationReference,
-    stored: &LiveConversation,
+    live: &LiveConversation,
     disclosure: Disclosure,
 ) -> String {
     let exists = format!(
@@ -99,16 +99,16 @@ pub fn already_bound_message(
     }
     let not_needed = "If it is no longer needed, close it, remove its contact or delete it; this frees the binding \
                       immediately.";
-    let state = stored.state.as_str();
-    if stored.participants.is_empty() {
+    let state = live.state.as_str();
+    if live.participants.is_empty() {
         return format!(
             "{exists}: conversation {holder} holds the binding ({state}, unassigned). To proceed, add a participant to it. \
              {not_needed} {another_proxy} If unassigned conversations keep appearing, check the inbound routing \
              (autocreation) of the proxy and set spec.timers.closeUnassignedAfter."
         );
     }
-    let named = stored.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = match stored.participants.len().saturating_sub(NAMED_PARTICIPANTS) {
+    let named = live.participants.iter().take(NAMED_PARTICIPANTS).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = match live.participants.len().saturating_sub(NAMED_PARTICIPANTS) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
@@ -176,14 +176,14 @@ mod tests {
 
     fn denial(participants: usize, disclosure: Disclosure) -> Denial {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
-        let stored = LiveConversation {
+        let live = LiveConversation {
             uid: "a1".into(),
             held_binding: Some(binding.name()),
             state: State::Inactive,
             participants: (1..=participants).map(|number| format!("agent-{number}")).collect(),
         };
         let holder = ConversationReference { namespace: "sales".into(), name: "alice".into() };
-        already_bound(&binding, &holder, &stored, disclosure)
+        already_bound(&binding, &holder, &live, disclosure)
     }
 
     #[test]
@@ -203,14 +203,14 @@ mod tests {
     fn readme_quotes_the_current_message() {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
         let participants = vec!["agent-7".to_owned()];
-        let stored = LiveConversation {
+        let live = LiveConversation {
             uid: "a1".into(),
             held_binding: Some(binding.name()),
             state: State::Active,
             participants,
         };
         let holder = ConversationReference { namespace: "default".into(), name: "alice".into() };
-        let message = already_bound_message(&binding, &holder, &stored, Disclosure::Full);
+        let message = already_bound_message(&binding, &holder, &live, Disclosure::Full);
         let readme = include_str!("../../README.md").split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(readme.contains(&message), "README.md does not show: {message}");
     }

@@ -465,7 +465,11 @@ fn conditions(
     let unassigned = if is_closed {
         (Status::False, Reason::Closed, "The conversation is closed")
     } else if input.is_unassigned {
-        (Status::True, Reason::NoParticipants, "The conversation has no participants; no user receives its inbound messages")
+        (
+            Status::True,
+            Reason::NoParticipants,
+            "The conversation has no participants; no user receives its inbound messages",
+        )
     } else {
         (Status::False, Reason::Assigned, "The conversation has at least one participant")
     };

@@ -60,13 +60,13 @@ impl AdmissionHandler {
             Decision::Allow => None,
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
             Decision::Undecided(why) => Some(denial::undecided(why)),
-            Decision::Deny { holder, stored } => {
+            Decision::Deny { holder, live } => {
                 let disclosure = if holder.namespace == request.conversation.namespace {
                     Disclosure::Full
                 } else {
                     self.disclosure(&holder, review.user(), deadline).await
                 };
-                Some(denial::already_bound(&request.binding, &holder, &stored, disclosure))
+                Some(denial::already_bound(&request.binding, &holder, &live, disclosure))
             }
         };
         (outcome, refusal)

@@ -1,21 +1,21 @@
-//! From the small numbers of the model to the words of `switchboard::core::claim`, and back. It decides nothing.
+//! The mapping between the small numbers of the model and the types of `switchboard::core::claim`. It decides nothing.
 
 use std::sync::LazyLock;
 use switchboard::api::{Admission, Channel, ConversationReference, State, Time};
 use switchboard::core::binding::{Binding, BindingName};
 use switchboard::core::claim::{self, LiveConversation, Request};
 
-/// Where a conversation is stored: 0 is alice, 1 is bob.
+/// The namespace and name of a conversation: 0 is alice, 1 is bob.
 pub type Place = u8;
 
-/// A resourceVersion, or the UID of a claim. Only equality means anything.
+/// A resourceVersion, or the UID of a claim. Only equality is meaningful.
 pub type Version = u8;
 
 static BINDING: LazyLock<Binding> =
     LazyLock::new(|| Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap());
 static NAME: LazyLock<BindingName> = LazyLock::new(|| BINDING.name());
 
-/// A set of UIDs of conversations. A UID is the number of the create that it was given to.
+/// A set of UIDs of conversations. The UID of a conversation is the number of its create.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uids(u8);
 
@@ -63,18 +63,18 @@ pub struct Claim {
     pub version: Version,
     pub holder: Place,
     pub admissions: Uids,
-    pub is_going: bool,
+    pub is_being_deleted: bool,
 }
 
-/// A stored conversation, as far as the protocol cares.
+/// A stored conversation, reduced to the fields that the protocol uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conversation {
     pub uid: u8,
     /// It is open and has a contact.
     pub held_binding: bool,
-    /// Its status says Closed, so that the watch does not show it.
+    /// Its status says Closed, so the watch does not show it.
     pub is_hidden: bool,
-    /// What its status says of its binding. Always nothing where the configuration has no statuses.
+    /// Its condition Bound. Always `None` in configurations without statuses.
     pub bound: Option<bool>,
     pub version: Version,
 }
@@ -124,7 +124,7 @@ impl From<Claim> for claim::Claim {
             name: NAME.clone(),
             uid: claim.uid.to_string(),
             resource_version: claim.version.to_string(),
-            is_being_deleted: claim.is_going,
+            is_being_deleted: claim.is_being_deleted,
             holder: reference(claim.holder),
             admissions: admissions(claim.admissions),
         }
@@ -138,7 +138,7 @@ impl From<&claim::Claim> for Claim {
             version: number(&claim.resource_version),
             holder: place(&claim.holder),
             admissions: uids(&claim.admissions),
-            is_going: claim.is_being_deleted,
+            is_being_deleted: claim.is_being_deleted,
         }
     }
 }

@@ -1,27 +1,27 @@
-//! The API server and etcd: one revision counter, names that exist once, preconditions, and the watch of each kind.
+//! The API server and etcd: one revision counter, unique names, preconditions, and a watch of each kind.
 
 use super::abstraction::{Claim, Conversation, Place, Version, Write};
 
-/// What the watch of the conversations shows. Its selector is `status.state!=Closed`.
+/// An event of the watch of conversations, whose selector is `status.state!=Closed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
     Shown(Place, Conversation),
-    /// Deleted, or closed by its status; with the old content.
+    /// Deleted, or closed in its status. The event carries the old content.
     Gone(Place, Conversation),
 }
 
-/// A kind's history, from the first event that some watch has not delivered yet.
+/// The stored objects, and the events that some watch has not delivered yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Etcd {
     pub conversations: [Option<Conversation>; 2],
     pub claim: Option<Claim>,
     pub conversation_events: Vec<Event>,
     pub claim_events: Vec<Option<Claim>>,
-    /// The revision of the last write. Made canonical after each step, since only equality means anything.
+    /// The revision of the last write. It is made canonical after each step, since only equality is meaningful.
     pub revision: Version,
 }
 
-/// Which preconditions a write carries; all of them but in mutations.
+/// The preconditions of a write. Only mutations omit some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preconditions {
     pub uid: bool,
@@ -47,7 +47,7 @@ impl Etcd {
         self.stored(place).is_some_and(|conversation| conversation.held_binding)
     }
 
-    /// Carries a write of the claim out, or tells that a precondition does not hold.
+    /// Executes a write of the claim and returns `true`, or returns `false` if a precondition fails.
     pub fn write(&mut self, write: Write, preconditions: Preconditions) -> bool {
         let is_met = |claim: &Claim, uid, version| {
             (!preconditions.uid || claim.uid == uid) && (!preconditions.version || claim.version == version)
@@ -55,7 +55,7 @@ impl Etcd {
         let claim = match (write, self.claim) {
             (Write::Create { holder, admissions }, before) if before.is_none() || !preconditions.absence => {
                 let version = self.next_revision();
-                Some(Claim { uid: version, version, holder, admissions, is_going: false })
+                Some(Claim { uid: version, version, holder, admissions, is_being_deleted: false })
             }
             (Write::Replace { uid, version, holder, admissions }, Some(before)) if is_met(&before, uid, version) => {
                 Some(Claim { version: self.next_revision(), holder, admissions, ..before })
@@ -75,11 +75,12 @@ impl Etcd {
         self.claim_events.push(claim);
     }
 
-    /// Somebody deletes the claim by hand: at once, or in the foreground, so that it gets a deletionTimestamp first.
-    pub fn delete_claim_by_hand(&mut self, in_foreground: bool) {
+    /// Deletes the claim manually: at once, or in the foreground, so that it gets a deletionTimestamp first.
+    pub fn delete_claim_manually(&mut self, in_foreground: bool) {
         let version = self.next_revision();
-        let going = self.claim.filter(|_| in_foreground).map(|claim| Claim { version, is_going: true, ..claim });
-        self.set_claim(going);
+        let claim =
+            self.claim.filter(|_| in_foreground).map(|claim| Claim { version, is_being_deleted: true, ..claim });
+        self.set_claim(claim);
     }
 
     /// Stores a new conversation, if the name is free.
@@ -92,7 +93,7 @@ impl Etcd {
         true
     }
 
-    /// Changes what is stored of a conversation. Versions of conversations matter only to writes of statuses.
+    /// Updates a stored conversation. Versions of conversations matter only to writes of statuses.
     pub fn change(&mut self, place: Place, conversation: Conversation, has_statuses: bool) {
         let version = if has_statuses { self.next_revision() } else { 0 };
         let conversation = Conversation { version, ..conversation };
@@ -111,7 +112,7 @@ impl Etcd {
         }
     }
 
-    /// How many of these conversations hold the binding.
+    /// The number of conversations that hold the binding and satisfy `counts`.
     pub fn holders(&self, counts: impl Fn(&Conversation) -> bool) -> usize {
         self.conversations
             .iter()
@@ -120,7 +121,7 @@ impl Etcd {
             .count()
     }
 
-    /// Whether this write can never take effect any more, since no version comes back.
+    /// Whether this write can no longer take effect, since no version recurs.
     pub fn is_moot(&self, write: Write) -> bool {
         match write {
             Write::Create { .. } => false,

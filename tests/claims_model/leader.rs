@@ -1,8 +1,9 @@
-//! A replica that leads, or believes that it does: what its watches have shown it so far, and its work on claims and statuses.
+//! A replica that leads, or believes that it leads: its watch caches, and its work on claims and statuses.
 //!
-//! It follows `src/controller/index.rs` and `work.rs`, which know when to look; what is to be done about a claim is asked of
-//! `switchboard::core::claim`. A watch is delivered only right before a look: before that nobody can tell. A look and the live
-//! read that follows it are one step, since a look that lies back is one at an older cache; the write is a step of its own.
+//! It follows the index and the workers of `src/controller`, which decide when to reconcile; `switchboard::core::claim` decides
+//! about claims. Watch events are delivered only right before a reconcile, since an earlier delivery has no observable effect. A
+//! look into the cache and the live read that follows are one step, since a longer gap between them equals an older cache. The
+//! write is a separate step.
 
 use super::abstraction::{self, Claim, Conversation, Place, Uids, Version, Write};
 use super::etcd::{Etcd, Event, Preconditions, claim_versions, write_versions};
@@ -10,7 +11,7 @@ use super::{Coverage, Mutation};
 use switchboard::api::Time;
 use switchboard::core::claim::{CreateStatus, LiveConversation, ReleaseStep, adopt, release};
 
-/// What is looked at.
+/// The subject of a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Task {
     Conversation(Place),
@@ -22,7 +23,7 @@ pub enum Task {
 impl Task {
     pub const ALL: [Self; 4] = [Self::Claim, Self::Grace, Self::Conversation(0), Self::Conversation(1)];
 
-    /// What is never under way twice at once.
+    /// The slot of the task. At most one task of a slot is in progress.
     fn slot(self) -> usize {
         match self {
             Self::Conversation(place) => usize::from(place),
@@ -31,7 +32,7 @@ impl Task {
     }
 }
 
-/// A piece of work, after its reads.
+/// The write that follows from the reads of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Job {
     Write(Write),
@@ -40,19 +41,19 @@ pub enum Job {
         version: Version,
         bound: bool,
     },
-    /// In a mutation alone: the conversation was read before the claim is taken.
+    /// Only in a mutation: the conversation was read before the claim.
     ReadTooEarly(Place, Option<Conversation>),
 }
 
-/// Which tasks wait in the queue.
+/// The tasks in the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Asked {
+pub struct Queued {
     conversations: [bool; 2],
     claim: bool,
     grace: bool,
 }
 
-impl Asked {
+impl Queued {
     fn slot(&mut self, task: Task) -> &mut bool {
         match task {
             Task::Conversation(place) => &mut self.conversations[usize::from(place)],
@@ -67,35 +68,35 @@ impl Asked {
 pub struct Leader {
     conversations: [Option<Conversation>; 2],
     claim: Option<Claim>,
-    departed: Uids,
-    /// What was written of a conversation since the watch showed it.
-    is_behind: [bool; 2],
+    tombstones: Uids,
+    /// Whether a status was written that the watch has not shown yet.
+    awaiting_watch: [bool; 2],
     pub conversations_delivered: u8,
     pub claims_delivered: u8,
-    pub asked: Asked,
+    pub queued: Queued,
     pub jobs: [Option<Job>; 3],
 }
 
-/// A look at something.
+/// One reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Look {
+pub struct Reconcile {
     pub task: Task,
-    /// How many events of each kind are delivered right before it.
+    /// The number of events of each kind that are delivered right before it.
     pub conversations: u8,
     pub claims: u8,
-    /// Of the UIDs that cannot be stored any more: those whose grace period is over.
+    /// The UIDs whose grace period is over, among those that can no longer be stored.
     pub expired: Uids,
 }
 
-/// What a leader works with.
+/// The environment of a leader.
 pub struct World<'a> {
     pub etcd: &'a mut Etcd,
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
-    pub saw: &'a mut dyn FnMut(Coverage),
+    pub cover: &'a mut dyn FnMut(Coverage),
 }
 
-/// What `release` says, except in mutations.
+/// The result of `release`, except in mutations.
 fn next_release(
     claim: Claim,
     live: Option<Conversation>,
@@ -108,7 +109,7 @@ fn next_release(
         Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.held_binding),
         _ => false,
     };
-    let standing = |uid: &str| {
+    let create_status = |uid: &str| {
         let uid = abstraction::number(uid);
         if !in_flight.has(uid) {
             CreateStatus::Decided
@@ -118,10 +119,10 @@ fn next_release(
             CreateStatus::InFlight
         }
     };
-    let step = release(&claim.into(), live.map(LiveConversation::from).as_ref(), standing);
+    let step = release(&claim.into(), live.map(LiveConversation::from).as_ref(), create_status);
     match step {
-        ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.saw)(Coverage::GraceOver),
-        ReleaseStep::AwaitGrace => (world.saw)(Coverage::GraceAwaited),
+        ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.cover)(Coverage::GraceOver),
+        ReleaseStep::AwaitGrace => (world.cover)(Coverage::GraceAwaited),
         _ => {}
     }
     step
@@ -134,8 +135,8 @@ fn write_of(step: ReleaseStep) -> Option<Job> {
     }
 }
 
-/// The write of a job reaches the API server.
-pub fn carry_out(job: Job, world: &mut World<'_>) {
+/// Executes the write of a job at the API server.
+pub fn execute(job: Job, world: &mut World<'_>) {
     match job {
         Job::Write(write) => {
             let is_create = matches!(write, Write::Create { .. });
@@ -154,19 +155,19 @@ pub fn carry_out(job: Job, world: &mut World<'_>) {
                 _ => Preconditions::ALL,
             };
             if world.etcd.write(write, preconditions) {
-                (world.saw)(match write {
+                (world.cover)(match write {
                     Write::Create { .. } => Coverage::Adopted,
                     Write::Replace { .. } => Coverage::Pruned,
                     Write::Delete { .. } => Coverage::Released,
                 });
             } else {
-                (world.saw)(Coverage::LostLeaderWrite);
+                (world.cover)(Coverage::LeaderWriteConflict);
             }
         }
         Job::Status { place, version, bound } => {
             if let Some(conversation) = world.etcd.stored(place).filter(|stored| stored.version == version) {
                 world.etcd.change(place, Conversation { bound: Some(bound), ..conversation }, true);
-                (world.saw)(if bound { Coverage::Bound } else { Coverage::NotBound });
+                (world.cover)(if bound { Coverage::Bound } else { Coverage::NotBound });
             }
         }
         Job::ReadTooEarly(..) => {}
@@ -178,17 +179,17 @@ fn adoption(place: Place, uid: u8) -> Job {
     Job::Write(Write::from(&adopt(abstraction::reference(place), uid.to_string(), Time::EPOCH)))
 }
 
-/// A look by some replica that believes that it leads, of which nothing is known: its watches may have shown anything that
-/// ever was, so it counts as decided or expired any UID that cannot be stored any more, and takes for stored whatever once was.
+/// A reconcile by a replica that believes that it leads and whose caches are unknown: they can show any past state. It treats any
+/// UID that can no longer be stored as decided or expired, and any conversation that once existed as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Guess {
-    /// At the claim as it is: what is written on the ground of an older one fails.
+    /// Of the current claim. A write that is based on an older one fails.
     Claim { expired: Uids },
-    /// At a conversation that once was stored.
+    /// Of a conversation that once was stored.
     Conversation { place: Place, uid: u8 },
 }
 
-/// What follows from a guess.
+/// The job that follows from a guess.
 pub fn guess(guess: Guess, world: &mut World<'_>) -> Option<Job> {
     match guess {
         Guess::Claim { expired } => {
@@ -201,9 +202,9 @@ pub fn guess(guess: Guess, world: &mut World<'_>) -> Option<Job> {
 }
 
 impl Leader {
-    pub fn is_asked(&self, task: Task) -> bool {
-        let mut asked = self.asked;
-        *asked.slot(task)
+    pub fn is_queued(&self, task: Task) -> bool {
+        let mut queued = self.queued;
+        *queued.slot(task)
     }
 
     pub fn is_free(&self, task: Task) -> bool {
@@ -218,32 +219,33 @@ impl Leader {
         )
     }
 
-    /// The process begins anew, lists both kinds and looks at everything.
+    /// The process restarts, lists both kinds and enqueues all objects.
     pub fn restart(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         *self = Self::default();
         self.list_conversations(etcd, mutation);
         self.list_claims(etcd);
         let conversations = [0, 1].map(|place: usize| self.conversations[place].is_some());
-        self.asked = Asked { conversations, claim: self.claim.is_some() && !self.is_settled(), grace: false };
+        self.queued = Queued { conversations, claim: self.claim.is_some() && !self.is_settled(), grace: false };
     }
 
-    /// The watch of the conversations begins anew with a list: events are lost.
+    /// The watch of conversations restarts with a list and loses events.
     pub fn list_conversations(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         for place in [0, 1] {
             match etcd.stored(place).filter(|conversation| !conversation.is_hidden) {
-                Some(conversation) => self.conversation_seen(place, conversation),
-                None => self.forget(place),
+                Some(conversation) => self.apply_conversation(place, conversation),
+                None => self.remove_conversation(place),
             }
         }
-        self.asked.claim |= self.claim.is_some() && !self.is_settled() && mutation != Some(Mutation::ListsForgetClaims);
+        self.queued.claim |=
+            self.claim.is_some() && !self.is_settled() && mutation != Some(Mutation::ListsForgetClaims);
         self.conversations_delivered += self.undelivered(etcd).0;
     }
 
-    /// The watch of the claims begins anew with a list.
+    /// The watch of claims restarts with a list.
     pub fn list_claims(&mut self, etcd: &Etcd) {
         match etcd.claim {
-            Some(claim) => self.claim_seen(claim),
-            None => self.forget_claim(),
+            Some(claim) => self.apply_claim(claim),
+            None => self.remove_claim(),
         }
         self.claims_delivered += self.undelivered(etcd).1;
     }
@@ -253,14 +255,14 @@ impl Leader {
             let event = etcd.conversation_events[usize::from(self.conversations_delivered)];
             self.conversations_delivered += 1;
             match event {
-                Event::Shown(place, conversation) => self.conversation_seen(place, conversation),
+                Event::Shown(place, conversation) => self.apply_conversation(place, conversation),
                 Event::Gone(place, _) if mutation == Some(Mutation::OldContentBelieved) => {
-                    self.asked.conversations[usize::from(place)] = true;
-                    self.asked.claim = true;
+                    self.queued.conversations[usize::from(place)] = true;
+                    self.queued.claim = true;
                 }
                 Event::Gone(place, conversation) => {
-                    self.departed = self.departed.and(Uids::one(conversation.uid));
-                    self.forget(place);
+                    self.tombstones = self.tombstones.and(Uids::one(conversation.uid));
+                    self.remove_conversation(place);
                 }
             }
         }
@@ -268,8 +270,8 @@ impl Leader {
             let event = etcd.claim_events[usize::from(self.claims_delivered)];
             self.claims_delivered += 1;
             match event {
-                Some(claim) => self.claim_seen(claim),
-                None => self.forget_claim(),
+                Some(claim) => self.apply_claim(claim),
+                None => self.remove_claim(),
             }
         }
     }
@@ -278,63 +280,63 @@ impl Leader {
         self.conversations[usize::from(place)]
     }
 
-    fn wants(&self, place: Place) -> bool {
+    fn needs_binding(&self, place: Place) -> bool {
         self.cached(place).is_some_and(|conversation| conversation.held_binding)
     }
 
-    fn conversation_seen(&mut self, place: Place, conversation: Conversation) {
+    fn apply_conversation(&mut self, place: Place, conversation: Conversation) {
         if self.cached(place).is_some_and(|before| before.uid != conversation.uid) {
-            self.forget(place);
+            self.remove_conversation(place);
         }
-        let wanted = self.wants(place);
+        let wanted = self.needs_binding(place);
         self.conversations[usize::from(place)] = Some(conversation);
-        self.is_behind[usize::from(place)] = false;
+        self.awaiting_watch[usize::from(place)] = false;
         if wanted && !conversation.held_binding {
-            self.give_up(place);
+            self.enqueue_rivals(place);
         }
         if conversation.held_binding {
             let other = 1 - place;
-            self.asked.conversations[usize::from(other)] |= self.wants(other);
-            self.asked.claim |= !self.is_settled();
+            self.queued.conversations[usize::from(other)] |= self.needs_binding(other);
+            self.queued.claim |= !self.is_settled();
         }
-        self.asked.conversations[usize::from(place)] = true;
+        self.queued.conversations[usize::from(place)] = true;
     }
 
-    fn forget(&mut self, place: Place) {
+    fn remove_conversation(&mut self, place: Place) {
         if let Some(before) = self.conversations[usize::from(place)].take() {
-            self.is_behind[usize::from(place)] = false;
-            self.departed = self.departed.and(Uids::one(before.uid));
+            self.awaiting_watch[usize::from(place)] = false;
+            self.tombstones = self.tombstones.and(Uids::one(before.uid));
             if before.held_binding {
-                self.give_up(place);
+                self.enqueue_rivals(place);
             }
-            self.asked.conversations[usize::from(place)] = true;
+            self.queued.conversations[usize::from(place)] = true;
         }
     }
 
-    fn give_up(&mut self, place: Place) {
+    fn enqueue_rivals(&mut self, place: Place) {
         let other = 1 - place;
-        self.asked.conversations[usize::from(other)] |= self.wants(other);
-        self.asked.claim = true;
+        self.queued.conversations[usize::from(other)] |= self.needs_binding(other);
+        self.queued.claim = true;
     }
 
-    fn claim_seen(&mut self, claim: Claim) {
+    fn apply_claim(&mut self, claim: Claim) {
         self.claim = Some(claim);
-        self.ask_for_candidates();
+        self.enqueue_candidates();
         let waits = !self.in_flight().is_empty() && self.in_flight() == claim.admissions;
-        self.asked.claim |= !waits && !self.is_settled();
-        self.asked.grace |= !self.in_flight().is_empty();
+        self.queued.claim |= !waits && !self.is_settled();
+        self.queued.grace |= !self.in_flight().is_empty();
     }
 
-    fn forget_claim(&mut self) {
+    fn remove_claim(&mut self) {
         if let Some(claim) = self.claim.take() {
-            self.departed = self.departed.without(claim.admissions);
+            self.tombstones = self.tombstones.without(claim.admissions);
         }
-        self.ask_for_candidates();
+        self.enqueue_candidates();
     }
 
-    fn ask_for_candidates(&mut self) {
+    fn enqueue_candidates(&mut self) {
         for place in [0, 1] {
-            self.asked.conversations[usize::from(place)] |= self.wants(place);
+            self.queued.conversations[usize::from(place)] |= self.needs_binding(place);
         }
     }
 
@@ -342,7 +344,7 @@ impl Leader {
     pub fn in_flight(&self) -> Uids {
         self.claim.map_or(Uids::NONE, |claim| {
             let current = self.cached(claim.holder).map_or(Uids::NONE, |holder| Uids::one(holder.uid));
-            claim.admissions.without(self.departed).without(current)
+            claim.admissions.without(self.tombstones).without(current)
         })
     }
 
@@ -355,35 +357,35 @@ impl Leader {
 
     fn first_candidate(&self) -> Option<Place> {
         let rank = |place: &Place| self.cached(*place).map(|candidate| (candidate.bound != Some(true), candidate.uid));
-        [0, 1].into_iter().filter(|place| self.wants(*place)).min_by_key(rank)
+        [0, 1].into_iter().filter(|place| self.needs_binding(*place)).min_by_key(rank)
     }
 
-    /// What it will know after these deliveries.
+    /// The leader after these deliveries.
     pub fn later(&self, conversations: u8, claims: u8, etcd: &Etcd, mutation: Option<Mutation>) -> Self {
         let mut later = self.clone();
         later.deliver(conversations, claims, etcd, mutation);
         later
     }
 
-    /// Looks at something, and leaves the write that follows from it as a job.
-    pub fn look(&mut self, look: Look, world: &mut World<'_>) {
-        self.deliver(look.conversations, look.claims, world.etcd, world.mutation);
-        self.run(look.task, look.expired, world);
+    /// Reconciles a task, and stores the resulting write as a job.
+    pub fn reconcile(&mut self, reconcile: Reconcile, world: &mut World<'_>) {
+        self.deliver(reconcile.conversations, reconcile.claims, world.etcd, world.mutation);
+        self.run(reconcile.task, reconcile.expired, world);
     }
 
-    /// Runs a task as things are known.
+    /// Runs a task on the current caches.
     pub fn run(&mut self, task: Task, expired: Uids, world: &mut World<'_>) {
-        *self.asked.slot(task) = false;
+        *self.queued.slot(task) = false;
         self.jobs[task.slot()] = match task {
-            Task::Claim | Task::Grace => self.look_at_claim(expired, world),
-            Task::Conversation(place) => self.look_at_conversation(place, world),
+            Task::Claim | Task::Grace => self.reconcile_claim(expired, world),
+            Task::Conversation(place) => self.reconcile_conversation(place, world),
         };
     }
 
-    fn look_at_claim(&mut self, expired: Uids, world: &mut World<'_>) -> Option<Job> {
+    fn reconcile_claim(&mut self, expired: Uids, world: &mut World<'_>) -> Option<Job> {
         let Some(claim) = self.claim else {
             if let Some(first) = self.first_candidate() {
-                self.asked.conversations[usize::from(first)] = true;
+                self.queued.conversations[usize::from(first)] = true;
             }
             return None;
         };
@@ -412,16 +414,16 @@ impl Leader {
         world: &mut World<'_>,
     ) -> Option<Job> {
         let step = next_release(claim, live, self.in_flight(), expired, world);
-        self.asked.grace |= step == ReleaseStep::AwaitGrace;
+        self.queued.grace |= step == ReleaseStep::AwaitGrace;
         write_of(step)
     }
 
-    fn look_at_conversation(&mut self, place: Place, world: &mut World<'_>) -> Option<Job> {
+    fn reconcile_conversation(&mut self, place: Place, world: &mut World<'_>) -> Option<Job> {
         let conversation = self.cached(place)?;
         let status = |bound| {
             let is_news = match bound {
                 true => conversation.bound != Some(true),
-                // Without a contact, or closed by its spec, it never had to be told that it is not bound.
+                // Without a contact, or closed in its spec, its status need not say `Bound=False` first.
                 false if conversation.held_binding => conversation.bound != Some(false),
                 false => conversation.bound == Some(true),
             };
@@ -438,26 +440,27 @@ impl Leader {
                 Some(claim) if claim.holder == place => None,
                 Some(claim) if world.etcd.held_binding(claim.holder) => status(false),
                 Some(_) => {
-                    self.asked.claim = true;
+                    self.queued.claim = true;
                     None
                 }
             };
         }
         let other = 1 - place;
-        let is_other_written =
-            self.wants(other) && (self.jobs[usize::from(other)].is_some() || self.is_behind[usize::from(other)]);
+        let is_other_written = self.needs_binding(other)
+            && (self.jobs[usize::from(other)].is_some() || self.awaiting_watch[usize::from(other)]);
         if is_other_written && world.mutation != Some(Mutation::BoundMeanwhile) {
             return None;
         }
-        let is_other_bound = self.wants(other) && self.cached(other).is_some_and(|other| other.bound == Some(true));
+        let is_other_bound =
+            self.needs_binding(other) && self.cached(other).is_some_and(|other| other.bound == Some(true));
         if is_other_bound && world.mutation != Some(Mutation::BoundAtOnce) {
-            self.asked.conversations[usize::from(other)] = true;
+            self.queued.conversations[usize::from(other)] = true;
             return None;
         }
         status(true)
     }
 
-    /// A job goes on.
+    /// Executes the job of a slot.
     pub fn land(&mut self, slot: usize, world: &mut World<'_>) {
         match self.jobs[slot].take() {
             Some(Job::ReadTooEarly(holder, stored)) => {
@@ -468,43 +471,43 @@ impl Leader {
                 }
             }
             Some(job) => {
-                carry_out(job, world);
+                execute(job, world);
                 if let Job::Status { place, version, .. } = job {
                     let is_known = self.cached(place).is_some_and(|known| known.version == version);
                     let is_changed = world.etcd.stored(place).is_some_and(|stored| stored.version != version);
-                    self.is_behind[usize::from(place)] = is_known && is_changed;
+                    self.awaiting_watch[usize::from(place)] = is_known && is_changed;
                 }
-                self.ask_for_who_waits(slot);
+                self.enqueue_waiting(slot);
             }
             None => {}
         }
     }
 
-    /// Ends the jobs whose write can never take effect any more, as it would end.
+    /// Ends the jobs whose write can no longer take effect.
     pub fn forget_moot_writes(&mut self, etcd: &Etcd) {
         for slot in 0..self.jobs.len() {
             if self.jobs[slot].is_some_and(|job| job.is_moot(etcd)) {
                 self.jobs[slot] = None;
-                self.ask_for_who_waits(slot);
+                self.enqueue_waiting(slot);
             }
         }
     }
 
-    /// Whom the claim names waits while the other one is being written.
-    fn ask_for_who_waits(&mut self, slot: usize) {
+    /// Enqueues the conversation that the claim names: it waits while the status of the other one is being written.
+    fn enqueue_waiting(&mut self, slot: usize) {
         if let (Some(claim), 0 | 1) = (self.claim, slot) {
-            self.asked.conversations[usize::from(claim.holder)] |= usize::from(claim.holder) != slot;
+            self.queued.conversations[usize::from(claim.holder)] |= usize::from(claim.holder) != slot;
         }
     }
 
-    /// The write of a job fails on the way, and is asked for again.
+    /// The write of a job is lost on the way, and its task is enqueued again.
     pub fn lose(&mut self, slot: usize) {
         self.jobs[slot] = None;
         match slot {
-            2 => self.asked.claim = true,
-            place => self.asked.conversations[place] = true,
+            2 => self.queued.claim = true,
+            place => self.queued.conversations[place] = true,
         }
-        self.ask_for_who_waits(slot);
+        self.enqueue_waiting(slot);
     }
 
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {
@@ -529,7 +532,7 @@ pub fn job_versions(job: &mut Job, visit: &mut impl FnMut(&mut Version)) {
 }
 
 impl Job {
-    /// Whether it can never take effect any more.
+    /// Whether it can no longer take effect.
     pub fn is_moot(self, etcd: &Etcd) -> bool {
         match self {
             Self::Write(write) => etcd.is_moot(write),

@@ -1,7 +1,7 @@
-//! The protocol of claims as a model for stateright: an API server with its watches, webhooks, leaders, and clients.
+//! A model of the claim protocol for stateright: an API server with its watches, webhooks, leaders, and clients.
 //!
-//! What is decided is decided by `admit`, `release` and `adopt` of `switchboard::core::claim`, the functions that the operator
-//! runs. The model has two places, alice and bob, which want one binding; how much happens is bounded by the configuration.
+//! All decisions are made by `admit`, `release` and `adopt` of `switchboard::core::claim`, the functions that the operator runs.
+//! The model has two conversations, alice and bob, which need the same binding. The configuration bounds the number of actions.
 
 mod abstraction;
 mod etcd;
@@ -12,66 +12,66 @@ pub use webhook::Create;
 
 use abstraction::{Place, Uids, Version};
 use etcd::Etcd;
-use leader::{Guess, Job, Leader, Look, Task, World};
+use leader::{Guess, Job, Leader, Reconcile, Task, World};
 use stateright::{Model, Property};
 use std::sync::atomic::{AtomicU64, Ordering};
 use switchboard::core::claim::Decision;
 use webhook::{Attempt, Phase, Progress, Review, Step};
 
-/// One thing done otherwise than the protocol does it. Each must have a counterexample.
+/// One deviation from the protocol. The check must find a counterexample for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// A create of the claim's own name replaces the set of UIDs by its own.
+    /// A create of the claim's own name replaces the set of UIDs with its own.
     AddReplaces,
     /// A create of the claim's own name leaves the set as it was.
     AddForgets,
-    /// A claim that names the conversation already is not written again.
+    /// A claim that already names the conversation is not written again.
     OursNeedsNoWrite,
-    /// A create counts as claimed though its write met a newer claim.
-    LostWriteTakenAsDone,
-    /// The webhook replaces a claim whatever its resourceVersion.
+    /// A write that met a newer claim counts as applied.
+    ConflictTakenAsApplied,
+    /// The webhook replaces a claim regardless of its resourceVersion.
     ReplaceWithoutVersion,
-    /// A claim is taken over though a create of the other name may still be stored.
+    /// A claim is taken over while a create of the other name can still be stored.
     UndecidedReplaced,
-    /// A 48031 because a claim names another, without a look at it.
-    RefusalWithoutRead,
-    /// What would have to wait is allowed.
+    /// A 48031 is given because a claim names another conversation, without reading that conversation.
+    DenialWithoutRead,
+    /// A create that would have to wait is allowed.
     WaitAllows,
-    /// A dry run is treated like any create.
+    /// A dry run is treated like any other create.
     DryRunWrites,
-    /// The leader reads the conversation first and takes the claim after it.
+    /// The leader reads the conversation before the claim.
     ReleaseReadsTooEarly,
-    /// The leader goes by its watch instead of a live read.
+    /// The leader uses its watch cache instead of a live read.
     ReleaseTrustsWatch,
-    /// DELETED is taken for what its content says: the conversation as it was before it left the watch.
+    /// The old content of a DELETED event is taken for the current state of the conversation.
     OldContentBelieved,
-    /// The leader deletes a claim whatever it has become.
+    /// The leader deletes a claim without preconditions.
     DeleteUnconditional,
-    /// The leader deletes a claim of the same UID, at any resourceVersion.
+    /// The leader deletes a claim with the same UID at any resourceVersion.
     DeleteWithoutVersion,
-    /// The leader prunes a claim of the same UID, at any resourceVersion.
+    /// The leader prunes a claim with the same UID at any resourceVersion.
     PruneWithoutVersion,
-    /// The leader waits for no create.
+    /// The leader does not wait for the grace period.
     GraceSkipped,
-    /// The leader prunes UIDs that may still be stored.
+    /// The leader prunes UIDs that can still be stored.
     InFlightPruned,
-    /// The leader claims a binding though somebody has a claim on it.
+    /// The leader claims a binding that is already claimed.
     AdoptReplaces,
-    /// A conversation is told that it is bound before the other one is told that it is not.
+    /// A conversation gets `Bound=True` before the other one gets `Bound=False`.
     BoundAtOnce,
-    /// A conversation is told that it is bound while something decided on an older claim is being written of the other one.
+    /// A conversation gets `Bound=True` while a status of the other one, decided on an older claim, is being written.
     BoundMeanwhile,
-    /// After a list of the conversations nobody looks at the claims whose conversations it does not show.
+    /// After a list of conversations, the claims of conversations that it does not show are not reconciled.
     ListsForgetClaims,
 }
 
 impl Mutation {
-    /// Whether some write may take effect though its precondition does not hold.
+    /// Whether a write can take effect although a precondition fails.
     fn drops_preconditions(self) -> bool {
         use Mutation as M;
         matches!(
             self,
-            M::LostWriteTakenAsDone
+            M::ConflictTakenAsApplied
                 | M::ReplaceWithoutVersion
                 | M::DeleteUnconditional
                 | M::DeleteWithoutVersion
@@ -80,30 +80,30 @@ impl Mutation {
     }
 }
 
-/// What must not happen, of a single step.
+/// A violation of the protocol by a single step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StepViolation {
-    /// I4: an answer says that another one holds the binding, or exists, and none was read that does.
-    RefusedWithoutHolder,
-    /// I4: an answer allows a create that no claim records.
+    /// I4: a decision says that another conversation holds the binding, or exists, and no such conversation was read.
+    DeniedWithoutHolder,
+    /// I4: a decision allows a create that no claim records.
     AllowedWithoutClaim,
-    /// I5.
+    /// I5: a dry run wrote a claim.
     DryRunWrote,
 }
 
-/// What a configuration is there to reach.
+/// A kind of step that a configuration must reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
     Claimed,
     Added,
     TakenOver,
-    LostWrite,
+    WriteConflict,
     Wait,
-    Refused,
+    Denied,
     AlreadyExists,
     RepeatedReview,
     DryRunAllowed,
-    DryRunRefused,
+    DryRunDenied,
     NameTaken,
     AppliedAsUpdate,
     GraceAwaited,
@@ -111,10 +111,10 @@ pub enum Coverage {
     Released,
     Pruned,
     Adopted,
-    LostLeaderWrite,
+    LeaderWriteConflict,
     Bound,
     NotBound,
-    OrphanWrote,
+    AbandonedReviewWrote,
 }
 
 impl Coverage {
@@ -122,13 +122,13 @@ impl Coverage {
         Self::Claimed,
         Self::Added,
         Self::TakenOver,
-        Self::LostWrite,
+        Self::WriteConflict,
         Self::Wait,
-        Self::Refused,
+        Self::Denied,
         Self::AlreadyExists,
         Self::RepeatedReview,
         Self::DryRunAllowed,
-        Self::DryRunRefused,
+        Self::DryRunDenied,
         Self::NameTaken,
         Self::AppliedAsUpdate,
         Self::GraceAwaited,
@@ -136,41 +136,41 @@ impl Coverage {
         Self::Released,
         Self::Pruned,
         Self::Adopted,
-        Self::LostLeaderWrite,
+        Self::LeaderWriteConflict,
         Self::Bound,
         Self::NotBound,
-        Self::OrphanWrote,
+        Self::AbandonedReviewWrote,
     ];
 }
 
-/// How often what may happen at any time does happen.
+/// The number of times that each unforced action can happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Budget {
-    /// Closings by the spec, and removals of the contact: the conversation stays in the watch and holds nothing.
+    /// Closings in the spec, and removals of the contact: the conversation stays in the watch and holds no binding.
     pub releases: u8,
-    /// Closings by the status: the conversation leaves the watch, and its name stays taken.
+    /// Closings in the status: the conversation leaves the watch, and its name stays taken.
     pub closings: u8,
     pub deletions: u8,
-    /// Deletions of the claim by somebody.
-    pub hand_deletions: u8,
-    /// Reviews that the API server sends again, with the same UID.
+    /// Manual deletions of the claim.
+    pub manual_deletions: u8,
+    /// Reviews that the API server repeats with the same UID.
     pub repeats: u8,
-    /// Reviews whose answer nobody waits for any more: the client is gone, the time is up, the replica has crashed.
+    /// Reviews that no client waits for: the client is gone, or the deadline has passed.
     pub abandoned: u8,
-    /// Leaders that begin anew.
+    /// Restarts of leaders.
     pub restarts: u8,
-    /// Watches that begin anew with a list.
+    /// Restarts of watches with a list.
     pub lists: u8,
 }
 
-/// A configuration, which is a finite model.
+/// A configuration, which defines a finite model.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
     pub name: &'static str,
     pub creates: Vec<Create>,
     pub budget: Budget,
     pub leaders: usize,
-    /// How many writes of leaders of which nothing is known may be under way at once.
+    /// The number of writes of unknown leaders that can be in flight at once.
     pub unknown_leaders: usize,
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
@@ -180,24 +180,24 @@ pub struct Configuration {
 #[derive(Debug)]
 pub struct ClaimsModel {
     pub configuration: Configuration,
-    /// Goes on where an answer is wrong, to see what comes of it.
-    pub goes_on: bool,
-    saw: Vec<AtomicU64>,
+    /// Continues after a wrong decision, to find the violation that it causes.
+    pub continues_after_violation: bool,
+    coverage: Vec<AtomicU64>,
 }
 
-/// Everything there is at one moment.
+/// The state of the whole system.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cluster {
     etcd: Etcd,
     attempts: Vec<Attempt>,
     leaders: Vec<Leader>,
-    /// What leaders of which nothing is known are about to write.
+    /// The writes of unknown leaders that are in flight.
     orphaned_writes: Vec<Job>,
     left: Budget,
-    flaw: Option<StepViolation>,
+    violation: Option<StepViolation>,
 }
 
-/// What may happen next.
+/// A step of the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// The create is sent, and its review takes its first step.
@@ -206,28 +206,28 @@ pub enum Action {
     Step(usize, usize),
     /// The review ends without an answer, or with a 503, and the create fails.
     GiveUp(usize),
-    /// The create fails, and the review goes on.
+    /// The create fails, and its review continues.
     Abandon(usize),
-    /// The API server sends the review again; the earlier one goes on.
+    /// The API server repeats the review; the earlier one continues.
     Repeat(usize),
-    /// A review that nobody waits for ends.
+    /// A review that no client waits for ends.
     Drop(usize, usize),
     Store(usize),
-    /// Another webhook denies the admitted create, a quota does, or it is lost.
+    /// The admitted create is denied by another webhook or a quota, or is lost.
     Fail(usize),
     Release(Place),
     Close(Place),
     Delete(Place),
-    DeleteClaimByHand,
-    DeleteClaimByHandInForeground,
-    /// A claim that has a deletionTimestamp goes.
-    Vanish,
-    Look(usize, Look),
+    DeleteClaimManually,
+    DeleteClaimManuallyInForeground,
+    /// A claim with a deletionTimestamp is removed.
+    FinishClaimDeletion,
+    Reconcile(usize, Reconcile),
     Land(usize, usize),
     Lose(usize, usize),
     Guess(Guess),
-    LandStray(usize),
-    LoseStray(usize),
+    LandOrphan(usize),
+    LoseOrphan(usize),
     Restart(usize),
     ListConversations(usize),
     ListClaims(usize),
@@ -235,28 +235,28 @@ pub enum Action {
 
 impl ClaimsModel {
     pub fn new(configuration: Configuration) -> Self {
-        let saw = Coverage::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { configuration, goes_on: false, saw }
+        let coverage = Coverage::ALL.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { configuration, continues_after_violation: false, coverage }
     }
 
-    /// How many steps did this, in all states that were visited.
-    pub fn count(&self, what: Coverage) -> u64 {
-        self.saw[what as usize].load(Ordering::Relaxed)
+    /// The number of steps of this kind in all visited states.
+    pub fn count(&self, step: Coverage) -> u64 {
+        self.coverage[step as usize].load(Ordering::Relaxed)
     }
 
-    fn saw(&self, what: Coverage) {
-        self.saw[what as usize].fetch_add(1, Ordering::Relaxed);
+    fn cover(&self, step: Coverage) {
+        self.coverage[step as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     fn has_no_leader(&self) -> bool {
         self.configuration.leaders + self.configuration.unknown_leaders == 0
     }
 
-    fn is_weak(&self) -> bool {
-        self.configuration.budget.hand_deletions > 0
+    fn has_manual_deletions(&self) -> bool {
+        self.configuration.budget.manual_deletions > 0
     }
 
-    /// Lets a review go one step on.
+    /// Advances a review by one step.
     fn review(&self, cluster: &mut Cluster, attempt: usize, review: Option<usize>) {
         let Cluster { etcd, attempts, .. } = cluster;
         let Attempt { phase, reviews } = &mut attempts[attempt];
@@ -266,9 +266,9 @@ impl ClaimsModel {
             uid: u8::try_from(attempt).unwrap(),
             etcd,
             counts,
-            is_checked: !self.goes_on,
+            is_checked: !self.continues_after_violation,
             mutation: self.configuration.mutation,
-            saw: &mut |what| self.saw(what),
+            cover: &mut |step| self.cover(step),
         };
         let progress = match review {
             None => work.begin(),
@@ -286,15 +286,15 @@ impl ClaimsModel {
                     *phase = if is_admitted { Phase::Admitted } else { Phase::Failed };
                 }
             }
-            (Err(flaw), _) => cluster.flaw = Some(flaw),
+            (Err(violation), _) => cluster.violation = Some(violation),
         }
     }
 
-    /// Whether every create that was admitted and may still be stored stands in the claim: why I1 holds.
+    /// Whether the claim records every admitted create that can still be stored, from which I1 follows.
     fn records_what_is_in_flight(&self, cluster: &Cluster) -> bool {
         let creates = self.configuration.creates.iter().zip(0..);
         cluster.attempts.iter().zip(creates).all(|(attempt, (create, uid))| {
-            attempt.phase != Phase::Admitted || create.is_unseen || cluster.etcd.records(create.place, uid)
+            attempt.phase != Phase::Admitted || create.bypasses_webhook || cluster.etcd.records(create.place, uid)
         })
     }
 
@@ -303,14 +303,14 @@ impl ClaimsModel {
         let uid = u8::try_from(attempt).unwrap();
         if !cluster.etcd.store(create.place, uid, self.configuration.has_statuses) {
             if create.is_server_side_apply {
-                self.saw(Coverage::AppliedAsUpdate);
-                // The same content: nothing is written.
+                self.cover(Coverage::AppliedAsUpdate);
+                // The content is the same, so nothing is written.
             } else {
-                self.saw(Coverage::NameTaken);
+                self.cover(Coverage::NameTaken);
             }
         }
         let is_stored = cluster.etcd.stored(create.place).is_some_and(|stored| stored.uid == uid);
-        cluster.attempts[attempt].phase = if is_stored { Phase::LiveConversation } else { Phase::Failed };
+        cluster.attempts[attempt].phase = if is_stored { Phase::Stored } else { Phase::Failed };
     }
 
     fn with_world<T>(&self, etcd: &mut Etcd, work: impl FnOnce(&mut World<'_>) -> T) -> T {
@@ -318,11 +318,11 @@ impl ClaimsModel {
             etcd,
             has_statuses: self.configuration.has_statuses,
             mutation: self.configuration.mutation,
-            saw: &mut |what| self.saw(what),
+            cover: &mut |step| self.cover(step),
         })
     }
 
-    fn looks(&self, cluster: &Cluster, index: usize, actions: &mut Vec<Action>) {
+    fn reconciles(&self, cluster: &Cluster, index: usize, actions: &mut Vec<Action>) {
         let undecided = undecided(cluster);
         let leader = &cluster.leaders[index];
         let (conversations, claims) = leader.undelivered(&cluster.etcd);
@@ -331,15 +331,15 @@ impl ClaimsModel {
         {
             let later = leader.later(conversations, claims, &cluster.etcd, self.configuration.mutation);
             for task in Task::ALL {
-                if !leader.is_free(task) || !later.is_asked(task) {
+                if !leader.is_free(task) || !later.is_queued(task) {
                     continue;
                 }
                 let may_expire = match task {
                     Task::Conversation(_) => Uids::NONE,
                     Task::Claim | Task::Grace => later.in_flight().without(undecided),
                 };
-                let looks = may_expire.subsets().map(|expired| Look { task, conversations, claims, expired });
-                actions.extend(looks.map(|look| Action::Look(index, look)));
+                let reconciles = may_expire.subsets().map(|expired| Reconcile { task, conversations, claims, expired });
+                actions.extend(reconciles.map(|reconcile| Action::Reconcile(index, reconcile)));
             }
         }
     }
@@ -350,22 +350,22 @@ impl ClaimsModel {
             actions.extend(may_expire.subsets().map(|expired| Action::Guess(Guess::Claim { expired })));
         }
         for (attempt, (create, uid)) in cluster.attempts.iter().zip(self.configuration.creates.iter().zip(0..)) {
-            if attempt.phase == Phase::LiveConversation {
+            if attempt.phase == Phase::Stored {
                 actions.push(Action::Guess(Guess::Conversation { place: create.place, uid }));
             }
         }
     }
 
-    /// Lets the leaders work, each in its turn, until there is nothing to do; whether it comes to that.
+    /// Runs the leaders in turn until no work is left. Returns `false` if that does not happen within a bound.
     fn settle(&self, cluster: &mut Cluster) -> bool {
         const ROUNDS: usize = 40;
         let Cluster { etcd, leaders, orphaned_writes, .. } = cluster;
         self.with_world(etcd, |world| {
             for job in orphaned_writes.drain(..) {
-                leader::carry_out(job, world);
+                leader::execute(job, world);
             }
             if leaders.is_empty() {
-                // Somebody will lead.
+                // Some replica will lead.
                 let mut leader = Leader::default();
                 leader.restart(world.etcd, world.mutation);
                 leaders.push(leader);
@@ -375,8 +375,8 @@ impl ClaimsModel {
         })
     }
 
-    /// I2 and I3, of a cluster at rest.
-    fn is_as_it_should_be(&self, cluster: &Cluster) -> bool {
+    /// I2 and I3 for a cluster at rest.
+    fn is_consistent(&self, cluster: &Cluster) -> bool {
         let Etcd { claim, conversations, .. } = &cluster.etcd;
         let has_statuses = self.configuration.has_statuses;
         let is_right = |(place, conversation): (Place, &abstraction::Conversation)| {
@@ -394,19 +394,19 @@ impl ClaimsModel {
             && claim.is_none_or(|claim| cluster.etcd.held_binding(claim.holder))
     }
 
-    /// From every state in which no client and no review is at work, the leaders come to rest, and rest is as it should be.
-    fn rests_well(&self, cluster: &Cluster) -> bool {
+    /// Whether the leaders come to rest consistently from this state. Checked while no client and no review is active.
+    fn comes_to_rest(&self, cluster: &Cluster) -> bool {
         let is_client_at_work = cluster.attempts.iter().any(Attempt::is_active);
-        let is_claim_going = cluster.etcd.claim.is_some_and(|claim| claim.is_going);
-        if self.has_no_leader() || is_client_at_work || is_claim_going || cluster.flaw.is_some() {
+        let is_claim_being_deleted = cluster.etcd.claim.is_some_and(|claim| claim.is_being_deleted);
+        if self.has_no_leader() || is_client_at_work || is_claim_being_deleted || cluster.violation.is_some() {
             return true;
         }
         let mut settled = cluster.clone();
-        self.settle(&mut settled) && self.is_as_it_should_be(&settled)
+        self.settle(&mut settled) && self.is_consistent(&settled)
     }
 }
 
-/// Lets a leader do all that it would do; whether that was nothing.
+/// Runs all work of a leader. Returns `true` if there was none.
 fn take_turn(leader: &mut Leader, world: &mut World<'_>) -> bool {
     let mut is_quiet = true;
     for slot in 0..leader.jobs.len() {
@@ -417,7 +417,7 @@ fn take_turn(leader: &mut Leader, world: &mut World<'_>) -> bool {
     is_quiet &= (conversations, claims) == (0, 0);
     leader.deliver(conversations, claims, world.etcd, world.mutation);
     for task in Task::ALL {
-        if leader.is_free(task) && leader.is_asked(task) {
+        if leader.is_free(task) && leader.is_queued(task) {
             leader.run(task, leader.in_flight(), world);
             is_quiet = false;
         }
@@ -425,13 +425,13 @@ fn take_turn(leader: &mut Leader, world: &mut World<'_>) -> bool {
     is_quiet
 }
 
-/// The UIDs that may be stored yet.
+/// The UIDs that can still be stored.
 fn undecided(cluster: &Cluster) -> Uids {
     let undecided = (0..).zip(&cluster.attempts).filter(|(_, attempt)| attempt.is_undecided());
     undecided.fold(Uids::NONE, |uids, (uid, _)| uids.and(Uids::one(uid)))
 }
 
-/// Takes writes whose precondition can never be met any more for lost at once, which is all that can come of them.
+/// Ends writes whose precondition can no longer hold, since they can only fail.
 fn forget_moot_writes(cluster: &mut Cluster) {
     let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
     orphaned_writes.retain(|job| !job.is_moot(etcd));
@@ -445,7 +445,7 @@ fn forget_moot_writes(cluster: &mut Cluster) {
     }
 }
 
-/// Forgets what nobody can see any more, and numbers the revisions anew: only whether two are equal means anything.
+/// Drops events that all watches have delivered, and renumbers the revisions, of which only equality is meaningful.
 fn canonicalize(cluster: &mut Cluster) {
     let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
     let delivered = |of: fn(&Leader) -> u8, length: usize| {
@@ -459,7 +459,7 @@ fn canonicalize(cluster: &mut Cluster) {
         leader.conversations_delivered -= u8::try_from(conversations).unwrap();
         leader.claims_delivered -= u8::try_from(claims).unwrap();
     }
-    // Leaders are alike.
+    // Leaders are interchangeable.
     leaders.sort();
     let mut numbers = [0; 256];
     let mut last = 0;
@@ -498,19 +498,19 @@ impl Model for ClaimsModel {
             leaders: vec![Leader::default(); self.configuration.leaders],
             orphaned_writes: Vec::new(),
             left: self.configuration.budget,
-            flaw: None,
+            violation: None,
         }]
     }
 
     fn actions(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
-        if cluster.flaw.is_some() {
+        if cluster.violation.is_some() {
             return;
         }
         let Cluster { etcd, attempts, leaders, orphaned_writes, left, .. } = cluster;
         for (index, attempt) in attempts.iter().enumerate() {
             let orphans = match attempt.phase {
                 Phase::NotBegun => {
-                    // Of creates that are alike the first begins first.
+                    // Equal creates begin in their order.
                     let create = self.configuration.creates[index];
                     let is_alike = |earlier: usize| self.configuration.creates[earlier] == create;
                     if !(0..index).any(|earlier| attempts[earlier].phase == Phase::NotBegun && is_alike(earlier)) {
@@ -532,7 +532,7 @@ impl Model for ClaimsModel {
                     actions.extend([Action::Store(index), Action::Fail(index)]);
                     attempt.reviews.len()
                 }
-                Phase::LiveConversation | Phase::Failed => attempt.reviews.len(),
+                Phase::Stored | Phase::Failed => attempt.reviews.len(),
             };
             actions.extend((0..attempt.reviews.len()).map(|review| Action::Step(index, review)));
             actions.extend((0..orphans).map(|review| Action::Drop(index, review)));
@@ -550,19 +550,20 @@ impl Model for ClaimsModel {
             }
         }
         match etcd.claim {
-            Some(claim) if claim.is_going => actions.push(Action::Vanish),
-            Some(_) if left.hand_deletions > 0 => {
-                actions.extend([Action::DeleteClaimByHand, Action::DeleteClaimByHandInForeground]);
+            Some(claim) if claim.is_being_deleted => actions.push(Action::FinishClaimDeletion),
+            Some(_) if left.manual_deletions > 0 => {
+                actions.extend([Action::DeleteClaimManually, Action::DeleteClaimManuallyInForeground]);
             }
             _ => {}
         }
-        actions
-            .extend((0..orphaned_writes.len()).flat_map(|index| [Action::LandStray(index), Action::LoseStray(index)]));
+        actions.extend(
+            (0..orphaned_writes.len()).flat_map(|index| [Action::LandOrphan(index), Action::LoseOrphan(index)]),
+        );
         if orphaned_writes.len() < self.configuration.unknown_leaders {
             self.guesses(cluster, actions);
         }
         for (index, leader) in leaders.iter().enumerate() {
-            self.looks(cluster, index, actions);
+            self.reconciles(cluster, index, actions);
             let under_way = (0..leader.jobs.len()).filter(|slot| leader.jobs[*slot].is_some());
             actions.extend(under_way.flat_map(|slot| [Action::Land(index, slot), Action::Lose(index, slot)]));
             if left.restarts > 0 {
@@ -579,7 +580,7 @@ impl Model for ClaimsModel {
         let has_statuses = self.configuration.has_statuses;
         let Cluster { etcd, attempts, leaders, orphaned_writes, left, .. } = &mut cluster;
         match action {
-            Action::Begin(index) if self.configuration.creates[index].is_unseen => {
+            Action::Begin(index) if self.configuration.creates[index].bypasses_webhook => {
                 attempts[index].phase = Phase::Admitted;
             }
             Action::Begin(index) => {
@@ -619,20 +620,22 @@ impl Model for ClaimsModel {
                 left.deletions -= 1;
                 etcd.delete(place);
             }
-            Action::DeleteClaimByHand | Action::DeleteClaimByHandInForeground => {
-                left.hand_deletions -= 1;
-                etcd.delete_claim_by_hand(action == Action::DeleteClaimByHandInForeground);
+            Action::DeleteClaimManually | Action::DeleteClaimManuallyInForeground => {
+                left.manual_deletions -= 1;
+                etcd.delete_claim_manually(action == Action::DeleteClaimManuallyInForeground);
             }
-            Action::Vanish => etcd.delete_claim_by_hand(false),
-            Action::Look(index, look) => self.with_world(etcd, |world| leaders[index].look(look, world)),
+            Action::FinishClaimDeletion => etcd.delete_claim_manually(false),
+            Action::Reconcile(index, reconcile) => {
+                self.with_world(etcd, |world| leaders[index].reconcile(reconcile, world));
+            }
             Action::Land(index, slot) => self.with_world(etcd, |world| leaders[index].land(slot, world)),
             Action::Lose(index, slot) => leaders[index].lose(slot),
             Action::Guess(guess) => orphaned_writes.push(self.with_world(etcd, |world| leader::guess(guess, world))?),
-            Action::LandStray(index) => {
+            Action::LandOrphan(index) => {
                 let job = orphaned_writes.remove(index);
-                self.with_world(etcd, |world| leader::carry_out(job, world));
+                self.with_world(etcd, |world| leader::execute(job, world));
             }
-            Action::LoseStray(index) => drop(orphaned_writes.remove(index)),
+            Action::LoseOrphan(index) => drop(orphaned_writes.remove(index)),
             Action::Restart(index) => {
                 left.restarts -= 1;
                 leaders[index].restart(etcd, self.configuration.mutation);
@@ -656,28 +659,28 @@ impl Model for ClaimsModel {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(ONE_HOLDER, |model: &Self, cluster: &Cluster| {
-                let is_admitted = |uid: u8| !model.configuration.creates[usize::from(uid)].is_unseen;
-                model.is_weak() || cluster.etcd.holders(|conversation| is_admitted(conversation.uid)) <= 1
+                let is_admitted = |uid: u8| !model.configuration.creates[usize::from(uid)].bypasses_webhook;
+                model.has_manual_deletions() || cluster.etcd.holders(|conversation| is_admitted(conversation.uid)) <= 1
             }),
             Property::always(RECORDED, |model: &Self, cluster: &Cluster| {
-                model.is_weak() || model.records_what_is_in_flight(cluster)
+                model.has_manual_deletions() || model.records_what_is_in_flight(cluster)
             }),
             Property::always(ONE_BOUND, |_, cluster: &Cluster| {
                 cluster.etcd.holders(|conversation| conversation.bound == Some(true)) <= 1
             }),
-            Property::always(NO_FLAW, |_, cluster: &Cluster| cluster.flaw.is_none()),
-            Property::always(REST, Self::rests_well),
+            Property::always(NO_VIOLATION, |_, cluster: &Cluster| cluster.violation.is_none()),
+            Property::always(REST, Self::comes_to_rest),
         ]
     }
 }
 
 /// I1.
 pub const ONE_HOLDER: &str = "I1: at most one admitted conversation holds the binding";
-/// What I1 follows from.
+/// The lemma from which I1 follows.
 pub const RECORDED: &str = "the claim records every create that was admitted and may still be stored";
-/// The weaker promise, which holds also where claims are deleted by hand and conversations are made past the webhook.
+/// The weaker guarantee, which also holds if claims are deleted manually and conversations are created without the webhook.
 pub const ONE_BOUND: &str = "at most one conversation that holds the binding is Bound";
 /// I4 and I5.
-pub const NO_FLAW: &str = "I4 and I5: no answer without what it rests on, no write in a dry run";
+pub const NO_VIOLATION: &str = "I4 and I5: no decision without a live read, no write in a dry run";
 /// I2 and I3.
 pub const REST: &str = "I2 and I3: the leaders come to rest, and at rest claims and conversations agree";

@@ -1,7 +1,7 @@
-//! The webhook: reviews of creates, each a sequence of reads and writes that anything may come between.
+//! The webhook: reviews of creates, each a sequence of reads and writes between which other steps can happen.
 //!
-//! A replica keeps nothing between two reviews, so any number of replicas is any number of reviews at once, and the crash of
-//! a replica is the loss of reviews.
+//! A replica keeps no state between reviews, so several replicas are modelled as concurrent reviews, and the crash of a replica
+//! as the loss of its reviews.
 
 use super::abstraction::{self, Claim, Conversation, Place, Version, Write};
 use super::etcd::{Etcd, Preconditions, write_versions};
@@ -9,33 +9,33 @@ use super::{Coverage, Mutation, StepViolation};
 use switchboard::api::Time;
 use switchboard::core::claim::{AdmitStep, Decision, LiveConversation, Observation, admit};
 
-/// No create is ever overdue here: an overdue one only turns a write into a 503, as giving up does too. patience.rs has clocks.
+/// No create is overdue in the model: an overdue create only turns a write into a 503, which [`super::Action::GiveUp`] covers.
 const GRACE_MILLISECONDS: u64 = 60_000;
 
-/// What a client asks for.
+/// The create that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Create {
     pub place: Place,
     pub is_server_side_apply: bool,
     pub is_dry_run: bool,
-    /// No webhook is installed while it is made.
-    pub is_unseen: bool,
+    /// Whether it is sent while no webhook is installed.
+    pub bypasses_webhook: bool,
 }
 
-/// How far a create is.
+/// The progress of a create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     NotBegun,
-    /// The API server waits for an answer to the last of the reviews.
+    /// The API server waits for the response to the last review.
     InReview,
-    /// It was admitted, and will be stored, or fail.
+    /// It was admitted, and will be stored or fail.
     Admitted,
-    /// It was stored, and may be gone again.
-    LiveConversation,
+    /// It was stored, and can have been deleted since.
+    Stored,
     Failed,
 }
 
-/// What a review does next.
+/// The next step of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     ReadClaim,
@@ -43,11 +43,11 @@ pub enum Step {
     Write(Write),
 }
 
-/// One create: its UID is its number.
+/// One create. Its UID is its number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attempt {
     pub phase: Phase,
-    /// The reviews under way. While it is in review, the answer to the last one counts. Nobody waits for the others.
+    /// The reviews in progress. While the create is in review, only the response to the last one counts.
     pub reviews: Vec<Step>,
 }
 
@@ -56,7 +56,7 @@ impl Attempt {
         Self { phase: Phase::NotBegun, reviews: Vec::new() }
     }
 
-    /// Whether it may be stored yet.
+    /// Whether it can still be stored.
     pub fn is_undecided(&self) -> bool {
         matches!(self.phase, Phase::InReview | Phase::Admitted)
     }
@@ -76,27 +76,27 @@ impl Attempt {
     }
 }
 
-/// What became of one step of a review.
+/// The result of one step of a review.
 pub enum Progress {
     Next(Step),
     Answered(Decision),
 }
 
-/// One review at work.
+/// A review in progress.
 pub struct Review<'a> {
     pub create: Create,
     pub uid: u8,
     pub etcd: &'a mut Etcd,
-    /// Whether the API server waits for its answer.
+    /// Whether the API server waits for its response.
     pub counts: bool,
-    /// Whether a wrong answer is told, or followed to see what comes of it.
+    /// Whether a wrong decision is reported as a violation. Otherwise the model continues with its consequences.
     pub is_checked: bool,
     pub mutation: Option<Mutation>,
-    pub saw: &'a mut dyn FnMut(Coverage),
+    pub cover: &'a mut dyn FnMut(Coverage),
 }
 
 impl Review<'_> {
-    /// The first step: what follows from knowing nothing, carried out.
+    /// Executes the first step of the review.
     pub fn begin(mut self) -> Result<Progress, StepViolation> {
         match self.decide(Observation::Nothing) {
             AdmitStep::Write(write) => self.perform(Step::Write(Write::from(&write))),
@@ -105,13 +105,13 @@ impl Review<'_> {
         }
     }
 
-    /// Carries `step` out, and asks the protocol what follows.
+    /// Executes `step`, and returns the next one by the protocol.
     pub fn perform(&mut self, step: Step) -> Result<Progress, StepViolation> {
         let mut observed = self.observe(step)?;
         loop {
             observed = match self.decide(observed) {
                 AdmitStep::Wait => {
-                    (self.saw)(Coverage::Wait);
+                    (self.cover)(Coverage::Wait);
                     Observation::Changed
                 }
                 AdmitStep::ReadClaim => return Ok(Progress::Next(Step::ReadClaim)),
@@ -138,18 +138,18 @@ impl Review<'_> {
                 let is_done = self.etcd.write(write, preconditions);
                 if is_done {
                     let was_ours = before.is_some_and(|before| before.holder == self.create.place);
-                    (self.saw)(match before {
+                    (self.cover)(match before {
                         None => Coverage::Claimed,
                         Some(_) if was_ours => Coverage::Added,
                         Some(_) => Coverage::TakenOver,
                     });
                     if !self.counts {
-                        (self.saw)(Coverage::OrphanWrote);
+                        (self.cover)(Coverage::AbandonedReviewWrote);
                     }
                 } else {
-                    (self.saw)(Coverage::LostWrite);
+                    (self.cover)(Coverage::WriteConflict);
                 }
-                if is_done || self.mutation == Some(Mutation::LostWriteTakenAsDone) {
+                if is_done || self.mutation == Some(Mutation::ConflictTakenAsApplied) {
                     Observation::Written
                 } else {
                     Observation::Changed
@@ -177,7 +177,7 @@ impl Review<'_> {
         }
     }
 
-    /// What `admit` says, except in mutations.
+    /// The result of `admit`, except in mutations.
     fn decide(&mut self, mut seen: Observation) -> AdmitStep {
         let is_dry_run = self.create.is_dry_run && self.mutation != Some(Mutation::DryRunWrites);
         let request = abstraction::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
@@ -192,7 +192,7 @@ impl Review<'_> {
             {
                 claim.admissions.clear();
             }
-            (Some(Mutation::RefusalWithoutRead), Observation::Claim(Some(claim)))
+            (Some(Mutation::DenialWithoutRead), Observation::Claim(Some(claim)))
                 if claim.holder != request.conversation =>
             {
                 let uid = claim.admissions[0].uid.clone();
@@ -213,36 +213,36 @@ impl Review<'_> {
             (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Decide(Decision::Allow),
             (_, step) => {
                 if has_claim && step == AdmitStep::Decide(Decision::Allow) {
-                    (self.saw)(Coverage::RepeatedReview);
+                    (self.cover)(Coverage::RepeatedReview);
                 }
                 step
             }
         }
     }
 
-    /// I4, from what is stored while the answer is given, which is right after the step that it rests on.
+    /// Checks I4 against the stored objects at the time of the decision, right after the step that it is based on.
     fn check(&mut self, step: Step, answer: Decision) -> Result<Progress, StepViolation> {
         let read = match step {
             Step::ReadHolder(claim) => Some(claim.holder),
             _ => None,
         };
         match &answer {
-            Decision::Allow if self.create.is_dry_run => (self.saw)(Coverage::DryRunAllowed),
+            Decision::Allow if self.create.is_dry_run => (self.cover)(Coverage::DryRunAllowed),
             Decision::Allow if self.counts && !self.etcd.records(self.create.place, self.uid) => {
                 return Err(StepViolation::AllowedWithoutClaim);
             }
             Decision::Deny { holder, .. } => {
                 let holder = abstraction::place(holder);
                 if read != Some(holder) || !self.etcd.held_binding(holder) || holder == self.create.place {
-                    return Err(StepViolation::RefusedWithoutHolder);
+                    return Err(StepViolation::DeniedWithoutHolder);
                 }
-                (self.saw)(if self.create.is_dry_run { Coverage::DryRunRefused } else { Coverage::Refused });
+                (self.cover)(if self.create.is_dry_run { Coverage::DryRunDenied } else { Coverage::Denied });
             }
             Decision::AlreadyExists => {
                 if read != Some(self.create.place) || self.etcd.stored(self.create.place).is_none() {
-                    return Err(StepViolation::RefusedWithoutHolder);
+                    return Err(StepViolation::DeniedWithoutHolder);
                 }
-                (self.saw)(Coverage::AlreadyExists);
+                (self.cover)(Coverage::AlreadyExists);
             }
             Decision::Allow | Decision::Undecided(_) => {}
         }
