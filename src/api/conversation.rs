@@ -136,15 +136,32 @@ pub struct ConversationSpec {
 }
 
 /// Channel that carries the messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Deserialize,
+    Serialize,
+    JsonSchema,
+    strum::Display,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 pub enum Channel {
     /// SMS. Addresses are E.164 numbers; a proxy address can also be a short code of 3 to 8 digits.
     #[serde(rename = "SMS")]
+    #[strum(serialize = "SMS")]
     Sms,
     /// WhatsApp. Addresses are E.164 numbers.
     WhatsApp,
     /// RCS. Addresses are E.164 numbers.
     #[serde(rename = "RCS")]
+    #[strum(serialize = "RCS")]
     Rcs,
     /// Messenger. Addresses are IDs issued by the platform.
     Messenger,
@@ -161,28 +178,28 @@ pub enum Channel {
 impl Channel {
     /// The channel as the API spells it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sms => "SMS",
-            Self::WhatsApp => "WhatsApp",
-            Self::Rcs => "RCS",
-            Self::Messenger => "Messenger",
-            Self::Instagram => "Instagram",
-            Self::AppleMessages => "AppleMessages",
-            Self::Email => "Email",
-            Self::Chat => "Chat",
-        }
-    }
-}
-
-impl std::fmt::Display for Channel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
 /// State of a Conversation. The order is that in which timers move it on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Deserialize,
+    Serialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[schemars(transform = super::schema::described_by_the_field)]
 pub enum State {
     /// The Conversation is open.
@@ -197,12 +214,8 @@ pub enum State {
 impl State {
     /// The state as the API spells it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "Active",
-            Self::Inactive => "Inactive",
-            Self::Closed => "Closed",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -338,4 +351,22 @@ pub struct Deadlines {
     /// Time at which the Conversation becomes Closed: the earlier of the deadlines of `closeAfter` and `closeUnassignedAfter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_time: Option<Time>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use strum::VariantArray;
+
+    /// The names that serde writes are those of the API.
+    #[test]
+    fn names_are_those_that_are_serialized() {
+        for channel in Channel::VARIANTS {
+            assert_eq!(serde_json::to_value(channel).unwrap(), channel.as_str());
+            assert_eq!(channel.to_string(), channel.as_str());
+        }
+        for state in State::VARIANTS {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
 }
