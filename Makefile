@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-versions e2e model soak fuzz bench bench-check generate image fmt clean-cache require
+.PHONY: help run test test-versions e2e model soak fuzz bench bench-check generate api-docs image fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -72,9 +72,12 @@ fuzz: require ## Random input for what strangers can send: reviews, addresses, d
 			"$$corpus" tests/fuzz/seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -artifact_prefix="$(abspath $(TARGET))/fuzz-corpus/" || exit 1; \
 	done
 
-generate: require ## Write anew what is generated: crds/ from the Rust types, the chart's documentation from its values, its renderings
+generate: require api-docs ## Write the generated files: crds/ and docs/api.md from the Rust types, the chart's documentation and renderings
 	cargo run --locked -- crds --directory crds
 	UPDATE=1 cargo test --locked --quiet --test integration -- the_readme the_schema_says each_case
+
+api-docs: require ## Write docs/api.md, the reference of the API, from the Rust types
+	UPDATE=1 cargo test --locked --quiet --test integration -- pure::api_reference
 
 image: ## The container image, with buildah or podman: static, from scratch, reproducible, with its SBOM (IMAGE=registry.example/switchboard)
 	@image/build

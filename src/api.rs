@@ -1,6 +1,6 @@
-//! What users write and read: the types of group `switchboard.dev`, version `v1alpha1`, and the rules of their schemas.
+//! The API: the types of group `switchboard.dev`, version `v1alpha1`, and the rules of their schemas.
 //!
-//! No logic lives here beyond what a type needs to be read and written, and nothing of the rest of the crate is imported.
+//! This module has no logic beyond reading and writing the types, and imports nothing from the rest of the crate.
 
 mod address_binding;
 mod condition;
@@ -22,13 +22,13 @@ pub use time::Time;
 
 /// The API group of both kinds.
 pub const GROUP: &str = "switchboard.dev";
-/// The one API version of both kinds.
+/// The API version of both kinds.
 pub const VERSION: &str = "v1alpha1";
 /// The field manager of every write of the operator.
 pub const FIELD_MANAGER: &str = "switchboard";
-/// The most characters that an address, or the identity of a participant, may have.
+/// The maximum number of characters of an address, or of the identity of a participant.
 pub const MAX_ADDRESS_LENGTH: usize = 256;
-/// The most admissions that one claim records. A create beyond them is answered with a 503 until the claim is released.
+/// The maximum number of admissions that a claim records. Further creates get a 503 until the claim is released.
 pub const MAX_ADMISSIONS: usize = 64;
-/// The most participants that one conversation may have.
+/// The maximum number of participants of a conversation.
 pub const MAX_PARTICIPANTS: usize = 100;

@@ -13,10 +13,10 @@ pub struct Duration {
     milliseconds: NonZeroU64,
 }
 
-/// Why a text is no [`Duration`].
+/// The reason why a text is not a [`Duration`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// It is not spelled as GEP-2257 asks.
+    /// It is not in the format of GEP-2257.
     #[error("must be a duration such as 90s, 30m, 24h or 1h30m, with the units h, m, s and ms and no sign or fraction")]
     Spelling,
     /// It is shorter than [`Duration::MIN`] or longer than [`Duration::MAX`].
@@ -24,7 +24,7 @@ pub enum DurationError {
     Bounds,
 }
 
-/// The spelling that GEP-2257 allows, for the schema and for whoever else needs it as a regular expression (RE2).
+/// The format of GEP-2257 as a regular expression (RE2).
 pub(super) const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
 impl Duration {
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spellings_of_gep_2257_are_read() {
+    fn durations_of_gep_2257_are_parsed() {
         for (text, milliseconds) in [
             ("1s", 1_000),
             ("1000ms", 1_000),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_refused() {
+    fn durations_in_other_formats_are_rejected() {
         for text in [
             "",
             "1",
@@ -181,14 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_kept() {
+    fn durations_out_of_bounds_are_rejected() {
         for text in ["0s", "999ms", "87600h1ms", "99999h99999h99999h99999h"] {
             assert_eq!(text.parse::<Duration>(), Err(DurationError::Bounds), "{text}");
         }
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn formatted_durations_are_parsed_to_the_same_value() {
         for text in ["1s", "1h30m", "1ms1h", "87600h", "24h", "1s1ms"] {
             let duration: Duration = text.parse().unwrap();
             assert_eq!(duration.to_string().parse(), Ok(duration), "{text}");

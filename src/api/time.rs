@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_instant_of_rfc_3339_is_read() {
+    fn every_instant_of_rfc_3339_is_parsed() {
         for (text, read) in [
             ("2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"),
             ("2026-11-24T10:00:00.123987654+01:00", "2026-11-24T09:00:00.123Z"),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn instants_around_1970_are_as_far_apart_as_they_are_and_a_missing_one_takes_no_room() {
+    fn instants_around_1970_keep_their_distances() {
         let instants = [-2, -1, 0, 1, 2].map(Time::of);
         assert!(instants.is_sorted());
         assert_eq!(instants.map(Time::milliseconds), [-2, -1, 0, 1, 2]);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beyond_the_last_instant_is_the_last_instant() {
+    fn instants_beyond_the_last_one_are_clamped() {
         let last = Time::new(Timestamp::MAX);
         assert_eq!(Time::EPOCH.after(Duration::from_millis(u64::MAX)), last);
         assert_eq!(Time::EPOCH.after(Duration::MAX), last);

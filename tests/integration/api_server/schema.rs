@@ -1,4 +1,4 @@
-//! Claims about what a real API server admits, refuses and shows of both kinds, with no webhook and no controller. Tier: API server.
+//! Admission, refusal and display of both kinds by a real API server, without webhook and controller. Tier: API server.
 
 use crate::common;
 use crate::testdata;
@@ -99,7 +99,7 @@ fn current_wording(text: &str) -> String {
 }
 
 #[test]
-fn older_wordings_are_read_as_the_current_ones() {
+fn older_wordings_match_the_current_ones() {
     for (older, current) in [
         (r#"spec: Invalid value: "object": 48027: differ"#, "spec: Invalid value: 48027: differ"),
         (r#"spec.participants: Invalid value: "array": 50433: once"#, "spec.participants: Invalid value: 50433: once"),
@@ -115,7 +115,7 @@ fn older_wordings_are_read_as_the_current_ones() {
 }
 
 #[test]
-fn other_messages_fields_and_bounds_are_not_read_as_the_expected_ones() {
+fn other_messages_fields_and_bounds_do_not_match() {
     for (text, expected) in [
         (r#"spec: Invalid value: "object": 48027: equal"#, "spec: Invalid value: 48027: differ"),
         (r#"spec.ttl: Invalid value: "string": must be"#, r#"spec.timers: Invalid value: "1d": must be"#),
@@ -156,7 +156,7 @@ impl Place {
         match object["kind"].as_str().unwrap() {
             "Conversation" => format!("{api}/namespaces/{}/conversations", self.namespace),
             "AddressBinding" => format!("{api}/addressbindings"),
-            kind => panic!("what is a {kind}?"),
+            kind => panic!("unknown kind {kind}"),
         }
     }
 
@@ -240,17 +240,17 @@ async fn follow_all(manifests: Vec<Manifest>) {
 }
 
 #[tokio::test]
-async fn what_is_to_be_admitted_is_admitted_and_stored_as_it_is_written() {
+async fn admitted_manifests_are_stored_unchanged() {
     follow_all(testdata::manifests("admitted")).await;
 }
 
 #[tokio::test]
-async fn what_is_to_be_refused_is_refused_for_what_it_shows_and_for_nothing_else() {
+async fn refused_manifests_are_refused_for_exactly_their_complaints() {
     follow_all(testdata::manifests("refused")).await;
 }
 
 #[tokio::test]
-async fn examples_are_admitted_and_stored_as_they_are_written() {
+async fn examples_are_admitted_and_stored_unchanged() {
     follow_all(testdata::examples::conversations()).await;
 }
 
@@ -305,7 +305,7 @@ fn with(mut object: Value, path: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn an_address_is_admitted_where_it_is_canonical_and_else_the_canonical_one_is_shown() {
+async fn addresses_are_admitted_only_in_canonical_form() {
     let place = Place::new().await;
     ask_all(testdata::addresses(), async |case| {
         let testdata::AddressCase { channel, role, address, refused, write } = case;
@@ -333,7 +333,7 @@ async fn an_address_is_admitted_where_it_is_canonical_and_else_the_canonical_one
 }
 
 #[tokio::test]
-async fn a_duration_is_admitted_where_it_is_well_formed_and_within_its_bounds() {
+async fn durations_are_admitted_only_in_format_and_bounds() {
     let place = Place::new().await;
     let fields = ["timers/inactiveAfter", "timers/closeAfter", "timers/closeUnassignedAfter", "ttlAfterClosed"];
     let cases = testdata::durations().into_iter().flat_map(|case| {
@@ -348,7 +348,7 @@ async fn a_duration_is_admitted_where_it_is_well_formed_and_within_its_bounds() 
 }
 
 #[tokio::test]
-async fn an_instant_is_admitted_where_every_reader_takes_it_for_the_same() {
+async fn instants_are_admitted_only_if_unambiguous() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
     ask_all(testdata::instants(), async |(instant, refused)| {
@@ -393,7 +393,7 @@ impl Bound {
 }
 
 #[tokio::test]
-async fn every_length_has_its_bound() {
+async fn every_length_is_bounded() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
     let (alice, new, binding) = (|| conversation("alice"), || conversation("new"), || address_binding("new"));
@@ -438,7 +438,7 @@ async fn every_length_has_its_bound() {
 
 /// The cost of the rules grows with what they look at, and the API server gives up beyond a budget: not on what is admitted.
 #[tokio::test]
-async fn the_rules_can_be_afforded_on_the_largest_conversation() {
+async fn rules_stay_within_budget_on_the_largest_conversation() {
     let place = Place::new().await;
     let identities: Vec<String> = (0..100).map(|number| format!("{number:x>256}")).collect();
     let participants =
@@ -482,7 +482,7 @@ async fn the_rules_can_be_afforded_on_the_largest_conversation() {
 }
 
 #[tokio::test]
-async fn a_fresh_conversation_is_pending_without_a_write() {
+async fn new_conversation_is_pending_without_a_write() {
     let place = Place::new().await;
     let created = place.write(Verb::Create, &conversation("alice")).await.unwrap();
     let seen = place.get(&conversation("alice")).await.unwrap();
@@ -501,7 +501,7 @@ async fn a_fresh_conversation_is_pending_without_a_write() {
 }
 
 #[tokio::test]
-async fn a_status_given_at_creation_is_dropped() {
+async fn status_is_dropped_at_creation() {
     let place = Place::new().await;
     let closed = with(conversation("alice"), "/status/state", json!("Closed"));
     let created = place.write(Verb::Create, &closed).await.unwrap();
@@ -510,7 +510,7 @@ async fn a_status_given_at_creation_is_dropped() {
 }
 
 #[tokio::test]
-async fn the_spec_and_the_status_are_written_apart() {
+async fn spec_and_status_are_written_separately() {
     let place = Place::new().await;
     place.write(Verb::Create, &conversation("alice")).await.unwrap();
     let both = with(with(conversation("alice"), "/spec/state", json!("Inactive")), "/status/state", json!("Closed"));
@@ -522,7 +522,7 @@ async fn the_spec_and_the_status_are_written_apart() {
 }
 
 #[tokio::test]
-async fn applying_the_same_manifest_again_changes_nothing() {
+async fn repeated_apply_changes_nothing() {
     let file = testdata::root().join("tests/testdata/admitted/every-field.yaml");
     let file = file.to_str().unwrap();
     for apply in [&["apply", "--filename", file][..], &["apply", "--server-side", "--filename", file]] {
@@ -537,7 +537,7 @@ async fn applying_the_same_manifest_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_dry_run_of_kubectl_tells_what_is_wrong() {
+async fn kubectl_dry_run_shows_the_refusal() {
     let place = Place::new().await;
     let file = testdata::root().join("tests/testdata/refused/48025-sms-with-separators.yaml");
     let complaint =
@@ -583,7 +583,7 @@ fn table(text: &str) -> Vec<Vec<&str>> {
 }
 
 #[tokio::test]
-async fn get_shows_what_people_look_for() {
+async fn kubectl_get_shows_the_printer_columns() {
     let place = Place::new().await;
     let alice =
         with(conversation("alice"), "/spec/participants", json!([{"identity": "agent-7"}, {"identity": "agent-8"}]));
@@ -632,7 +632,7 @@ async fn get_shows_what_people_look_for() {
 }
 
 #[tokio::test]
-async fn look_ups_are_exact() {
+async fn field_selectors_match_exactly() {
     let place = Place::new().await;
     for (name, contact) in [("alice", "alice@example.com"), ("another", "alice@example.community")] {
         let spec =

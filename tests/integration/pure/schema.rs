@@ -1,4 +1,4 @@
-//! Claims about the generated schemas, and about the parsers that state the same rules once more. Tier: pure.
+//! The generated schemas, and the parsers that state the same rules. Tier: pure.
 
 use crate::testdata;
 use serde_json::{Map, Value, json};
@@ -72,7 +72,7 @@ fn wrong(crds: &[Value], is_wrong: impl Fn(&Node) -> bool) -> Vec<String> {
 const NONE: [&str; 0] = [];
 
 #[test]
-fn crds_are_what_the_types_generate() {
+fn crds_match_the_types() {
     for (file, crd) in [
         ("conversations.yaml", switchboard::api::conversation_crd()),
         ("addressbindings.yaml", switchboard::api::address_binding_crd()),
@@ -101,12 +101,12 @@ fn every_list_is_typed_and_bounded() {
 }
 
 #[test]
-fn the_status_has_the_one_default() {
+fn status_has_the_only_default() {
     assert_eq!(wrong(&crds(), |node| node.schema.contains_key("default")), ["Conversation.status"]);
 }
 
 #[test]
-fn the_default_status_is_one_that_waits() {
+fn default_status_is_pending() {
     let [conversation, _] = crds();
     let status: ConversationStatus =
         serde_json::from_value(root_schema(&conversation)["properties"]["status"]["default"].clone()).unwrap();
@@ -133,7 +133,7 @@ fn every_field_has_a_description_of_its_own() {
         |node: &Node| node.schema.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
     for node in &nodes {
         let text = description(node);
-        assert!(text.ends_with('.'), "{}: {text:?} is no sentence", node.path);
+        assert!(text.ends_with('.'), "{}: {text:?} is not a sentence", node.path);
         let kind = node.path.split('.').next();
         // Where two fields read the same, the type that they share is described in their place.
         let twin = nodes.iter().find(|other| {
@@ -180,7 +180,7 @@ fn schemas_are_structural_and_closed() {
 }
 
 #[test]
-fn an_object_has_nothing_but_spec_and_status() {
+fn objects_have_only_spec_and_status() {
     let crds = crds();
     let fields = |crd| root_schema(crd)["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let [conversation, binding] = &crds;
@@ -192,7 +192,7 @@ fn an_object_has_nothing_but_spec_and_status() {
 }
 
 #[test]
-fn values_are_spelled_as_the_conventions_ask() {
+fn values_follow_the_api_conventions() {
     let crds = crds();
     assert_eq!(wrong(&crds, |node| node.is("boolean") || node.is("number")), NONE, "neither may grow");
     let integers = wrong(&crds, |node| {
@@ -222,17 +222,17 @@ fn values_are_spelled_as_the_conventions_ask() {
 }
 
 #[test]
-fn every_rule_says_what_must_be_and_where() {
+fn every_rule_states_the_requirement_and_the_field() {
     let mut rules = 0;
     for node in nodes(&crds()) {
         for rule in node.rules() {
             rules += 1;
             let path = &node.path;
             let message = rule["message"].as_str().unwrap();
-            assert!(message.contains("must "), "{path}: {message:?} says not what must be");
-            assert!(node.is("string") || rule["fieldPath"].is_string(), "{path}: {message:?} says not where");
+            assert!(message.contains("must "), "{path}: {message:?} does not state a requirement");
+            assert!(node.is("string") || rule["fieldPath"].is_string(), "{path}: {message:?} does not state a field");
             for text in [Some(message), rule["messageExpression"].as_str()].into_iter().flatten() {
-                assert!(text.contains("must "), "{path}: {text:?} says not what must be");
+                assert!(text.contains("must "), "{path}: {text:?} does not state a requirement");
                 assert!(!text.contains("is immutable"), "{path}: Flux would delete the object upon {text:?}");
             }
         }
@@ -250,7 +250,7 @@ fn every_error_code_of_the_schema_starts_a_message() {
 }
 
 #[test]
-fn people_see_what_they_look_for() {
+fn printer_columns_are_those_of_the_api() {
     let columns = |crd: &Value, priority: i64| -> Vec<(String, String)> {
         let columns = version(crd)["additionalPrinterColumns"].as_array().unwrap();
         let text = |column: &Value, key: &str| column[key].as_str().unwrap().to_owned();
@@ -279,7 +279,7 @@ fn people_see_what_they_look_for() {
 }
 
 #[test]
-fn programs_select_by_what_they_look_for() {
+fn selectable_fields_are_those_of_the_api() {
     let selectable = |crd: &Value| -> Vec<String> {
         let fields = version(crd)["selectableFields"].as_array().unwrap();
         fields.iter().map(|field| field["jsonPath"].as_str().unwrap().to_owned()).collect()
@@ -313,7 +313,7 @@ fn names_are_those_of_the_api() {
     assert_eq!(names(binding), (expected("AddressBinding", "ab"), json!("Cluster"), json!("switchboard.dev")));
 }
 
-/// Whether `path`, as of a [`Node`], leads to something in `object`.
+/// Whether `object` has a value at `path`, the path of a [`Node`].
 fn stands_in(path: &str, object: &Value) -> bool {
     let Some((first, rest)) = path.split_once('.') else {
         return match path.strip_suffix("[]") {
@@ -328,7 +328,7 @@ fn stands_in(path: &str, object: &Value) -> bool {
 }
 
 #[test]
-fn every_field_and_every_value_stands_in_an_admitted_manifest() {
+fn every_field_and_channel_is_in_an_admitted_manifest() {
     let manifests = testdata::manifests("admitted");
     let objects: Vec<&Value> =
         manifests.iter().flat_map(|manifest| &manifest.documents).map(|document| &document.object).collect();
@@ -353,7 +353,7 @@ fn every_field_and_every_value_stands_in_an_admitted_manifest() {
 }
 
 #[test]
-fn admitted_manifests_are_read_and_written_by_the_types_as_they_are() {
+fn admitted_manifests_survive_a_round_trip() {
     for manifest in testdata::manifests("admitted") {
         for document in manifest.documents.iter().filter(|document| document.by.is_whole()) {
             let object = document.object.clone();
@@ -395,7 +395,7 @@ fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, Op
 }
 
 #[test]
-fn addresses_are_parsed_as_the_schema_admits_them() {
+fn addresses_are_parsed_if_the_schema_admits_them() {
     for testdata::AddressCase { channel, role, address, refused, write } in testdata::addresses() {
         let parsed = parse_address(&channel, role, &address);
         let expected = if refused.is_some() { Err(write) } else { Ok(address.clone()) };
@@ -404,7 +404,7 @@ fn addresses_are_parsed_as_the_schema_admits_them() {
 }
 
 #[test]
-fn canonical_spellings_are_admitted_on_their_own() {
+fn proposed_canonical_addresses_are_admitted() {
     for testdata::AddressCase { channel, role, address, write, .. } in testdata::addresses() {
         let Some(canonical) = write else { continue };
         assert!(parse_address(&channel, role, &canonical).is_ok(), "{canonical:?} for {address:?} on {channel}");
@@ -412,7 +412,7 @@ fn canonical_spellings_are_admitted_on_their_own() {
 }
 
 #[test]
-fn manifests_are_refused_for_their_addresses_where_the_parsers_refuse_them() {
+fn manifests_are_refused_if_the_parsers_refuse_their_addresses() {
     let manifests = [testdata::manifests("admitted"), testdata::manifests("refused")];
     for manifest in manifests.iter().flatten() {
         for (index, document) in manifest.documents.iter().enumerate() {
@@ -443,20 +443,20 @@ fn manifests_are_refused_for_their_addresses_where_the_parsers_refuse_them() {
 }
 
 #[test]
-fn durations_are_parsed_as_the_schema_admits_them() {
+fn durations_are_parsed_if_the_schema_admits_them() {
     for testdata::DurationCase { duration, meaning } in testdata::durations() {
         match (duration.parse::<Duration>(), meaning) {
             (Ok(parsed), Ok(milliseconds)) => {
                 assert_eq!(parsed.as_std(), std::time::Duration::from_millis(milliseconds), "{duration:?}");
             }
             (Err(error), Err(refused)) => assert!(error.to_string().contains(&refused), "{duration:?}: {error}"),
-            (parsed, meaning) => panic!("{duration:?} is {parsed:?}, and ought to be {meaning:?}"),
+            (parsed, meaning) => panic!("{duration:?} is {parsed:?}, and should be {meaning:?}"),
         }
     }
 }
 
 #[test]
-fn durations_are_refused_by_the_schema_in_the_words_of_the_parser() {
+fn schema_and_parser_refuse_durations_in_the_same_words() {
     let crds = crds();
     let words: Vec<String> =
         ["", "0s"].map(|duration| duration.parse::<Duration>().unwrap_err().to_string()).into_iter().collect();
@@ -473,7 +473,7 @@ fn durations_are_refused_by_the_schema_in_the_words_of_the_parser() {
 }
 
 #[test]
-fn an_admitted_instant_is_one_that_the_types_read() {
+fn admitted_instants_are_parsed() {
     for (instant, refused) in testdata::instants() {
         if refused.is_none() {
             assert!(instant.parse::<Time>().is_ok(), "{instant}");
