@@ -16,6 +16,8 @@ mod task;
 mod watch;
 mod work;
 
+pub use events::EventPublisher;
+
 use crate::api::Time;
 use crate::claims::Claims;
 use crate::clock::Clock;

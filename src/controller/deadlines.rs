@@ -85,7 +85,7 @@ mod tests {
     fn deadline_in_ten_years_is_due_in_ten_years() {
         let mut deadlines = Deadlines::default();
         deadlines.set(&"a", Some(Time::EPOCH.after(TEN_YEARS)));
-        let just_before = Time::EPOCH.after(TEN_YEARS.checked_sub(MILLISECOND).unwrap());
+        let just_before = Time::EPOCH.after(TEN_YEARS).before(MILLISECOND);
         assert_eq!(due(&mut deadlines, just_before), [""; 0]);
         assert_eq!(deadlines.next_wake(just_before), Some(MILLISECOND));
         assert_eq!(due(&mut deadlines, Time::EPOCH.after(TEN_YEARS)), ["a"]);

@@ -3,6 +3,8 @@
 
 mod publisher;
 
+pub use publisher::EventPublisher;
+
 use super::keys::{NamespacedName, Uid};
 use super::queue::Backoff;
 use super::work::backoff;
@@ -11,7 +13,6 @@ use crate::core::lifecycle::{Notice, notices_since};
 use crate::telemetry::error_chain::ErrorChain;
 use backon::{ExponentialBuilder, Retryable};
 use kube::{Api, Client};
-use publisher::EventPublisher;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -135,9 +136,10 @@ impl EventRecorder {
 }
 
 async fn record(publisher: &EventPublisher, pending_event: &PendingEvent) {
-    let attempt = || within_timeout(publisher.publish(pending_event));
+    let PendingEvent { key, uid, notice } = pending_event;
+    let uid = uid.to_string();
+    let attempt = || within_timeout(publisher.publish(key.namespace(), key.name(), &uid, notice));
     if let Err(error) = attempt.retry(RETRY_BACKOFF).when(Error::is_transient).await {
-        let PendingEvent { key, notice, .. } = pending_event;
         let reason = notice.reason.as_str();
         tracing::warn!(conversation = %key, reason, error = %ErrorChain(&error), "failed to record an Event");
     }

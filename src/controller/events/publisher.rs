@@ -1,6 +1,5 @@
 //! The Event of a notice. Its name is derived from the notice, so retries are idempotent.
 
-use super::PendingEvent;
 use crate::api::{Conversation, FIELD_MANAGER, Time};
 use crate::core::lifecycle::Notice;
 use data_encoding::BASE32_NOPAD;
@@ -30,26 +29,26 @@ impl EventPublisher {
         Self { client, instance }
     }
 
-    /// Creates the Event of a notice. It is no error if the Event exists.
+    /// Creates the Event of a notice of the conversation `name` in `namespace`. It is no error if the Event exists.
     ///
     /// # Errors
     /// If the API server does not accept the Event.
-    pub async fn publish(&self, pending_event: &PendingEvent) -> kube::Result<()> {
-        let events = Api::<Event>::namespaced(self.client.clone(), pending_event.key.namespace());
+    pub async fn publish(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> kube::Result<()> {
+        let event = self.event(namespace, name, uid, notice);
+        let events = Api::<Event>::namespaced(self.client.clone(), namespace);
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        match events.create(&parameters, &self.event(pending_event)).await {
+        match events.create(&parameters, &event).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
             result => result.map(drop),
         }
     }
 
-    fn event(&self, PendingEvent { key, uid, notice }: &PendingEvent) -> Event {
+    fn event(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> Event {
         let Notice { reason, time, note } = notice;
-        let uid = uid.to_string();
         Event {
             metadata: ObjectMeta {
-                name: Some(event_name(key.name(), &uid, reason.as_str(), *time)),
-                namespace: Some(key.namespace().to_owned()),
+                name: Some(event_name(name, uid, reason.as_str(), *time)),
+                namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
             event_time: Some(MicroTime(time.timestamp())),
@@ -62,9 +61,9 @@ impl EventPublisher {
             regarding: Some(ObjectReference {
                 api_version: Some(Conversation::api_version(&()).into_owned()),
                 kind: Some(Conversation::kind(&()).into_owned()),
-                namespace: Some(key.namespace().to_owned()),
-                name: Some(key.name().to_owned()),
-                uid: Some(uid),
+                namespace: Some(namespace.to_owned()),
+                name: Some(name.to_owned()),
+                uid: Some(uid.to_owned()),
                 ..ObjectReference::default()
             }),
             ..Event::default()

@@ -15,12 +15,13 @@ use switchboard::{
     api::{AddressBinding, Admission, Conversation, ConversationReference, FIELD_MANAGER},
     claims::{Claims, Outcome},
     clock::Clock,
+    controller::EventPublisher,
     core::{
         binding::Binding,
         claim::Write,
         lifecycle::{BindingStatus, LifecycleInput, decide, new_notices},
     },
-    telemetry::{events::Events, metrics::Metrics},
+    telemetry::metrics::Metrics,
 };
 
 use crate::error::{Error, Result};
@@ -120,7 +121,7 @@ pub fn foreign_claim() -> Result<AddressBinding> {
 pub struct BareClient {
     client: Client,
     claims: Claims,
-    events: Events,
+    events: EventPublisher,
 }
 
 impl BareClient {
@@ -132,7 +133,7 @@ impl BareClient {
     /// One that writes by `client`.
     pub fn new(client: Client) -> Self {
         let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::default());
-        Self { events: Events::new(client.clone(), "bench".to_owned()), client, claims }
+        Self { events: EventPublisher::new(client.clone(), "bench".to_owned()), client, claims }
     }
 
     /// The conversation with this number of a batch.
@@ -174,7 +175,7 @@ impl BareClient {
         conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await?;
         for fact in new_notices {
             let uid = metadata.uid.as_deref().unwrap_or_default();
-            self.events.tell(&place.namespace, &place.name, uid, &fact).await?;
+            self.events.publish(&place.namespace, &place.name, uid, &fact).await?;
         }
         Ok(())
     }
