@@ -48,7 +48,9 @@ const FOLDERS: [&str; 6] = ["src", "tests", "charts", "docs", "examples", "image
 #[test]
 fn former_names_are_not_used() {
     let mut files = Vec::new();
-    FOLDERS.iter().for_each(|folder| find(Path::new(folder), &mut files));
+    for folder in FOLDERS {
+        find(Path::new(folder), &mut files);
+    }
     let root = std::fs::read_dir(".").unwrap().map(|entry| entry.unwrap().path().strip_prefix(".").unwrap().to_owned());
     files.extend(root.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
     assert!(files.len() > 200, "the tests do not run at the root of the repository: {files:?}");
