@@ -8,13 +8,14 @@
 //! has waited for longest. Whoever opens all that there are closes his own, and shuts nobody out. One that carries a request never makes
 //! room; there are always others, since fewer requests are worked on at once than there may be connections.
 
+use super::metrics::WebhookMetrics;
 use crate::clock::Clock;
-use crate::telemetry::metrics::{ConnectionClose, Metrics};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -29,7 +30,29 @@ pub struct ConnectionLimits {
     pub count: usize,
 }
 
-/// What a connection is at.
+/// Why the webhook closes a connection that its client would keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ConnectionClose {
+    /// The TLS handshake took too long.
+    HandshakeTimeout,
+    /// The header of a request took too long.
+    HeaderTimeout,
+    /// No request arrived for too long.
+    IdleTimeout,
+    /// A new connection took its place.
+    Evicted,
+}
+
+impl ConnectionClose {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The TLS handshake.
@@ -58,7 +81,7 @@ struct Entry {
 pub struct Connections {
     limits: ConnectionLimits,
     clock: Clock,
-    metrics: Metrics,
+    metrics: WebhookMetrics,
     open: Mutex<Open>,
 }
 
@@ -70,7 +93,7 @@ struct Open {
 
 impl Connections {
     /// None yet.
-    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: Metrics) -> Arc<Self> {
+    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: WebhookMetrics) -> Arc<Self> {
         Arc::new(Self { limits, clock, metrics, open: Mutex::default() })
     }
 
@@ -85,7 +108,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.entries.insert(number, Entry { peer: peer.to_canonical(), state: state.clone() });
-        self.metrics.webhook_connections(open.entries.len());
+        self.metrics.connections(open.entries.len());
         Connection { connections: self.clone(), number, state }
     }
 
@@ -169,7 +192,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         open.entries.remove(&self.number);
-        self.connections.metrics.webhook_connections(open.entries.len());
+        self.connections.metrics.connections(open.entries.len());
     }
 }
 
@@ -177,13 +200,14 @@ impl Drop for Connection {
 mod tests {
     use super::*;
     use futures::FutureExt;
+    use prometheus_client::registry::Registry;
 
     const STRANGER: [u8; 4] = [10, 0, 0, 9];
     const API_SERVER: [u8; 4] = [10, 0, 0, 1];
 
     fn connections(count: usize) -> Arc<Connections> {
         let limits = ConnectionLimits { read: Duration::from_secs(5), idle: Duration::from_mins(5), count };
-        Connections::new(limits, Clock, Metrics::new(Clock))
+        Connections::new(limits, Clock, WebhookMetrics::new(&mut Registry::default()))
     }
 
     async fn open(connections: &Arc<Connections>, peer: [u8; 4], phase: Phase) -> Connection {

@@ -191,7 +191,7 @@ impl Review {
     ///
     /// # Errors
     /// Where a part that every API server sends is missing.
-    pub fn asked(&self) -> Result<ReviewKind, Unreadable> {
+    pub fn kind(&self) -> Result<ReviewKind, Unreadable> {
         if self.operation != Operation::Create {
             return Ok(ReviewKind::NoClaim);
         }
