@@ -1,15 +1,17 @@
-//! The serving certificate of the webhook: made and renewed by the operator itself, or read from files that somebody else renews.
-//! Either way a new one is served without a restart.
+//! The serving certificate of the webhook: issued and renewed by the operator, or read from files that another controller renews. A new
+//! certificate is served without a restart.
 //!
-//! [`rotation`] decides, purely; [`issue`] makes certificates; [`keeper`] and [`files`] carry out. Nobody else touches the Secret
-//! or the `caBundle`.
+//! `rotation` is the pure decision; `issue` issues certificates; `self_managed` and `files` are the I/O; `tls` configures the listener.
+//! No other module writes the Secret or the `caBundle`.
 
 mod files;
 mod issue;
+mod metrics;
 mod rotation;
 mod self_managed;
 mod tls;
 
 pub use files::Files;
+pub use metrics::CertificateMetrics;
 pub use self_managed::{SelfManagedCertificate, Settings};
 pub use tls::{Clients, Publisher, TlsError};

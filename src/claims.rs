@@ -1,13 +1,18 @@
 //! The only writer of AddressBindings: carries the steps of `core::claim` out against the API server. It decides nothing.
 
+mod metrics;
+
+pub use metrics::ClaimMetrics;
+
 use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{AdmitStep, Claim, Decision, LiveConversation, Observation, Request, Undecided, Write, admit};
+use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::{ClaimWrite, Metrics, WriteOutcome};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
+use metrics::{Operation, WriteOutcome};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -18,18 +23,13 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(80);
 
-const NOT_FOUND: u16 = 404;
-const CONFLICT: u16 = 409;
-/// The API server tells AlreadyExists and Conflict apart by the reason; a create can meet the former alone.
-const ALREADY_EXISTS: u16 = 409;
-
 /// The claims of the cluster.
 #[derive(Clone)]
 pub struct Claims {
     client: Client,
     clock: Clock,
     grace_period: Duration,
-    metrics: Metrics,
+    metrics: ClaimMetrics,
 }
 
 /// Why the claims could not be read or written.
@@ -57,7 +57,7 @@ impl Claims {
     /// The claims that `client` reaches. `grace_period` is how long a create that was admitted may take to be stored.
     /// Writes are counted into `metrics`.
     #[must_use]
-    pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: Metrics) -> Self {
+    pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: ClaimMetrics) -> Self {
         Self { client, clock, grace_period, metrics }
     }
 
@@ -143,34 +143,41 @@ impl Claims {
             };
             AddressBinding::new(name.as_str(), spec)
         };
-        let (kind, result, lost): (_, _, &[u16]) = match write {
+        let (operation, result) = match write {
             Write::Create { holder, admissions } => {
                 let created = claims.create(&parameters, &object(holder, admissions)).await;
-                (ClaimWrite::Create, created.map(drop), &[ALREADY_EXISTS])
+                (Operation::Create, created.map(drop))
             }
             Write::Replace { uid, resource_version, holder, admissions } => {
                 let mut object = object(holder, admissions);
                 object.meta_mut().uid = Some(uid);
                 object.meta_mut().resource_version = Some(resource_version);
                 let replaced = claims.replace(name.as_str(), &parameters, &object).await;
-                (ClaimWrite::Replace, replaced.map(drop), &[CONFLICT, NOT_FOUND])
+                (Operation::Replace, replaced.map(drop))
             }
             Write::Delete { uid, resource_version } => {
                 let preconditions = Preconditions { uid: Some(uid), resource_version: Some(resource_version) };
                 let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
                 let deleted = claims.delete(name.as_str(), &parameters).await;
-                (ClaimWrite::Delete, deleted.map(drop), &[CONFLICT, NOT_FOUND])
+                (Operation::Delete, deleted.map(drop))
             }
         };
         let (counted, outcome) = match result {
             Ok(()) => (WriteOutcome::Applied, Ok(Outcome::Applied)),
-            Err(kube::Error::Api(status)) if lost.contains(&status.code) => {
-                (WriteOutcome::Conflict, Ok(Outcome::Conflict))
-            }
+            Err(error) if is_lost(operation, &error) => (WriteOutcome::Conflict, Ok(Outcome::Conflict)),
             Err(error) => (WriteOutcome::Failed, Err(error.into())),
         };
-        self.metrics.claim_write(kind, counted);
+        self.metrics.written(operation, counted);
         outcome
+    }
+}
+
+/// Whether another writer was first. A create whose claim is not found has failed for another reason.
+fn is_lost(operation: Operation, error: &kube::Error) -> bool {
+    let class = ErrorClass::of(error);
+    match operation {
+        Operation::Create => class.is_conflict(),
+        Operation::Replace | Operation::Delete => class.is_stale(),
     }
 }
 

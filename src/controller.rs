@@ -6,11 +6,15 @@
 mod event_recorder;
 mod index;
 mod keys;
+mod metrics;
 mod queue;
 mod stats;
 mod watch;
 mod work;
 
+pub use metrics::ControllerMetrics;
+
+use crate::admin::Readiness;
 use crate::api::{AddressBinding, Conversation, Time};
 use crate::claims::{Claims, claim_of};
 use crate::clock::Clock;
@@ -18,8 +22,6 @@ use crate::core::binding::BindingName;
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::events::Events;
-use crate::telemetry::health::Readiness;
-use crate::telemetry::metrics::Metrics;
 use event_recorder::EventRecorder;
 use futures::StreamExt;
 use index::{ClaimPlan, ConversationPlan, Index};
@@ -50,7 +52,7 @@ pub struct Controller {
     clock: Clock,
     leadership: Leadership,
     readiness: Readiness,
-    metrics: Metrics,
+    metrics: ControllerMetrics,
     index: Index,
     queue: Queue,
     worker: Worker,
@@ -71,7 +73,7 @@ impl Controller {
         leadership: Leadership,
         events: Events,
         readiness: Readiness,
-        metrics: Metrics,
+        metrics: ControllerMetrics,
     ) -> Self {
         let grace_period = claims.grace_period();
         let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics.clone());

@@ -1,6 +1,7 @@
 //! Watches that nothing stored can stop, and that keep no more of an object than is decided from.
 
 use crate::api::{AddressBinding, Conversation};
+use crate::kube_error::ErrorClass;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::runtime::WatchStreamExt;
@@ -168,7 +169,9 @@ fn events<K: Watched>(api: Api<Guarded<K>>, config: Config) -> BoxStream<'static
 /// Why what the server was asked for is no valid request to it, if it says so: it has no streamed lists, or they are switched off.
 fn unknown_to_the_server(error: &watcher::Error) -> Option<&str> {
     match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code) => {
+        watcher::Error::WatchStartFailed(error @ kube::Error::Api(status))
+            if matches!(ErrorClass::of(error), ErrorClass::BadRequest | ErrorClass::Invalid) =>
+        {
             Some(&status.message)
         }
         _ => None,

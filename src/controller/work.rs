@@ -2,6 +2,7 @@
 
 use super::index::{ConversationLookup, Deletion, PendingEvent, Release, StatusWrite, fingerprint};
 use super::keys::{NamespacedName, Uid, Version};
+use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::queue::{Backoff, Task};
 use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
@@ -10,9 +11,9 @@ use crate::core::binding::Binding;
 use crate::core::claim::{CreateStatus, ReleaseStep, Write, adopt, release};
 use crate::core::denial::{Disclosure, already_bound_message};
 use crate::core::lifecycle::{BindingStatus, Notice, decide, due, expired, new_notices};
+use crate::kube_error;
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct Worker {
     claims: Claims,
     clock: Clock,
     leadership: Leadership,
-    metrics: Metrics,
+    metrics: ControllerMetrics,
 }
 
 /// A piece of work has ended.
@@ -81,11 +82,11 @@ enum Error {
 }
 
 impl Error {
-    fn class(&self) -> Failure {
+    fn class(&self) -> ErrorClass {
         match self {
-            Self::Claims(claims::Error::NameMismatch(_)) => Failure::NameMismatch,
-            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => Failure::of(error),
-            Self::TimedOut => Failure::TimedOut,
+            Self::Claims(claims::Error::NameMismatch(_)) => ErrorClass::NameMismatch,
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => error.into(),
+            Self::TimedOut => ErrorClass::TimedOut,
         }
     }
 
@@ -100,20 +101,19 @@ impl Error {
 
 /// Whether the same request may succeed a moment later.
 pub fn backoff(error: &kube::Error) -> Backoff {
-    match error {
-        kube::Error::Api(status) if matches!(status.code, 400..=499 if ![401, 408, 409, 410, 429].contains(&status.code)) => {
-            Backoff::Refused
-        }
-        // What is stored cannot be read.
-        kube::Error::SerdeError(_) => Backoff::Refused,
-        _ => Backoff::Transient,
-    }
+    if kube_error::ErrorClass::of(error).is_transient() { Backoff::Transient } else { Backoff::Refused }
 }
 
 impl Worker {
     /// One that writes while `leadership` says so.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        claims: Claims,
+        clock: Clock,
+        leadership: Leadership,
+        metrics: ControllerMetrics,
+    ) -> Self {
         Self { client, claims, clock, leadership, metrics }
     }
 
@@ -141,8 +141,8 @@ impl Worker {
         let began = self.clock.monotonic();
         let ended = timeout(REQUEST_TIMEOUT, work).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
-            Task::Conversation(_) => Reconciled::Conversation,
-            Task::Claim(_) => Reconciled::Claim,
+            Task::Conversation(_) => TaskKind::Conversation,
+            Task::Claim(_) => TaskKind::Claim,
         };
         let took = self.clock.monotonic().duration_since(began);
         self.metrics.reconciled(kind, took, ended.as_ref().err().map(Error::class));
@@ -187,7 +187,7 @@ impl Worker {
                 Ok(JobOutcome::Written { changed: is_changed.then_some(version), wake, pending_events })
             }
             // It has changed, or is gone: the event that tells so makes for a new decision.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(JobOutcome::Nothing),
+            Err(error) if kube_error::ErrorClass::of(&error).is_stale() => Ok(JobOutcome::Nothing),
             Err(error) => Err(error.into()),
         }
     }
@@ -206,7 +206,7 @@ impl Worker {
                 Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, vec![expired(expiry)]) })
             }
             // It has changed, or is gone: an event tells so.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(JobOutcome::Nothing),
+            Err(error) if kube_error::ErrorClass::of(&error).is_stale() => Ok(JobOutcome::Nothing),
             Err(error) => Err(error.into()),
         }
     }

@@ -40,7 +40,7 @@ impl Events {
         let events = Api::<Event>::namespaced(self.client.clone(), namespace);
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match events.create(&parameters, &event).await {
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
             result => result.map(drop),
         }
     }

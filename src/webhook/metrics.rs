@@ -51,7 +51,7 @@ impl WebhookMetrics {
         let duration = Histogram::new(REQUEST_BUCKETS);
         registry.register(
             "admission_duration_seconds",
-            "How long reviews took from their header to their answer",
+            "Duration of reviews, from the header of the request to the answer",
             duration.clone(),
         );
         Self {

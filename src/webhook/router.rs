@@ -43,6 +43,7 @@ where
 {
     /// A router that enforces `limits`. `handler` turns the body of a review into the body of the answer, by a deadline. If it
     /// panics, the response is a 500.
+    #[must_use]
     pub fn new(handler: H, clock: Clock, limits: &Limits, metrics: WebhookMetrics) -> Self {
         let Limits { body_bytes, small_body_bytes, large_bodies_bytes, read, answer, concurrency, .. } = *limits;
         let bodies = BodyLimits { largest: body_bytes, small: small_body_bytes, budget: large_bodies_bytes, read };
@@ -68,7 +69,7 @@ where
         }
         let began = self.clock.monotonic();
         let span = tracing::info_span!("admission", outcome = Empty, code = Empty);
-        traces::continue_from(&span, request.headers());
+        traces::set_parent(&span, request.headers());
         let review = self.review(request, began).instrument(span.clone());
         let mut record =
             Record { metrics: &self.metrics, clock: self.clock, began, span, outcome: AdmissionOutcome::Cancelled };
@@ -142,7 +143,7 @@ fn time_left(query: Option<&str>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::test_server::{TestServer, all, last, next, request, send};
+    use crate::webhook::test_server::{TestServer, all, last, request, send};
 
     #[tokio::test]
     async fn panic_in_the_handler_is_a_500_and_keeps_the_connection() {
@@ -170,7 +171,8 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_above_the_budget_are_a_429_and_small_ones_not() {
-        let served = TestServer::start(Limits { small_body_bytes: 4, large_bodies_bytes: 16, ..Limits::default() }).await;
+        let served =
+            TestServer::start(Limits { small_body_bytes: 4, large_bodies_bytes: 16, ..Limits::default() }).await;
         let large = last("a large body");
         let (mut first, half) = (served.connect().await, large.len() - 6);
         send(&mut first, &large.as_bytes()[..half]).await;

@@ -121,7 +121,7 @@ pub async fn serve<H, F>(
     let tasks = TaskTracker::new();
     loop {
         let stream = tokio::select! {
-            stream = accept(&listener, "the API server") => stream,
+            stream = accept(&listener, "the webhook") => stream,
             () = closing.cancelled() => break,
         };
         // A client without an address has disconnected.
@@ -219,7 +219,6 @@ where
 mod tests {
     use super::*;
     use crate::webhook::test_server::{TestServer, all, is_closed_in_order, last, next, next_line, request, send};
-    use futures::FutureExt;
     use tokio::io::AsyncReadExt;
 
     #[tokio::test]

@@ -13,14 +13,14 @@ use kube::{
 use serde_json::json;
 use switchboard::{
     api::{AddressBinding, Admission, Conversation, ConversationReference, FIELD_MANAGER},
-    claims::{Claims, Outcome},
+    claims::{ClaimMetrics, Claims, Outcome},
     clock::Clock,
     core::{
         binding::Binding,
         claim::Write,
         lifecycle::{BindingStatus, LifecycleInput, decide, new_notices},
     },
-    telemetry::{events::Events, metrics::Metrics},
+    telemetry::{events::Events, metrics},
 };
 
 use crate::error::{Error, Result};
@@ -131,7 +131,12 @@ impl BareClient {
 
     /// One that writes by `client`.
     pub fn new(client: Client) -> Self {
-        let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::new(Clock));
+        let claims = Claims::new(
+            client.clone(),
+            Clock,
+            std::time::Duration::from_mins(1),
+            ClaimMetrics::new(&mut metrics::registry()),
+        );
         Self { events: Events::new(client.clone(), "bench".to_owned()), client, claims }
     }
 
