@@ -19,7 +19,8 @@ pub struct BodyLimits {
     pub largest: usize,
     /// The maximum size of a small body, in bytes.
     pub small: usize,
-    /// The maximum total size of other bodies, in bytes. A body without `Content-Length` counts as the maximum size.
+    /// The maximum total size of other bodies, in bytes. A large body without `Content-Length` counts as the maximum
+    /// size.
     pub budget: usize,
     /// The timeout of reading a body.
     pub read: Duration,
@@ -27,7 +28,7 @@ pub struct BodyLimits {
 
 /// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoBody {
+pub enum BodyError {
     /// It is larger than the maximum.
     TooLarge,
     /// The budget is exhausted.
@@ -56,40 +57,52 @@ impl Bodies {
     }
 
     /// Reads a body. Returns its share of the budget too, to be kept as long as its bytes and the values parsed from them. The share is
-    /// acquired before the first byte is read.
-    pub async fn read(&self, body: Incoming) -> Result<(Bytes, Share), NoBody> {
-        let length = body.size_hint().exact().map_or(Ok(self.limits.largest), usize::try_from);
-        let length = length.ok().filter(|length| *length <= self.limits.largest).ok_or(NoBody::TooLarge)?;
-        let share = if length > self.limits.small {
-            let permits = u32::try_from(length).map_err(|_| NoBody::TooLarge)?;
-            Some(self.budget.clone().try_acquire_many_owned(permits).map_err(|_| NoBody::TooMany)?)
-        } else {
-            None
-        };
-        let bytes = timeout(self.limits.read, collect(body, length)).await.map_err(|_| NoBody::TooSlow)??;
+    /// acquired before the first byte is read; for a body without `Content-Length`, before the first byte that makes it large.
+    pub async fn read(&self, body: Incoming) -> Result<(Bytes, Share), BodyError> {
+        timeout(self.limits.read, self.collect(body)).await.map_err(|_| BodyError::TooSlow)?
+    }
+
+    /// Each frame is copied and freed: collecting the frames first would take twice the memory.
+    async fn collect(&self, mut body: Incoming) -> Result<(Bytes, Share), BodyError> {
+        let BodyLimits { largest, small, .. } = self.limits;
+        let length = body.size_hint().exact().map(usize::try_from).transpose().map_err(|_| BodyError::TooLarge)?;
+        let mut limit = length.unwrap_or(small.min(largest));
+        if limit > largest {
+            return Err(BodyError::TooLarge);
+        }
+        let mut share = self.share(limit)?;
+        let mut bytes = Vec::with_capacity(limit);
+        while let Some(frame) = body.frame().await {
+            // Trailers are ignored.
+            let Ok(data) = frame.map_err(|error| body_error(&error))?.into_data() else { continue };
+            if data.len() > limit - bytes.len() && length.is_none() && limit < largest {
+                limit = largest;
+                share = self.share(limit)?;
+                bytes.reserve_exact(limit - bytes.len());
+            }
+            if data.len() > limit - bytes.len() {
+                return Err(BodyError::TooLarge);
+            }
+            bytes.extend_from_slice(&data);
+        }
         Ok((bytes.into(), share))
     }
-}
 
-/// Reads a body of at most `length` bytes. Each frame is copied and freed: collecting the frames first would take twice the memory.
-async fn collect(mut body: Incoming, length: usize) -> Result<Vec<u8>, NoBody> {
-    let mut bytes = Vec::with_capacity(length);
-    while let Some(frame) = body.frame().await {
-        // Trailers are ignored.
-        let Ok(data) = frame.map_err(|error| no_body(&error))?.into_data() else { continue };
-        if data.len() > length - bytes.len() {
-            return Err(NoBody::TooLarge);
+    /// The share of a body of at most `size` bytes.
+    fn share(&self, size: usize) -> Result<Share, BodyError> {
+        if size <= self.limits.small {
+            return Ok(None);
         }
-        bytes.extend_from_slice(&data);
+        let permits = u32::try_from(size).map_err(|_| BodyError::TooLarge)?;
+        self.budget.clone().try_acquire_many_owned(permits).map(Some).map_err(|_| BodyError::TooMany)
     }
-    Ok(bytes)
 }
 
 /// Classifies hyper's error of a body, whose source is an I/O error: of the socket, of a premature end, or of an invalid chunk.
-fn no_body(error: &hyper::Error) -> NoBody {
+fn body_error(error: &hyper::Error) -> BodyError {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     match cause {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => NoBody::Malformed,
-        _ => NoBody::Cancelled,
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Malformed,
+        _ => BodyError::Cancelled,
     }
 }

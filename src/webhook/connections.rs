@@ -4,8 +4,8 @@
 //! kept for longer than that, including those that have had no request yet: Go's client opens connections in advance.
 //!
 //! A new connection above the limit is accepted, and another one is evicted: of the address with the most connections, the one that has
-//! waited longest. A client that opens too many connections closes its own and does not block others. A connection with a request is never
-//! evicted; there are always others, since fewer requests than connections are allowed.
+//! waited longest. A client that opens too many connections closes its own and does not block others. A connection whose request is
+//! being answered is never evicted; there are always others, since fewer requests than connections are allowed.
 
 use super::metrics::WebhookMetrics;
 use crate::clock::Clock;
@@ -51,7 +51,7 @@ impl ConnectionClose {
     }
 }
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The TLS handshake.
@@ -60,7 +60,9 @@ pub enum Phase {
     Idle,
     /// It has received a part of the header of a request.
     Header,
-    /// It has a request, which has limits of its own.
+    /// It receives the body of a request, which has a timeout of its own.
+    Body,
+    /// It has a request that is being answered.
     Request,
 }
 
@@ -156,9 +158,9 @@ impl Connection {
         }
     }
 
-    /// Whether the connection has a request.
-    pub fn has_request(&self) -> bool {
-        self.state.borrow().phase == Phase::Request
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        self.state.borrow().phase
     }
 
     /// Waits until the connection must be closed. Returns the reason.
@@ -174,7 +176,7 @@ impl Connection {
                 Phase::Handshake => (limits.read, ConnectionClose::HandshakeTimeout),
                 Phase::Idle => (limits.idle, ConnectionClose::IdleTimeout),
                 Phase::Header => (limits.read, ConnectionClose::HeaderTimeout),
-                Phase::Request => {
+                Phase::Body | Phase::Request => {
                     // This cannot fail, since `self` owns the sender.
                     let _ = states.changed().await;
                     continue;
@@ -248,6 +250,15 @@ mod tests {
         oldest.enter(Phase::Idle);
         let newcomer = open(&connections, [10, 0, 0, 4], Phase::Handshake).await;
         assert_eq!(evicted(&[&oldest, &second, &third, &newcomer]), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_that_receives_a_body_is_evicted() {
+        let connections = connections(2);
+        let receiving = open(&connections, OTHER_CLIENT, Phase::Body).await;
+        let busy = open(&connections, OTHER_CLIENT, Phase::Request).await;
+        let newcomer = open(&connections, API_SERVER, Phase::Handshake).await;
+        assert_eq!(evicted(&[&receiving, &busy, &newcomer]), [0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! The HTTP interface of the webhook: from a request at `/admit` to its response, within the limits on reviews. It knows nothing of
 //! connections, TLS or how reviews are decided.
 
-use super::bodies::{Bodies, BodyLimits, NoBody};
+use super::bodies::{Bodies, BodyError, BodyLimits};
 use super::metrics::WebhookMetrics;
 use super::outcome::{AdmissionOutcome, Answer, text};
 use super::review::Unreadable;
@@ -57,8 +57,8 @@ where
         }
     }
 
-    /// Answers one request.
-    pub async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// Answers one request. Calls `on_permit` when it has a permit and is about to be decided.
+    pub async fn respond(&self, request: Request<Incoming>, on_permit: impl FnOnce()) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, "the only path is /admit");
         }
@@ -70,7 +70,7 @@ where
         let began = self.clock.monotonic();
         let span = tracing::info_span!("admission", outcome = Empty, code = Empty);
         traces::set_parent(&span, request.headers());
-        let review = self.review(request, began).instrument(span.clone());
+        let review = self.review(request, began, on_permit).instrument(span.clone());
         let mut record =
             Record { metrics: &self.metrics, clock: self.clock, began, span, outcome: AdmissionOutcome::Cancelled };
         let answered = AssertUnwindSafe(review).catch_unwind().await;
@@ -82,16 +82,18 @@ where
         response
     }
 
-    async fn review(&self, request: Request<Incoming>, began: Instant) -> Answer {
-        let Ok(_permit) = self.permits.try_acquire() else {
-            return Answer::rejected(AdmissionOutcome::TooMany, "too many simultaneous reviews");
-        };
+    async fn review(&self, request: Request<Incoming>, began: Instant, on_permit: impl FnOnce()) -> Answer {
         let deadline = began + self.answer_timeout.min(time_left(request.uri().query()));
         // The share is kept until the answer, since the values parsed from the body may be as large as the body.
         let (body, _share) = match self.bodies.read(request.into_body()).await {
             Ok(body) => body,
-            Err(error) => return no_body(error),
+            Err(error) => return reject_body(error),
         };
+        // Only now, so that clients that send their bodies slowly do not hold the permits.
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Answer::rejected(AdmissionOutcome::TooMany, "too many simultaneous reviews");
+        };
+        on_permit();
         match (self.handler)(body, deadline).await {
             Ok((outcome, review)) => Answer::review(outcome, review),
             Err(error) => {
@@ -103,14 +105,14 @@ where
     }
 }
 
-fn no_body(error: NoBody) -> Answer {
+fn reject_body(error: BodyError) -> Answer {
     let (outcome, message) = match error {
-        NoBody::TooMany => (AdmissionOutcome::TooMany, "too many simultaneous large reviews"),
-        NoBody::TooLarge => (AdmissionOutcome::TooLarge, "the review is larger than the maximum"),
-        NoBody::TooSlow => (AdmissionOutcome::TooSlow, "the body did not arrive in time"),
-        NoBody::Malformed => (AdmissionOutcome::Unreadable, "the body is not valid HTTP"),
+        BodyError::TooMany => (AdmissionOutcome::TooMany, "too many simultaneous large reviews"),
+        BodyError::TooLarge => (AdmissionOutcome::TooLarge, "the review is larger than the maximum"),
+        BodyError::TooSlow => (AdmissionOutcome::TooSlow, "the body did not arrive in time"),
+        BodyError::Malformed => (AdmissionOutcome::Unreadable, "the body is not valid HTTP"),
         // The client has closed the connection, so this message is not sent.
-        NoBody::Cancelled => (AdmissionOutcome::Cancelled, "the body did not arrive"),
+        BodyError::Cancelled => (AdmissionOutcome::Cancelled, "the body did not arrive"),
     };
     Answer::rejected(outcome, message)
 }
@@ -177,21 +179,30 @@ mod tests {
         let (mut first, half) = (served.connect().await, large.len() - 6);
         send(&mut first, &large.as_bytes()[..half]).await;
         served.until_refused(&last("large")).await;
-        // Of the length that it does not say, it may become the largest.
-        let chunked =
-            "POST /admit HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-        assert!(served.ask(chunked).await.starts_with("HTTP/1.1 429 "));
-        assert!(served.ask(&last("4444")).await.starts_with("HTTP/1.1 200 "), "there is room for small ones");
+        let chunked = |body: &str| {
+            format!(
+                "POST /admit HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+                 {:x}\r\n{body}\r\n0\r\n\r\n",
+                body.len()
+            )
+        };
+        assert!(served.ask(&chunked("55555")).await.starts_with("HTTP/1.1 429 "));
+        assert!(served.ask(&chunked("4444")).await.starts_with("HTTP/1.1 200 "), "it is small");
+        assert!(served.ask(&last("4444")).await.starts_with("HTTP/1.1 200 "), "a small body needs no share");
         send(&mut first, &large.as_bytes()[half..]).await;
         assert!(all(&mut first).await.starts_with("HTTP/1.1 200 "));
-        assert!(served.ask(&large).await.starts_with("HTTP/1.1 200 "), "its share is free again");
+        assert!(served.ask(&large).await.starts_with("HTTP/1.1 200 "), "its share is returned");
     }
 
     #[tokio::test]
     async fn review_whose_client_goes_away_is_counted_as_cancelled() {
-        let served = TestServer::start(Limits { concurrency: 1, ..Limits::default() }).await;
-        // Before its body has come, and while it is answered.
-        drop(served.in_flight().await);
+        let limits = Limits { concurrency: 1, small_body_bytes: 5, large_bodies_bytes: 6, ..Limits::default() };
+        let served = TestServer::start(limits).await;
+        // While its body is read, and while it is answered.
+        let mut stream = served.connect().await;
+        send(&mut stream, request("large!").replace("large!", "lar").as_bytes()).await;
+        served.until_refused(&last("large!")).await;
+        drop(stream);
         served.until_counted(r#"switchboard_admission_requests_total{outcome="cancelled",code="0"} 1"#).await;
         let mut stream = served.connect().await;
         send(&mut stream, request("never").as_bytes()).await;
@@ -201,16 +212,32 @@ mod tests {
         let answered = served.metrics();
         let count = |name: &str| answered.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         let refused = count(r#"switchboard_admission_requests_total{outcome="too_many",code="429"}"#);
-        assert_eq!(count("switchboard_admission_duration_seconds_count"), refused, "no answer took any time");
+        assert_eq!(
+            count("switchboard_admission_duration_seconds_count"),
+            refused,
+            "cancelled reviews have no duration"
+        );
     }
 
     #[tokio::test]
     async fn review_above_the_concurrency_limit_is_a_429() {
         let served = TestServer::start(Limits { concurrency: 1, ..Limits::default() }).await;
         let mut first = served.in_flight().await;
-        send(&mut first, b"dy").await;
+        served.release.notify_one();
         assert!(all(&mut first).await.starts_with("HTTP/1.1 200 "));
-        assert!(served.ask(&last("else")).await.starts_with("HTTP/1.1 200 "), "its place is free again");
+        assert!(served.ask(&last("else")).await.starts_with("HTTP/1.1 200 "), "its permit is returned");
+    }
+
+    #[tokio::test]
+    async fn body_that_is_being_read_holds_no_permit() {
+        let limits = Limits { concurrency: 1, small_body_bytes: 2, large_bodies_bytes: 4, ..Limits::default() };
+        let served = TestServer::start(limits).await;
+        let mut slow = served.connect().await;
+        send(&mut slow, last("body").replace("body", "bo").as_bytes()).await;
+        served.until_refused(&last("else")).await;
+        assert!(served.ask(&last("ok")).await.starts_with("HTTP/1.1 200 "));
+        send(&mut slow, b"dy").await;
+        assert!(all(&mut slow).await.starts_with("HTTP/1.1 200 "));
     }
 
     #[test]

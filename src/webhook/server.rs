@@ -39,10 +39,10 @@ pub type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 
 /// Limits on the resources that clients use.
 ///
-/// The memory used when every limit is reached at the same time: 16 MiB for reviews of [`small_body_bytes`](Self::small_body_bytes) on
-/// all [`concurrency`](Self::concurrency) permits; 16 MiB for the others, [`large_bodies_bytes`](Self::large_bodies_bytes); at most three
+/// The memory used when every limit is reached at the same time: 24 MiB for bodies of [`small_body_bytes`](Self::small_body_bytes) on
+/// all [`connections`](Self::connections); 16 MiB for the others, [`large_bodies_bytes`](Self::large_bodies_bytes); at most three
 /// times as much while bodies written for that purpose are parsed; and 60 MiB for 768 connections, each with some 40 KiB for TLS, header
-/// and task, or 64 KiB during its handshake. The sum is 188 MiB; the chart's limit is 256 MiB.
+/// and task, or 64 KiB during its handshake. The sum is 196 MiB; the chart's limit is 256 MiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The maximum size of a body in bytes; larger ones are answered with 413. A review contains an object of at most 3 MiB, and may
@@ -157,10 +157,10 @@ where
             }
         });
         let service = service_fn(|request| {
-            connection.enter(Phase::Request);
+            connection.enter(Phase::Body);
             let (server, connection) = (self.clone(), connection.clone());
             async move {
-                let response = server.respond(request).await;
+                let response = server.respond(request, || connection.enter(Phase::Request)).await;
                 connection.enter(Phase::Idle);
                 Ok::<_, Infallible>(response)
             }
@@ -178,11 +178,13 @@ where
                 if reason == ConnectionClose::HeaderTimeout {
                     return;
                 }
+                let was_receiving = connection.phase() == Phase::Body;
                 served.as_mut().graceful_shutdown();
                 match served.as_mut().now_or_never() {
                     Some(ended) => ended,
-                    // A request has just arrived.
-                    None if connection.has_request() => served.await,
+                    // A request, or the rest of its body, has just arrived.
+                    None if connection.phase() == Phase::Request => served.await,
+                    None if connection.phase() == Phase::Body && !was_receiving => served.await,
                     // The client does not read, so TLS cannot be closed in order.
                     None => return,
                 }
@@ -206,8 +208,8 @@ where
         self.metrics.connection_closed(reason);
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let mut response = self.router.respond(request).await;
+    async fn respond(&self, request: Request<Incoming>, on_permit: impl FnOnce()) -> Response<Full<Bytes>> {
+        let mut response = self.router.respond(request, on_permit).await;
         if self.shutdown.draining.is_cancelled() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -240,7 +242,7 @@ mod tests {
         assert!(served.has_counted(r#"switchboard_admission_requests_total{outcome="too_slow",code="408"} 1"#));
         assert!(served.has_counted(r#"switchboard_webhook_connections_closed_total{reason="handshake_timeout"} 1"#));
         assert!(served.has_counted(r#"switchboard_webhook_connections_closed_total{reason="header_timeout"} 3"#));
-        // Nothing has come on it yet: it is idle, and kept for longer.
+        // A connection without a request is idle, and has a longer timeout.
         let served = TestServer::start(Limits { idle: read, ..Limits::default() }).await;
         assert!(is_closed_in_order(&mut served.connect().await).await, "no request");
         assert!(served.has_counted(r#"switchboard_webhook_connections_closed_total{reason="idle_timeout"} 1"#));
@@ -256,7 +258,7 @@ mod tests {
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(100)).await;
         for _ in 0..100 {
-            // Whoever had to close something has the time to do it.
+            // Give the server time to close connections.
             tokio::task::yield_now().await;
         }
         tokio::time::resume();
@@ -279,8 +281,8 @@ mod tests {
         send(&mut idle, request("else").as_bytes()).await;
         next(&mut idle).await;
         let mut in_flight = served.connect().await;
-        send(&mut in_flight, last("body").replace("body", "bo").as_bytes()).await;
-        // It has the place before another connection is made.
+        send(&mut in_flight, last("wait").as_bytes()).await;
+        // It has the permit before another connection is made.
         let is_refused = async {
             loop {
                 send(&mut idle, request("else").as_bytes()).await;
@@ -290,14 +292,14 @@ mod tests {
                 next(&mut idle).await;
             }
         };
-        timeout(Duration::from_secs(30), is_refused).await.expect("it has the place");
+        timeout(Duration::from_secs(30), is_refused).await.expect("the request in flight has the permit");
         let mut newcomer = served.connect().await;
         send(&mut newcomer, request("else").as_bytes()).await;
         assert!(next_line(&mut newcomer).await.starts_with("HTTP/1.1 429 "));
         all(&mut idle).await;
         assert!(served.has_counted(r#"switchboard_webhook_connections_closed_total{reason="evicted"} 1"#));
-        send(&mut in_flight, b"dy").await;
-        assert!(all(&mut in_flight).await.starts_with("HTTP/1.1 200 "), "what is in flight is answered");
+        served.release.notify_one();
+        assert!(all(&mut in_flight).await.starts_with("HTTP/1.1 200 "), "the request in flight is answered");
     }
 
     #[tokio::test]
@@ -317,7 +319,7 @@ mod tests {
         }
         let not_found = served.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.to_lowercase();
         assert!(not_found.contains("\r\nconnection: close\r\n"), "{not_found}");
-        assert!(idle.read(&mut [0]).now_or_never().is_none(), "what is idle stays until the end");
+        assert!(idle.read(&mut [0]).now_or_never().is_none(), "idle connections stay open while draining");
         served.shutdown.closing.cancel();
         assert!(is_closed_in_order(&mut idle).await);
         served.ended.await.unwrap();
@@ -332,10 +334,10 @@ mod tests {
         idle.read_exact(&mut [0]).await.unwrap();
         served.shutdown.draining.cancel();
         served.shutdown.closing.cancel();
-        // The idle one is closed at once, which tells that the other one's turn has come, too.
+        // The idle connection is closed immediately, so the server is closing.
         all(&mut idle).await;
-        assert!(TcpStream::connect(served.address).await.is_err(), "nobody new");
-        send(&mut in_flight, b"dy").await;
+        assert!(TcpStream::connect(served.address).await.is_err(), "no new connections are accepted");
+        served.release.notify_one();
         let answer = all(&mut in_flight).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("fine"), "{answer}");
         served.ended.await.unwrap();

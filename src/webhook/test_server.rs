@@ -15,17 +15,20 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// A server whose handler panics on `panic`, never answers `never`, and answers `fine` to everything else.
+/// A server whose handler panics on `panic`, never answers `never`, answers `wait` when it is released, and answers `fine` to everything
+/// else.
 pub struct TestServer {
     pub address: SocketAddr,
     connector: TlsConnector,
     registry: Registry,
     pub shutdown: Shutdown,
+    /// Each notification lets one `wait` be answered.
+    pub release: Arc<Notify>,
     pub ended: tokio::task::JoinHandle<()>,
 }
 
@@ -47,17 +50,25 @@ impl TestServer {
         let address = listener.local_addr().unwrap();
         let (mut registry, shutdown) = (metrics::registry(), Shutdown::default());
         let metrics = WebhookMetrics::new(&mut registry);
-        let handler = |body: Bytes, _| async move {
-            assert!(*body != b"panic"[..], "as asked");
-            if *body == b"never"[..] {
-                std::future::pending::<()>().await;
+        let release = Arc::new(Notify::new());
+        let released = release.clone();
+        let handler = move |body: Bytes, _| {
+            let released = released.clone();
+            async move {
+                assert!(*body != b"panic"[..], "as asked");
+                if *body == b"never"[..] {
+                    std::future::pending::<()>().await;
+                }
+                if *body == b"wait"[..] {
+                    released.notified().await;
+                }
+                Ok((AdmissionOutcome::NoClaim, b"fine".to_vec()))
             }
-            Ok((AdmissionOutcome::NoClaim, b"fine".to_vec()))
         };
         let router = Router::new(handler, Clock, &limits, metrics.clone());
         let serving = serve(listener, tls, router, Clock, limits, metrics, shutdown.clone());
         let ended = tokio::spawn(serving);
-        Self { address, connector: TlsConnector::from(Arc::new(client)), registry, shutdown, ended }
+        Self { address, connector: TlsConnector::from(Arc::new(client)), registry, shutdown, release, ended }
     }
 
     pub async fn connect(&self) -> TlsStream<TcpStream> {
@@ -72,10 +83,10 @@ impl TestServer {
         all(&mut stream).await
     }
 
-    /// A connection whose request has the only permit until the rest of its body, `dy`, is sent.
+    /// A connection whose request has the only permit until it is released.
     pub async fn in_flight(&self) -> TlsStream<TcpStream> {
         let mut stream = self.connect().await;
-        send(&mut stream, last("body").replace("body", "bo").as_bytes()).await;
+        send(&mut stream, last("wait").as_bytes()).await;
         self.until_refused(&last("else")).await;
         stream
     }
