@@ -6,10 +6,12 @@
 
 mod files;
 mod issue;
+mod metrics;
 mod rotation;
 mod self_managed;
 mod tls;
 
 pub use files::Files;
+pub use metrics::CertificateMetrics;
 pub use self_managed::{SelfManagedCertificate, Settings};
 pub use tls::{Clients, Publisher, TlsError};

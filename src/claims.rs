@@ -1,13 +1,18 @@
 //! The only writer of AddressBindings. It executes the steps of `core::claim` against the API server and decides nothing.
 
+mod metrics;
+
+pub use metrics::ClaimMetrics;
+
 use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::{AdmitStep, Claim, Decision, LiveConversation, Observation, Request, Undecided, Write, admit};
+use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::{ClaimWrite, Metrics, WriteOutcome};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
+use metrics::{Operation, WriteOutcome};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -18,18 +23,13 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(1);
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(80);
 
-const NOT_FOUND: u16 = 404;
-const CONFLICT: u16 = 409;
-/// AlreadyExists and Conflict share a code and differ in the reason; a create can only fail with AlreadyExists.
-const ALREADY_EXISTS: u16 = 409;
-
 /// The claims of the cluster.
 #[derive(Clone)]
 pub struct Claims {
     client: Client,
     clock: Clock,
     grace_period: Duration,
-    metrics: Metrics,
+    metrics: ClaimMetrics,
 }
 
 /// A failure to read or write a claim.
@@ -57,7 +57,7 @@ impl Claims {
     /// The claims of the cluster of `client`. `grace_period` is the time within which an admitted create is stored or fails.
     /// Writes are counted in `metrics`.
     #[must_use]
-    pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: Metrics) -> Self {
+    pub fn new(client: Client, clock: Clock, grace_period: Duration, metrics: ClaimMetrics) -> Self {
         Self { client, clock, grace_period, metrics }
     }
 
@@ -142,34 +142,41 @@ impl Claims {
             };
             AddressBinding::new(name.as_str(), spec)
         };
-        let (kind, result, conflicts): (_, _, &[u16]) = match write {
+        let (operation, result) = match write {
             Write::Create { holder, admissions } => {
                 let created = claims.create(&parameters, &object(holder, admissions)).await;
-                (ClaimWrite::Create, created.map(drop), &[ALREADY_EXISTS])
+                (Operation::Create, created.map(drop))
             }
             Write::Replace { uid, resource_version, holder, admissions } => {
                 let mut object = object(holder, admissions);
                 object.meta_mut().uid = Some(uid);
                 object.meta_mut().resource_version = Some(resource_version);
                 let replaced = claims.replace(name.as_str(), &parameters, &object).await;
-                (ClaimWrite::Replace, replaced.map(drop), &[CONFLICT, NOT_FOUND])
+                (Operation::Replace, replaced.map(drop))
             }
             Write::Delete { uid, resource_version } => {
                 let preconditions = Preconditions { uid: Some(uid), resource_version: Some(resource_version) };
                 let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
                 let deleted = claims.delete(name.as_str(), &parameters).await;
-                (ClaimWrite::Delete, deleted.map(drop), &[CONFLICT, NOT_FOUND])
+                (Operation::Delete, deleted.map(drop))
             }
         };
         let (counted, outcome) = match result {
             Ok(()) => (WriteOutcome::Applied, Ok(Outcome::Applied)),
-            Err(kube::Error::Api(status)) if conflicts.contains(&status.code) => {
-                (WriteOutcome::Conflict, Ok(Outcome::Conflict))
-            }
+            Err(error) if is_lost(operation, &error) => (WriteOutcome::Conflict, Ok(Outcome::Conflict)),
             Err(error) => (WriteOutcome::Failed, Err(error.into())),
         };
-        self.metrics.claim_write(kind, counted);
+        self.metrics.written(operation, counted);
         outcome
+    }
+}
+
+/// Whether another writer was first. A create whose claim is not found has failed for another reason.
+fn is_lost(operation: Operation, error: &kube::Error) -> bool {
+    let class = ErrorClass::of(error);
+    match operation {
+        Operation::Create => class.is_conflict(),
+        Operation::Replace | Operation::Delete => class.is_stale(),
     }
 }
 

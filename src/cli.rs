@@ -1,5 +1,5 @@
-//! The command line: commands, flags and the environment, made into settings, and the CRDs and completions written out. Nothing here
-//! knows an API server.
+//! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It does not call
+//! an API server.
 
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
@@ -19,20 +19,21 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The shortest grace period. An API server stores what it admitted within min(34 s, `--request-timeout`) and etcd's commit, or
-/// never: anything shorter could let a second holder in.
-const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(40);
+/// The minimum grace period. An API server stores an admitted create within min(34 s, `--request-timeout`) and the commit of etcd, or never. A
+/// shorter period could admit a second holder.
+const MIN_GRACE_PERIOD: Duration = Duration::from_secs(40);
 
-/// The shortest lease. A Lease records whole seconds.
-const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+/// The minimum lease duration. A Lease records whole seconds.
+const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
 
-/// How long tasks may take to notice that the process ends.
-const LAST_TASKS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The timeout of the runtime's shutdown.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Gives every open conversation its binding alone.
+/// Guarantees that each binding has at most one open conversation.
 ///
-/// switchboard keeps Conversations (switchboard.dev/v1alpha1): a second open one for the same channel, contact and proxy address
-/// is refused with error 48031, timers make conversations Inactive and Closed, and conditions tell what is in effect.
+/// switchboard is a Kubernetes operator for Conversations (switchboard.dev/v1alpha1). A binding is a channel, a contact address and a proxy
+/// address. A create of a second open conversation for the same binding is denied with error 48031. Timers make conversations Inactive or
+/// Closed, and conditions report the state.
 #[derive(Debug, Parser)]
 #[command(name = "switchboard", version, long_version = LONG_VERSION.as_str(), max_term_width = 120, after_long_help = MORE)]
 pub struct Cli {
@@ -40,14 +41,14 @@ pub struct Cli {
     command: Command,
 }
 
-/// The versions of Kubernetes on which the tests passed, the oldest first: `make test` runs on the last one, `make test-versions` on
-/// all of them. A test compares them with what those build.
+/// The versions of Kubernetes on which the tests passed, oldest first: `make test` uses the last one, `make test-versions` all of them. A test
+/// compares them with the go.mod files of these targets.
 const TESTED_WITH: [&str; 4] = ["1.31.14", "1.33.13", "1.35.4", "1.37.2"];
 
-/// The first Kubernetes that has all that is used of it, as the chart says.
+/// The oldest supported version of Kubernetes, as in the chart.
 const OLDEST: &str = "1.31";
 
-/// What `--version` says.
+/// The output of `--version`.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     let tested_with = TESTED_WITH.join(", ");
     format!("{VERSION}\ncommit {COMMIT}\nfor Kubernetes {OLDEST} and later, tested with {tested_with}")
@@ -55,115 +56,114 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 
 const MORE: &str = "\
 Examples:
-  switchboard run                                what the chart's Deployment runs
-  switchboard run --log=info,switchboard=debug   the same, and more of what it decides
+  switchboard run                                as in the Deployment of the chart
+  switchboard run --log=info,switchboard=debug   the same, and log each decision
   switchboard crds | kubectl apply --server-side --filename=-
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
-Each flag of `run` can be given by an environment variable instead, which `switchboard run --help` names.
+Each flag of `run` can also be set by an environment variable; see `switchboard run --help`.
 
 Exit codes:
-  0  the work is done: for `run`, a SIGTERM or SIGINT came, and the shutdown went well
-  1  it cannot go on: the last line on stderr says why
-     `run`: also a second SIGTERM or SIGINT, or a shutdown that goes on for 18s after the drain delay
-  2  the command line cannot be read
+  0  success; for `run`: shut down in order after a SIGTERM or SIGINT
+  1  failure; the last line on stderr gives the cause
+     `run`: also after a second SIGTERM or SIGINT, or if the shutdown takes more than 18s after the drain delay
+  2  invalid command line
 
-While the API server cannot be reached, `run` tries again and does not end: /readyz says why.";
+If the API server cannot be reached, `run` retries and does not exit; /readyz gives the cause.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the admission webhook, and keep conversations while this replica leads.
+    /// Serve the admission webhook, and reconcile conversations while this replica is the leader.
     Run(Box<Run>),
-    /// Ask the API server by a dry run whether a conversation can be created: whether the webhook answers it. Nothing is stored.
+    /// Check by a dry run that a conversation can be created and that the webhook answers. Nothing is stored.
     Check {
-        /// The namespace in which to ask; whoever asks must be allowed to create conversations there.
+        /// The namespace of the dry run. You must be allowed to create conversations there.
         #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
         namespace: String,
     },
     /// Write the CustomResourceDefinitions as YAML.
     Crds {
-        /// Write a file for each kind into this directory instead of printing them.
+        /// Write one file per kind to this directory instead of stdout.
         #[arg(long)]
         directory: Option<PathBuf>,
     },
-    /// Write a script that completes this command line in a shell.
+    /// Write a completion script for a shell.
     Completions {
-        /// For which shell.
+        /// The shell.
         shell: Shell,
     },
 }
 
 #[derive(Args, Debug)]
 struct Run {
-    /// Where the API server's reviews are answered, by HTTPS, at the path /admit.
+    /// Address on which the webhook serves admission reviews over HTTPS, at the path /admit.
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_ADDRESS", default_value = "[::]:9443")]
     webhook_address: SocketAddr,
-    /// The serving certificate with what it rests on, PEM, where somebody else renews it: cert-manager, say. It is read again
-    /// when it changes. Without it the operator makes a certificate, keeps it in a Secret, and writes the caBundle.
+    /// Serving certificate with its intermediates, PEM, if another controller such as cert-manager renews it. Changes are loaded without a
+    /// restart. If not set, the operator issues a certificate, stores it in a Secret, and writes the caBundle.
     #[arg(long, env = "SWITCHBOARD_TLS_CERT_FILE", requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
-    /// The key of that certificate, PEM.
+    /// Private key of that certificate, PEM.
     #[arg(long, env = "SWITCHBOARD_TLS_KEY_FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
-    /// The Secret in which the operator keeps the certificate that it makes.
+    /// Name of the Secret in which the operator stores the certificate that it issues.
     #[arg(long, env = "SWITCHBOARD_TLS_SECRET_NAME", default_value = "switchboard-webhook-tls")]
     tls_secret_name: String,
-    /// How long a certificate that the operator makes is valid, such as 2160h. It is renewed at two thirds of that.
+    /// Lifetime of the certificates that the operator issues, such as 2160h. They are renewed after two thirds of it.
     #[arg(long, env = "SWITCHBOARD_CERTIFICATE_LIFE", default_value = "2160h", value_parser = duration)]
     certificate_life: Duration,
-    /// The ValidatingWebhookConfiguration whose caBundle the operator writes.
+    /// Name of the ValidatingWebhookConfiguration whose caBundle the operator writes.
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_CONFIGURATION", default_value = "switchboard")]
     webhook_configuration: String,
-    /// The DNS names and IP addresses at which the API server calls the webhook, separated by commas
+    /// DNS names and IP addresses at which the API server calls the webhook, separated by commas
     /// [default: switchboard.NAMESPACE.svc]
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_DNS_NAME", value_delimiter = ',')]
     webhook_dns_name: Vec<String>,
-    /// The CA of those who may call the webhook, PEM: whoever has no certificate of its is turned away. Without it, everybody
-    /// who reaches the port may call. The API server shows a certificate only where it was configured to.
+    /// CA of the clients that may call the webhook, PEM. Clients without a certificate of this CA are rejected. If not set, any client that
+    /// reaches the port may call. An API server presents a certificate only if it is configured to.
     #[arg(long, env = "SWITCHBOARD_CLIENT_CA_FILE")]
     client_ca_file: Option<PathBuf>,
-    /// The common names that their certificates may have, separated by commas; none given: any.
+    /// Common names of these clients, separated by commas [default: any]
     #[arg(long, env = "SWITCHBOARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca_file")]
     client_name: Vec<String>,
-    /// Where /livez, /readyz and /metrics are answered, by HTTP.
+    /// Address on which /livez, /readyz and /metrics are served over HTTP.
     #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "[::]:8080")]
     health_address: SocketAddr,
-    /// The namespace that the operator runs in: of its Secret, and of its Lease.
+    /// Namespace of the operator, its Secret and its Lease.
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
     namespace: String,
-    /// The name of the Lease.
+    /// Name of the Lease.
     #[arg(long, env = "SWITCHBOARD_LEASE_NAME", default_value = "switchboard")]
     lease_name: String,
-    /// How long the other replicas wait for a leader that fell silent, in whole seconds such as 15s.
+    /// Duration that standby replicas wait before taking over a lease that is not renewed, in whole seconds such as 15s.
     #[arg(long, env = "SWITCHBOARD_LEASE_DURATION", default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
-    /// What to call this replica in the Lease; something random is added, so that no two are the same.
+    /// Name of this replica in the Lease. A random suffix is added, so that each start has a unique identity.
     #[arg(long, env = "SWITCHBOARD_IDENTITY", default_value = "switchboard")]
     identity: String,
-    /// How long a create that was admitted may take to be stored before its claim is collected. Not below 40s: what an API
-    /// server admitted it stores within 34 s and etcd's commit, or never, and a claim must not be collected before.
+    /// Time after which the claim of an admitted create that is not stored is released. At least 40s: an API server stores an admitted create
+    /// within 34 s and the commit of etcd, or never, and its claim must not be released before.
     #[arg(long, env = "SWITCHBOARD_GRACE_PERIOD", default_value = "60s", value_parser = duration)]
     grace_period: Duration,
-    /// Accept a grace period below 40s. For tests whose API server gives up sooner: it can cost the guarantee that a binding has
-    /// one holder.
+    /// Accept a grace period below 40s, for tests with a shorter --request-timeout. Unsafe: a binding may get two holders.
     #[arg(long, env = "SWITCHBOARD_UNSAFE_GRACE_PERIOD")]
     unsafe_grace_period: bool,
-    /// How long after a SIGTERM reviews that are still routed here are answered, such as 5s.
+    /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
     #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
     drain_delay: Duration,
-    /// Where traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. Without it nowhere.
+    /// Endpoint to which traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. If not set, none are sent.
     #[arg(long, env = "SWITCHBOARD_OTLP_ENDPOINT", value_parser = endpoint)]
     otlp_endpoint: Option<String>,
-    /// How the log is written.
+    /// Format of the log.
     #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", default_value = "json")]
     log_format: logs::Format,
-    /// What the log tells: a level (off, error, warn, info, debug, trace) or directives such as info,switchboard=debug.
+    /// Level of the log (off, error, warn, info, debug, trace), or directives such as info,switchboard=debug.
     #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info")]
     log: String,
 }
 
 impl Cli {
-    /// Does what the command line asks for.
+    /// Runs the command.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let result = match self.command {
@@ -195,27 +195,30 @@ type Error = Box<dyn std::error::Error>;
 
 impl Run {
     fn run(self) -> Result<(), Error> {
-        if self.grace_period < SHORTEST_GRACE_PERIOD && !self.unsafe_grace_period {
+        if self.grace_period < MIN_GRACE_PERIOD && !self.unsafe_grace_period {
             return Err(
-                "--grace-period must be at least 40s: what an API server admitted may be stored until 34 s later, and \
-                        a claim that is collected before lets a second holder in"
+                "--grace-period must be at least 40s: an API server may store an admitted create until 34 s later, and \
+                        releasing its claim before then can admit a second holder"
                     .into(),
             );
         }
-        if self.lease_duration < SHORTEST_LEASE || self.lease_duration.subsec_nanos() != 0 {
-            return Err("--lease-duration must be whole seconds, and at least 2s: a leader has to renew several times within it".into());
+        if self.lease_duration < MIN_LEASE_DURATION || self.lease_duration.subsec_nanos() != 0 {
+            return Err(
+                "--lease-duration must be whole seconds, and at least 2s: the leader renews several times within it"
+                    .into(),
+            );
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let entered = runtime.enter();
         let exporter = self.otlp_endpoint.as_deref().map(Exporter::new).transpose();
-        let exporter = exporter.map_err(|error| format!("--otlp-endpoint cannot be used: {error}"))?;
+        let exporter = exporter.map_err(|error| format!("--otlp-endpoint is not valid: {error}"))?;
         logs::init(self.log_format, &self.log, exporter.as_ref()).map_err(|error| {
-            format!("--log cannot be read: {error}; give a level such as info, or info,switchboard=debug")
+            format!("--log is not valid: {error}; set a level such as info, or info,switchboard=debug")
         })?;
         drop(entered);
         let certificate = match self.tls_cert_file.zip(self.tls_key_file) {
             Some((certificate, key)) => run::Certificate::Files(Files { certificate, key }),
-            None => run::Certificate::Kept(certificates::Settings {
+            None => run::Certificate::SelfManaged(certificates::Settings {
                 namespace: self.namespace.clone(),
                 secret: self.tls_secret_name,
                 configuration: self.webhook_configuration,
@@ -247,15 +250,15 @@ impl Run {
         if let Some(exporter) = exporter {
             exporter.shutdown();
         }
-        // Nothing is to be logged after the last line, and nothing that blocks, as a look-up of a name does, is waited for.
-        runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
+        // Nothing is logged after the last line. Blocking tasks, such as a DNS lookup, are not waited for.
+        runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
         Ok(ended?)
     }
 }
 
 fn random_suffix() -> Result<String, Error> {
     let mut bytes = [0; 5];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers")?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system provides no random numbers")?;
     Ok(BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
 }
 
@@ -290,8 +293,7 @@ fn endpoint(text: &str) -> Result<String, String> {
     if text.starts_with("http://") {
         Ok(text.to_owned())
     } else {
-        Err("must be an address such as http://collector.observability:4318: TLS is not spoken to collectors"
-            .to_owned())
+        Err("must be an address such as http://collector.observability:4318; TLS is not supported".to_owned())
     }
 }
 
@@ -305,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent_and_every_flag_of_run_has_its_environment_variable() {
+    fn every_flag_of_run_has_an_environment_variable_and_help() {
         let mut command = Cli::command();
         command.build();
         command.clone().debug_assert();
@@ -314,12 +316,12 @@ mod tests {
             let long = flag.get_long().unwrap();
             let expected = format!("SWITCHBOARD_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(flag.get_env().and_then(std::ffi::OsStr::to_str), Some(expected.as_str()));
-            assert!(flag.get_help().is_some(), "--{long} says nothing of itself");
+            assert!(flag.get_help().is_some(), "--{long} has no help");
         }
     }
 
     #[test]
-    fn what_the_schema_of_the_charts_values_lets_through_is_read() {
+    fn durations_that_the_charts_schema_allows_are_accepted() {
         for flag in [
             "--drain-delay=1s",
             "--drain-delay=999s",
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_tells_the_kubernetes_of_the_tests_and_of_the_chart() {
+    fn version_names_the_kubernetes_of_the_tests_and_the_chart() {
         let modules = [
             include_str!("../tests/control-plane/kubernetes-1.31/go.mod"),
             include_str!("../tests/control-plane/kubernetes-1.33/go.mod"),
@@ -347,11 +349,11 @@ mod tests {
         ];
         let readme = include_str!("../README.md");
         for (version, module) in TESTED_WITH.iter().zip(modules) {
-            assert!(module.contains(&format!("\tk8s.io/kubernetes v{version} ")), "go.mod has another than {version}");
+            assert!(module.contains(&format!("\tk8s.io/kubernetes v{version} ")), "go.mod does not have {version}");
             assert!(readme.contains(&format!("\n| {version} |")), "README's table lacks {version}");
         }
-        assert!(TESTED_WITH[0].starts_with(&format!("{OLDEST}.")), "it was not tested with the oldest");
+        assert!(TESTED_WITH[0].starts_with(&format!("{OLDEST}.")), "the oldest version was not tested");
         let chart = include_str!("../charts/switchboard/Chart.yaml");
-        assert!(chart.contains(&format!("\nkubeVersion: \">={OLDEST}.0-0\"\n")), "Chart.yaml has another");
+        assert!(chart.contains(&format!("\nkubeVersion: \">={OLDEST}.0-0\"\n")), "Chart.yaml has another version");
     }
 }

@@ -1,21 +1,22 @@
-//! The only reader of time.
+//! The only module that reads the time. Clippy denies it to the others: see `disallowed-methods` in clippy.toml.
+#![allow(clippy::disallowed_methods, reason = "this is the clock")]
 
 use crate::api::Time;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
-/// Where everything that needs the time gets it.
+/// The source of time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock;
 
 impl Clock {
-    /// The time of day, which may jump: for what users see, and for what they have set.
+    /// The wall-clock time, which may jump. For times that users see or set.
     #[must_use]
     pub fn now(self) -> Time {
         Time::new(Timestamp::now())
     }
 
-    /// A time that only moves forward: for waiting, and for how long something has lasted.
+    /// The monotonic time. For timeouts and durations.
     #[must_use]
     pub fn monotonic(self) -> Instant {
         Instant::now()

@@ -9,6 +9,7 @@ mod dispatch;
 mod events;
 mod index;
 mod keys;
+mod metrics;
 mod plan;
 mod queue;
 mod stats;
@@ -17,13 +18,13 @@ mod watch;
 mod work;
 
 pub use events::EventPublisher;
+pub use metrics::ControllerMetrics;
 
+use crate::admin::Readiness;
 use crate::api::Time;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::leader::Leadership;
-use crate::telemetry::health::Readiness;
-use crate::telemetry::metrics::Metrics;
 use deadlines::Deadlines;
 use dispatch::{AddressBindings, ClosedConversations, OpenConversations, dispatch, watch_for};
 use events::EventRecorder;
@@ -33,7 +34,6 @@ use keys::NamespacedName;
 use kube::Client;
 use plan::{Job, Plan, plan_all, plan_claim, plan_conversation};
 use queue::Queue;
-use stats::StatsCollector;
 use std::time::Duration;
 use task::Task;
 use tokio::task::{JoinError, JoinSet};
@@ -80,11 +80,10 @@ impl Controller {
         leadership: Leadership,
         instance: String,
         readiness: Readiness,
-        metrics: Metrics,
+        metrics: ControllerMetrics,
     ) -> Self {
         let grace_period = claims.grace_period();
-        let index = Index::default();
-        metrics.register(StatsCollector::new(index.stats().clone(), clock));
+        let index = Index::new(metrics.stats().clone());
         let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics);
         let event_recorder = EventRecorder::new(client.clone(), instance);
         Self {

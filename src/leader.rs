@@ -1,14 +1,20 @@
-//! The Lease: of all replicas one leads, and stops leading before another can start. Nobody else touches the Lease.
+//! Leader election by a Lease: at most one replica leads at a time, and stops leading before another can start. No other module uses
+//! the Lease.
 //!
-//! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`; expiry is judged by when a change was
-//! observed, with the observer's own monotonic clock, so that clocks need not agree. Other than with client-go, a replica that stands
-//! by watches the Lease instead of reading it every now and then: it sees a renewal when it happens, and so the end when it comes.
+//! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`. Expiry counts from the time at which a change was
+//! observed, by the observer's own monotonic clock, so that the clocks of replicas may differ. Unlike client-go, a standby replica
+//! watches the Lease instead of polling it, so that it observes renewals and expiry immediately.
 //!
-//! The operator's service account owns the Lease, so that the garbage collector deletes it with the account: after an uninstall the
-//! rights are gone before the leader could give it back, and the next installation would wait for it to expire.
+//! The operator's service account owns the Lease, so that the garbage collector deletes it with the account. An uninstall removes the
+//! permissions before the leader can release the Lease, and the next installation would otherwise wait for it to expire.
+
+mod metrics;
+
+pub use metrics::register as register_metrics;
 
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
 use futures::{StreamExt, TryFutureExt};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
@@ -22,24 +28,24 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Which Lease, and how long it binds.
+/// The Lease and its durations.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The namespace of the Lease.
     pub namespace: String,
     /// The name of the Lease.
     pub name: String,
-    /// Who this replica is: different for each, also after a restart.
+    /// The identity of this replica, unique to each start of each replica.
     pub identity: String,
-    /// How long the others wait after a renewal that they observed before they take over.
+    /// How long standby replicas wait after the last observed renewal before they take over.
     pub duration: Duration,
-    /// How long after it began its last renewal that succeeded a leader goes on writing; shorter than `duration`.
+    /// How long the leader continues to write after the start of its last successful renewal; shorter than `duration`.
     pub renew_deadline: Duration,
-    /// How long between two renewals, and until the next attempt after one that failed.
+    /// The interval between renewals, and between attempts after a failure.
     pub retry_period: Duration,
 }
 
-/// Whether this replica leads.
+/// Whether this replica is the leader.
 #[derive(Clone, Debug)]
 pub struct Leadership {
     clock: Clock,
@@ -53,38 +59,38 @@ impl Leadership {
         self.leader_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
     }
 
-    /// Waits until the Lease was acquired, renewed or lost.
+    /// Waits until the Lease is acquired, renewed or lost.
     pub async fn changed(&mut self) {
         if self.leader_until.changed().await.is_err() {
-            // The elector has ended, and with it the process is about to.
+            // The elector has ended, so the process is about to exit.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Why the Lease could not be had.
+/// Why the Lease could not be acquired or renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server did not do what was asked.
+    /// The request to the API server failed.
     #[error("{0}")]
     Api(#[from] kube::Error),
     /// The API server did not answer.
     #[error("no answer in time (timeout)")]
     NoAnswer,
-    /// The Lease is older than it was: etcd was restored from a backup, and what the watches have shown is of another history.
+    /// The Lease is older than the one observed before: etcd was restored from a backup, and the watches have shown another history.
     #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
     HistoryRewound {
-        /// The resourceVersion at which the Lease was last observed.
+        /// The resourceVersion of the Lease that was observed before.
         before: u64,
-        /// Its present one.
+        /// The current resourceVersion.
         now: u64,
     },
 }
 
-/// What the duration of a Lease says that was given back, in seconds: here as in client-go.
-const RELEASED_DURATION: i32 = 1;
+/// The `leaseDurationSeconds` of a Lease that was released, as in client-go.
+const RELEASED: i32 = 1;
 
-/// How long giving the Lease back may take: the process is about to end.
+/// The timeout of releasing the Lease during a shutdown.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Competes for the Lease.
@@ -92,7 +98,7 @@ pub struct LeaderElector {
     leases: Api<Lease>,
     reviews: Api<SelfSubjectReview>,
     owner: Owner,
-    /// Whether the API server refuses to change the owner of a Lease that there is.
+    /// Whether the API server refuses to change the owner of an existing Lease.
     is_owner_fixed: bool,
     settings: Settings,
     clock: Clock,
@@ -100,20 +106,20 @@ pub struct LeaderElector {
     observed: Option<Observed>,
 }
 
-/// The owner that a Lease gets which is written in our name.
+/// The owner of a Lease that this replica writes.
 #[derive(Clone, Debug, PartialEq)]
 enum Owner {
-    /// It is not known yet.
+    /// Not known yet.
     Unknown,
-    /// The Lease gets none: this replica runs under no service account of the Lease's namespace.
+    /// None: this replica does not use a service account of the Lease's namespace.
     None,
     /// The service account of this replica.
     ServiceAccount(OwnerReference),
 }
 
 impl Owner {
-    /// The owner of a Lease in `namespace` that is written by whom a review says we are. Another namespace's account cannot own it:
-    /// the garbage collector would not find that owner, and delete the Lease.
+    /// The owner of a Lease in `namespace` that is written by the user of `review`. A service account of another namespace cannot own
+    /// it: the garbage collector would not find that owner, and would delete the Lease.
     fn of(review: SelfSubjectReview, namespace: &str) -> Self {
         let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
         let name = user.username.as_deref().and_then(|name| name.strip_prefix("system:serviceaccount:"));
@@ -130,7 +136,8 @@ impl Owner {
         }
     }
 
-    /// The owners of a Lease that has `before`: an account that was deleted, and made again under the same name, is replaced.
+    /// The owners of a Lease whose owners were `before`. A service account that was deleted and recreated under the same name is
+    /// replaced.
     fn added_to(&self, before: Option<Vec<OwnerReference>>) -> Option<Vec<OwnerReference>> {
         let Self::ServiceAccount(owner) = self else { return before };
         let mut owners = before.unwrap_or_default();
@@ -140,12 +147,12 @@ impl Owner {
     }
 }
 
-/// The Lease as last observed, and when it was first observed to be so.
+/// The last observed Lease, and when its spec was first observed.
 #[derive(Clone, Debug)]
 struct Observed {
     lease: Lease,
     since: Instant,
-    /// Whether it has been deleted since.
+    /// Whether the Lease has been deleted since.
     is_gone: bool,
 }
 
@@ -155,21 +162,21 @@ impl Observed {
         spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 
-    /// Until when another than `identity` may write, as far as is known; nothing where it was given back. A holder goes by the
-    /// duration that it was started with, which is `ours` unless replicas were started with different ones, and which a hand may have
-    /// changed in the Lease: the longer of the two counts. Nor does it know at once that a hand has removed it from the Lease, or
-    /// the Lease with it; and what is gone may have been another's at the end, unless `leads` says that we hold it.
-    fn held_until(&self, identity: &str, leads: bool, ours: Duration) -> Option<Instant> {
+    /// The time until which a replica other than `identity` may write; `None` if the Lease was released. A holder uses the duration that
+    /// it was started with, which may differ from `ours` and from the Lease, if a user has edited it; the longer of the two counts. A
+    /// holder also does not notice immediately that a user has removed it from the Lease, or deleted the Lease. A Lease that is gone may
+    /// have had another holder at the end, unless `is_leader` says that it is ours.
+    fn held_until(&self, identity: &str, is_leader: bool, ours: Duration) -> Option<Instant> {
         let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
-        let is_ours = self.holder() == identity && (leads || !self.is_gone);
-        let is_given_back = self.holder().is_empty() && recorded == RELEASED_DURATION;
+        let is_ours = self.holder() == identity && (is_leader || !self.is_gone);
+        let is_released = self.holder().is_empty() && recorded == RELEASED;
         let duration = ours.max(Duration::from_secs(u64::try_from(recorded).unwrap_or_default()));
-        (!is_ours && !is_given_back).then(|| self.since + duration)
+        (!is_ours && !is_released).then(|| self.since + duration)
     }
 }
 
 impl LeaderElector {
-    /// One that competes with `settings`, and what tells of its success.
+    /// An elector, and the leadership that it maintains.
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock) -> (Self, Leadership) {
         let (leader_until, receiver) = watch::channel(None);
@@ -187,19 +194,19 @@ impl LeaderElector {
         (elector, Leadership { clock, leader_until: receiver })
     }
 
-    /// Competes until `shutdown`, and gives the Lease back once `stopped` says that nothing is written any more.
+    /// Competes until `shutdown`, and releases the Lease after `stopped`, when this replica no longer writes.
     ///
     /// # Errors
-    /// [`Error::HistoryRewound`]: whatever this process knows is to be forgotten.
+    /// [`Error::HistoryRewound`]: the process must restart to discard its state.
     pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
-            // Half of what there is, so that a call which hangs leaves time for another one.
+            // Half of the deadline, so that a request that hangs leaves time for another one.
             let attempt = timeout(self.settings.renew_deadline / 2, self.attempt()).await;
-            let stands_by = match attempt.unwrap_or(Err(Error::NoAnswer)) {
-                Ok(leads) => {
-                    self.lead_until(leads.then(|| began + self.settings.renew_deadline));
-                    !leads
+            let is_standby = match attempt.unwrap_or(Err(Error::NoAnswer)) {
+                Ok(is_leader) => {
+                    self.lead_until(is_leader.then(|| began + self.settings.renew_deadline));
+                    !is_leader
                 }
                 Err(error @ Error::HistoryRewound { .. }) => {
                     self.lead_until(None);
@@ -210,8 +217,8 @@ impl LeaderElector {
                     false
                 }
             };
-            let rest = async {
-                if stands_by {
+            let pause = async {
+                if is_standby {
                     self.watch_until_expired().await
                 } else {
                     sleep(self.settings.retry_period).await;
@@ -219,25 +226,25 @@ impl LeaderElector {
                 }
             };
             tokio::select! {
-                rested = rest => rested?,
+                ended = pause => ended?,
                 () = shutdown.cancelled() => {}
             }
         }
         stopped.cancelled().await;
-        // Nothing is written any more, so that another may lead from here on.
+        // This replica no longer writes, so another one may lead from now on.
         self.lead_until(None);
         match timeout(self.settings.renew_deadline.min(RELEASE_TIMEOUT), self.release()).await {
-            Ok(Ok(true)) => tracing::info!("gave the Lease back"),
+            Ok(Ok(true)) => tracing::info!("released the Lease"),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = %ErrorChain(&error), "cannot give the Lease back: another will lead once it has expired");
+                tracing::warn!(error = %ErrorChain(&error), "cannot release the Lease: another replica leads after it expires");
             }
-            Err(_) => tracing::warn!("cannot give the Lease back in time: another will lead once it has expired"),
+            Err(_) => tracing::warn!("cannot release the Lease in time: another replica leads after it expires"),
         }
         Ok(())
     }
 
-    /// The Lease was not reached: what it allowed before is allowed until its time is over.
+    /// Handles a failed attempt. The leadership lasts until its deadline.
     fn failed(&self, error: &Error) {
         tracing::warn!(error = %ErrorChain(error), "cannot reach the Lease");
         if !self.is_leader() {
@@ -250,16 +257,20 @@ impl LeaderElector {
     }
 
     fn lead_until(&self, until: Option<Instant>) {
-        let (leads, led) = (until.is_some(), self.leader_until.borrow().is_some());
-        if leads != led {
+        let (is_leader, was_leader) = (until.is_some(), self.leader_until.borrow().is_some());
+        if is_leader != was_leader {
             let identity = &self.settings.identity;
-            if leads { tracing::info!(%identity, "leading") } else { tracing::info!(%identity, "no longer leading") }
+            if is_leader {
+                tracing::info!(%identity, "leading");
+            } else {
+                tracing::info!(%identity, "no longer leading");
+            }
         }
         self.leader_until.send_replace(until);
     }
 
-    /// One attempt to acquire or to renew: whether this replica holds the Lease after it. Where there is none and never was one that
-    /// this replica has seen, it is taken at once, as at the first installation.
+    /// Attempts to acquire or renew the Lease. Returns whether this replica holds it afterwards. If this replica has never observed a
+    /// Lease and there is none, as on a first installation, it acquires the Lease immediately.
     async fn attempt(&mut self) -> Result<bool, Error> {
         let found = self.leases.get_opt(&self.settings.name).await?;
         let now = self.clock.monotonic();
@@ -273,41 +284,41 @@ impl LeaderElector {
         self.write(found).await
     }
 
-    /// Until when another one may write, as far as is known.
+    /// The time until which another replica may write.
     fn held_until(&self) -> Option<Instant> {
         let observed = self.observed.as_ref()?;
         observed.held_until(&self.settings.identity, self.is_leader(), self.settings.duration)
     }
 
-    /// Watches the Lease, which was not to be had, until another attempt may succeed: until it is given back or is over. Each attempt
-    /// reads the Lease first, so what is missed here costs time alone; and where nothing comes for longer than a leader that can
-    /// renew is ever silent, there is an attempt too, and another watch after it.
+    /// Watches a Lease that another replica holds until an attempt may succeed: until it is released or expires. Each attempt reads the
+    /// Lease first, so a missed event costs time only. If no event arrives for longer than the renew deadline of a leader, an attempt is
+    /// due as well, followed by a new watch.
     async fn watch_until_expired(&mut self) -> Result<(), Error> {
-        let mut heard = self.clock.monotonic();
-        let mut earliest = heard + self.settings.retry_period;
+        let mut last_event = self.clock.monotonic();
+        let mut earliest = last_event + self.settings.retry_period;
         let observed = self.observed.as_ref().and_then(|observed| observed.lease.metadata.resource_version.clone());
         let parameters = WatchParams::default().fields(&format!("metadata.name={}", self.settings.name));
         let leases = self.leases.clone();
-        // Without a version it begins with a Lease that there is.
+        // Without a version, the watch begins with the current Lease.
         let events = leases.watch(&parameters, observed.as_deref().unwrap_or_default());
         let mut events = pin!(events.try_flatten_stream());
         loop {
             let end = self.held_until().filter(|end| self.clock.monotonic() < *end);
             let event = tokio::select! {
-                () = sleep_until(end.map_or(earliest, |end| end.min(heard + self.settings.renew_deadline))) => return Ok(()),
+                () = sleep_until(end.map_or(earliest, |end| end.min(last_event + self.settings.renew_deadline))) => return Ok(()),
                 event = events.next() => event,
             };
             let now = self.clock.monotonic();
             match event {
                 Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) => {
                     self.observe(&lease, now)?;
-                    (heard, earliest) = (now, now);
+                    (last_event, earliest) = (now, now);
                 }
                 Some(Ok(WatchEvent::Deleted(_))) => self.observe_deletion(now),
                 Some(Ok(WatchEvent::Bookmark(_))) => {}
                 Some(Ok(WatchEvent::Error(status))) => {
                     let error = kube::Error::Api(status);
-                    tracing::debug!(error = %ErrorChain(&error), "the watch of the Lease has ended");
+                    tracing::debug!(error = %ErrorChain(&error), "the watch of the Lease ended");
                 }
                 Some(Err(error)) => tracing::warn!(error = %ErrorChain(&error), "cannot watch the Lease"),
                 None => {
@@ -318,7 +329,7 @@ impl LeaderElector {
         }
     }
 
-    /// Notes what the Lease is, and since when it has been so.
+    /// Records the Lease, and since when its spec has been the same.
     fn observe(&mut self, lease: &Lease, now: Instant) -> Result<(), Error> {
         let before = self.observed.take();
         let since = before
@@ -332,44 +343,43 @@ impl LeaderElector {
         }
     }
 
-    /// Notes that there is no Lease any more: who held it at the end may have renewed it unseen.
+    /// Records that the Lease is gone. Its last holder may have renewed it unobserved.
     fn observe_deletion(&mut self, now: Instant) {
         if let Some(observed) = self.observed.as_mut().filter(|observed| !observed.is_gone) {
             (observed.since, observed.is_gone) = (now, true);
         }
     }
 
-    /// Writes the Lease in our name, over `before` if it is still as it was.
+    /// Writes the Lease with this replica as the holder, if `before` has not changed. Returns whether it was written.
     async fn write(&mut self, before: Option<Lease>) -> Result<bool, Error> {
         let now = MicroTime(self.clock.now().timestamp());
         let spec = before.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let is_renewal = spec.holder_identity.as_deref() == Some(&self.settings.identity);
-        let changes_hands = i32::from(!is_renewal && before.is_some());
+        let transitions = i32::from(!is_renewal && before.is_some());
         let spec = LeaseSpec {
             holder_identity: Some(self.settings.identity.clone()),
             lease_duration_seconds: i32::try_from(self.settings.duration.as_secs()).ok(),
             acquire_time: spec.acquire_time.filter(|_| is_renewal).or_else(|| Some(now.clone())),
             renew_time: Some(now),
-            lease_transitions: Some(spec.lease_transitions.unwrap_or_default().saturating_add(changes_hands)),
+            lease_transitions: Some(spec.lease_transitions.unwrap_or_default().saturating_add(transitions)),
             ..LeaseSpec::default()
         };
-        let (is_one, unchanged) = (before.is_some(), Lease { spec: Some(spec), ..before.unwrap_or_default() });
+        let (exists, unchanged) = (before.is_some(), Lease { spec: Some(spec), ..before.unwrap_or_default() });
         self.learn_owner(is_renewal).await;
         let mut lease = unchanged.clone();
-        if !is_one || !self.is_owner_fixed {
+        if !exists || !self.is_owner_fixed {
             lease.metadata.owner_references = self.owner.added_to(lease.metadata.owner_references);
         }
         let is_owner_new = lease.metadata.owner_references != unchanged.metadata.owner_references;
-        match self.put(is_one, lease).await {
-            // OwnerReferencesPermissionEnforcement, an admission plugin, asks for the right to delete the Lease. If it was something
-            // else, the second attempt fails as well.
-            Err(Error::Api(kube::Error::Api(status))) if status.code == 403 && is_one && is_owner_new => {
-                let is_written = self.put(is_one, unchanged).await?;
+        match self.put(exists, lease).await {
+            // The admission plugin OwnerReferencesPermissionEnforcement requires the permission to delete the Lease. If the cause is
+            // another one, the second attempt fails as well.
+            Err(Error::Api(error)) if ErrorClass::of(&error) == ErrorClass::Forbidden && exists && is_owner_new => {
+                let is_written = self.put(exists, unchanged).await?;
                 self.is_owner_fixed = true;
-                let error = kube::Error::Api(status);
                 tracing::info!(
                     error = %ErrorChain(&error),
-                    "cannot make the service account the owner of the Lease: an uninstall does not delete this Lease"
+                    "cannot set the service account as the owner of the Lease; an uninstall does not delete this Lease"
                 );
                 Ok(is_written)
             }
@@ -377,8 +387,8 @@ impl LeaderElector {
         }
     }
 
-    /// Asks the API server whose Lease it is to be, where that is not known. Whoever does not hold the Lease asks again, since the
-    /// account may have been deleted and made again meanwhile; a holder would have lost its rights by that, and so the Lease.
+    /// Determines the owner of the Lease by a review. A standby replica repeats this before each write, since the service account may
+    /// have been recreated; a leader would have lost its permissions, and so the Lease.
     async fn learn_owner(&mut self, is_renewal: bool) {
         if is_renewal && self.owner != Owner::Unknown {
             return;
@@ -388,17 +398,17 @@ impl LeaderElector {
         self.owner = match asked {
             Ok(Ok(review)) => Owner::of(review, &self.settings.namespace),
             Ok(Err(error)) => {
-                tracing::debug!(error = %ErrorChain(&error), "cannot ask for the service account that is to own the Lease");
+                tracing::debug!(error = %ErrorChain(&error), "cannot determine the service account that owns the Lease");
                 Owner::Unknown
             }
             Err(_) => Owner::Unknown,
         };
     }
 
-    /// Gives the Lease back, if it is ours. Whether it was.
+    /// Releases the Lease if this replica holds it. Returns whether it did.
     async fn release(&mut self) -> Result<bool, Error> {
         loop {
-            // What the last renewal has come to need not be known.
+            // Read the Lease, since the outcome of the last renewal may be unknown.
             let Some(lease) = self.leases.get_opt(&self.settings.name).await? else {
                 return Ok(false);
             };
@@ -409,7 +419,7 @@ impl LeaderElector {
             let now = MicroTime(self.clock.now().timestamp());
             let spec = LeaseSpec {
                 holder_identity: Some(String::new()),
-                lease_duration_seconds: Some(RELEASED_DURATION),
+                lease_duration_seconds: Some(RELEASED),
                 renew_time: Some(now),
                 ..spec
             };
@@ -419,11 +429,11 @@ impl LeaderElector {
         }
     }
 
-    /// Writes `lease`, over the one that it was made of where there `is_one`. Whether that took effect: it fails where the Lease has
-    /// changed since.
-    async fn put(&mut self, is_one: bool, mut lease: Lease) -> Result<bool, Error> {
+    /// Replaces the Lease by `lease` if it `exists`, otherwise creates it. Returns whether it was written; it is not if the Lease has
+    /// changed since it was read.
+    async fn put(&mut self, exists: bool, mut lease: Lease) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let result = if is_one {
+        let result = if exists {
             self.leases.replace(&self.settings.name, &parameters, &lease).await
         } else {
             lease.meta_mut().name = Some(self.settings.name.clone());
@@ -434,7 +444,7 @@ impl LeaderElector {
                 let now = self.clock.monotonic();
                 self.observe(&lease, now).map(|()| true)
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) if ErrorClass::of(&error).is_conflict() => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -471,27 +481,27 @@ mod tests {
 
     #[test]
     fn owner_is_a_service_account_of_the_leases_namespace_or_none() {
-        let of = |username, uid| Owner::of(review(username, uid), "switchboard-system");
+        let owner_of = |username, uid| Owner::of(review(username, uid), "switchboard-system");
         let account = "system:serviceaccount:switchboard-system:switchboard";
-        let Owner::ServiceAccount(owner) = of(account, Some("u1")) else { panic!("no owner") };
+        let Owner::ServiceAccount(owner) = owner_of(account, Some("u1")) else { panic!("no owner") };
         assert_eq!(
             (owner.kind.as_str(), owner.name.as_str(), owner.uid.as_str()),
             ("ServiceAccount", "switchboard", "u1")
         );
         for (username, uid) in [
-            // As where somebody impersonates it.
+            // The account is impersonated.
             (account, None),
             ("system:serviceaccount:elsewhere:switchboard", Some("u1")),
             ("administrator", Some("u1")),
             ("", None),
         ] {
-            assert_eq!(of(username, uid), Owner::None, "{username}");
+            assert_eq!(owner_of(username, uid), Owner::None, "{username}");
         }
         assert_eq!(Owner::of(SelfSubjectReview::default(), "switchboard-system"), Owner::None);
     }
 
     #[test]
-    fn owner_replaces_an_account_that_was_made_again_and_no_other_owner() {
+    fn owner_replaces_a_recreated_account_and_no_other_owner() {
         let owner = |kind: &str, uid: &str| OwnerReference {
             api_version: "v1".to_owned(),
             kind: kind.to_owned(),
@@ -510,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_held_for_the_longer_of_the_duration_that_it_records_and_ours() {
+    fn lease_is_held_for_the_longer_of_recorded_and_own_duration() {
         for (recorded, held) in [(15, 15), (60, 60), (1, 15), (0, 15), (-1, 15), (i32::MIN, 15)] {
             let observed = observed("another", recorded);
             let end = observed.since + Duration::from_secs(held);
@@ -519,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_free_at_once_where_it_was_given_back_and_not_where_a_hand_has_removed_its_holder() {
+    fn released_lease_is_free_and_one_without_a_holder_is_not() {
         assert_eq!(observed("", 1).held_until("us", false, OURS), None);
         let emptied = observed("", 15);
         let bare = Observed { lease: Lease::default(), ..emptied.clone() };
@@ -529,11 +539,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_ours_while_we_lead_and_may_be_anothers_otherwise() {
+    fn deleted_lease_is_ours_only_while_we_lead() {
         let ours = observed("us", 15);
         let gone = Observed { is_gone: true, ..ours.clone() };
         let end = Some(gone.since + OURS);
-        assert_eq!([false, true].map(|leads| ours.held_until("us", leads, OURS)), [None, None]);
-        assert_eq!([false, true].map(|leads| gone.held_until("us", leads, OURS)), [end, None]);
+        assert_eq!([false, true].map(|is_leader| ours.held_until("us", is_leader, OURS)), [None, None]);
+        assert_eq!([false, true].map(|is_leader| gone.held_until("us", is_leader, OURS)), [end, None]);
     }
 }

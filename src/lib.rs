@@ -1,24 +1,32 @@
-//! switchboard: a Kubernetes operator that gives every open conversation its binding alone.
+//! switchboard: a Kubernetes operator that guarantees that each binding (channel, contact, proxy) has at most one open conversation.
 //!
-//! Data flows one way. A request or a watch event comes in at the rim, is made into plain values, a pure function decides, and
-//! the rim writes:
+//! Data flows one way. The I/O modules convert a request or a watch event into plain values, a pure function decides, and the I/O modules
+//! write:
 //!
-//! - [`api`] is what users write and read: the two kinds and the rules of their schemas;
-//! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, refusals;
-//! - [`claims`] is the only writer of AddressBindings, and carries the protocol out against the API server;
-//! - [`webhook`] serves admission, and [`controller`] keeps what is stored; they do not know each other;
-//! - [`certificates`] keeps what the webhook serves with, [`leader`] keeps the Lease, [`self_check`] asks whether the webhook is in force, [`clock`] reads the time, `listener` takes connections in, [`telemetry`] tells what happens;
-//! - [`run`] wires these into one process, whose parts `supervisor` keeps together, and [`cli`] makes settings of a command line.
+//! - [`api`] defines the two kinds that users write and read, and the rules of their schemas;
+//! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, denials;
+//! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
+//! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not know each other;
+//! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
+//! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
+//! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
+//! - [`telemetry`] has metrics, logs, traces and Events, and [`clock`] reads the time;
+//! - [`run`] assembles these into one process, `supervisor` supervises its tasks, and [`cli`] parses the command line.
 //!
-//! ARCHITECTURE.md tells why, and why no binding can have two holders.
+//! ARCHITECTURE.md explains the reasons, and why no binding can have two holders.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+pub mod admin;
 pub mod api;
 pub mod certificates;
 pub mod claims;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod controller;
 pub mod core;
+pub mod kube_error;
 pub mod leader;
 mod listener;
 pub mod run;

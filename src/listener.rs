@@ -1,4 +1,4 @@
-//! Listens, on all addresses of the machine where none is chosen, and accepts in spite of errors. It reads and writes nothing.
+//! Binds listeners, on all addresses of the machine by default, and accepts connections in spite of errors. It reads and writes no bytes.
 
 use crate::telemetry::error_chain::ErrorChain;
 use std::io::{self, ErrorKind};
@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-/// The pause after a connection could not be accepted.
+/// The delay after a connection could not be accepted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Listens on `address`. `[::]` is every address of the machine, of IPv4 and of IPv6, as far as it has them.
+/// Listens on `address`. `[::]` stands for every IPv4 and IPv6 address of the machine.
 ///
 /// # Errors
-/// Where the address is taken, or is none of this machine.
+/// If the address is in use, or not an address of this machine.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != ErrorKind::AddrInUse => {
@@ -23,13 +23,14 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// The next connection of `whom`. What fails is one that went away before it was accepted, or the process is out of descriptors.
-pub async fn accept(listener: &TcpListener, whom: &'static str) -> TcpStream {
+/// Accepts the next connection to `server`. It fails if the client has disconnected already, or the process is out of descriptors; then it
+/// retries.
+pub async fn accept(listener: &TcpListener, server: &'static str) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), whom, "cannot accept a connection");
+                tracing::warn!(error = %ErrorChain(&error), server, "cannot accept a connection");
                 sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn every_address_is_listened_on_whichever_the_machine_has() {
+    async fn unspecified_address_is_every_address_of_the_machine() {
         let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.expect("IPv4");
@@ -51,7 +52,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_is_taken_is_not_listened_on_in_part() {
+    async fn address_in_use_is_not_bound_in_part() {
         let taken = bind("[::]:0".parse().unwrap()).await.unwrap();
         let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), taken.local_addr().unwrap().port());
         assert_eq!(bind(address).await.unwrap_err().kind(), ErrorKind::AddrInUse);

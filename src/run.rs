@@ -1,124 +1,104 @@
-//! Wires everything into one supervised process: whatever part ends, ends the process.
+//! Assembles the components into one supervised process. If a component ends, the process exits.
 
-use crate::certificates::{self, Clients, Files, Publisher, SelfManagedCertificate, TlsError};
-use crate::claims::Claims;
+use crate::admin::{self, Readiness};
+use crate::certificates::{self, CertificateMetrics, Clients, Files, Publisher, SelfManagedCertificate, TlsError};
+use crate::claims::{ClaimMetrics, Claims};
+use crate::client::{self, ApiServer, ClientMetrics};
 use crate::clock::Clock;
-use crate::controller::Controller;
+use crate::controller::{Controller, ControllerMetrics};
 use crate::leader::{self, LeaderElector};
 use crate::listener;
-use crate::self_check::{self, SelfCheck};
+use crate::self_check::{self, SelfCheck, SelfCheckMetrics};
 use crate::supervisor::{self, Supervisor};
-use crate::telemetry::client_metrics::ClientMetricsLayer;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::health::{self, Readiness};
-use crate::telemetry::metrics::Metrics;
-use crate::webhook::{AdmissionHandler, Limits, Shutdown, serve};
-use backon::{BackoffBuilder, ExponentialBuilder};
+use crate::telemetry::metrics;
+use crate::webhook::{AdmissionHandler, Limits, Router, Shutdown, WebhookMetrics, serve};
 use futures::{Stream, stream};
 use hyper::body::Bytes;
-use kube::client::ClientBuilder;
-use kube::{Client, Config};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long the API server may take to answer for the first time.
-const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest pause between two attempts to reach the API server for the first time. Jitter makes it up to twice as long.
-const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// The pauses between these attempts.
-const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(100))
-    .with_max_delay(MAX_RETRY_PAUSE)
-    .with_jitter()
-    .without_max_times();
-
-/// How the process is to run.
+/// The settings of the process.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where reviews are answered.
+    /// The address of the webhook.
     pub webhook_address: SocketAddr,
-    /// Where the serving certificate comes from.
+    /// The source of the serving certificate.
     pub certificate: Certificate,
-    /// Who may call the webhook; nothing: everybody.
+    /// The clients that may call the webhook; `None` for any client.
     pub clients: Option<Clients>,
-    /// The namespace in which the operator asks whether the webhook is in force.
+    /// The namespace of the self-check.
     pub namespace: String,
-    /// Where probes are answered.
+    /// The address of the admin server.
     pub health_address: SocketAddr,
     /// The Lease.
     pub lease: leader::Settings,
-    /// How long a create that was admitted may take to be stored.
+    /// The maximum time between the admission of a create and its storage.
     pub grace_period: Duration,
-    /// How long after a SIGTERM new connections are still taken, so that those who route to this replica learn of it.
+    /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica.
     pub drain_delay: Duration,
 }
 
-/// Where the serving certificate comes from.
+/// The source of the serving certificate.
 #[derive(Clone, Debug)]
 pub enum Certificate {
-    /// The operator makes it.
-    Kept(certificates::Settings),
-    /// Somebody else renews it.
+    /// The operator issues it.
+    SelfManaged(certificates::Settings),
+    /// Another controller renews it in files.
     Files(Files),
 }
 
-/// Why the process cannot run, in one line with the remedy.
+/// Why the process cannot run, with the remedy, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no configuration for reaching an API server.
-    #[error("no API server is configured: set KUBECONFIG, or run in a pod with a service account ({0})")]
-    NoConfig(#[from] kube::config::InferConfigError),
-    /// The configuration cannot be used.
-    #[error(
-        "the configuration for the API server cannot be used: {}; check what KUBECONFIG, or the service account of the pod, provides",
-        ErrorChain(.0)
-    )]
-    BadConfig(#[source] kube::Error),
+    /// There is no client of an API server.
+    #[error(transparent)]
+    Client(#[from] client::Error),
     /// The API server did not answer.
     #[error(
         "the API server at {url} cannot be reached: {cause}; check that it runs, and the address and the credentials"
     )]
     Unreachable {
-        /// Its address.
+        /// The address of the API server.
         url: String,
-        /// What happened.
+        /// The cause.
         cause: String,
     },
-    /// An address cannot be listened on.
+    /// A listener cannot be bound.
     #[error("cannot listen on {address} for {what}: {source}; choose another address by {flag}")]
     Listen {
-        /// What is served there.
+        /// The service.
         what: &'static str,
-        /// Where.
+        /// The address.
         address: SocketAddr,
         /// The flag that sets the address.
         flag: &'static str,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The serving certificate cannot be used.
+    /// The serving certificate is not usable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No conversation can be created.
+    /// A conversation cannot be created.
     #[error(
         "no conversation can be created in the namespace {namespace}: {}; check that the operator's pods are ready, and that you may create conversations there",
         ErrorChain(.source)
     )]
     NotAdmitted {
-        /// Where it was tried.
+        /// The namespace.
         namespace: String,
-        /// What the API server said.
+        /// The error of the API server.
         source: kube::Error,
     },
-    /// Signals cannot be listened for.
-    #[error("cannot listen for signals: {0}")]
+    /// The signal handlers cannot be installed.
+    #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
-    /// The process has to end.
+    /// The supervisor ends the process.
     #[error(transparent)]
     Supervisor(#[from] supervisor::Error),
 }
@@ -126,30 +106,37 @@ pub enum Error {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Where it cannot start, or a part of it ends.
+/// If the process cannot start, or a task ends.
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let clock = Clock;
-    let (metrics, readiness) = (Metrics::default(), Readiness::default());
-    let (mut publisher, tls) = Publisher::new(settings.clients, readiness.clone(), metrics.clone());
+    let (mut registry, readiness) = (metrics::registry(), Readiness::default());
+    let certificate_metrics = CertificateMetrics::new(&mut registry);
+    let (mut publisher, tls) = Publisher::new(settings.clients, readiness.clone(), certificate_metrics);
     if let Certificate::Files(files) = &settings.certificate {
         files.publish(&mut publisher)?;
     }
     let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
-    let health = listen(settings.health_address, "probes", "--health-address").await?;
-    let Connections { client, retrying, url } = configure(&metrics).await?;
+    let admin = listen(settings.health_address, "probes", "--health-address").await?;
+    let api_server = ApiServer::from_environment(&ClientMetrics::new(&mut registry)).await?;
+    let client = api_server.client.clone();
+    let instance = settings.lease.identity.clone();
+    let (elector, leadership) = LeaderElector::new(client.clone(), settings.lease, clock);
+    leader::register_metrics(&mut registry, leadership.clone());
+    let claim_metrics = ClaimMetrics::new(&mut registry);
+    let webhook_metrics = WebhookMetrics::new(&mut registry);
+    let controller_metrics = ControllerMetrics::new(&mut registry, clock);
+    let self_check_metrics = SelfCheckMetrics::new(&mut registry, leadership.clone());
+
     let mut supervisor = Supervisor::new(signals().map_err(Error::Signals)?, settings.drain_delay);
-    supervisor.background("the probes' listener", health::serve(health, readiness.clone(), metrics.clone()));
-    // What follows needs the API server, and would only repeat why it is not there.
-    if supervisor.run_until(reach(&client, &url, &readiness)).await?.is_none() {
+    supervisor.background("the admin server", admin::serve(admin, readiness.clone(), Arc::new(registry)));
+    // Everything below needs the API server, and would only log once more that it is not reachable.
+    if supervisor.run_until(api_server.wait_until_reachable(&readiness)).await?.is_none() {
         return Ok(());
     }
 
-    let claims = |client| Claims::new(client, clock, settings.grace_period, metrics.clone());
-    let admitter = AdmissionHandler::new(retrying.clone(), claims(retrying));
+    let claims = |client| Claims::new(client, clock, settings.grace_period, claim_metrics.clone());
+    let handler = AdmissionHandler::new(api_server.retrying.clone(), claims(api_server.retrying));
     let claims = claims(client.clone());
-    let instance = settings.lease.identity.clone();
-    let (elector, leadership) = LeaderElector::new(client.clone(), settings.lease, clock);
-    metrics.leadership(leadership.clone());
     let controller = Controller::new(
         client.clone(),
         claims.clone(),
@@ -157,24 +144,28 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         leadership.clone(),
         instance,
         readiness.clone(),
-        metrics.clone(),
+        controller_metrics,
     );
     let (shutdown, closing, stopped) = (supervisor.shutdown(), supervisor.closing(), CancellationToken::new());
-    let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, metrics.clone());
+    let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, self_check_metrics);
     supervisor.background("the self-check", self_check.run());
-    supervisor.background("the keeper of the certificate", async move {
+    supervisor.background("the certificate manager", async move {
         match settings.certificate {
-            Certificate::Kept(settings) => SelfManagedCertificate::new(client, settings, clock, publisher).run().await,
+            Certificate::SelfManaged(settings) => {
+                SelfManagedCertificate::new(client, settings, clock, publisher).run().await;
+            }
             Certificate::Files(files) => files.run(publisher).await,
         }
     });
     let stages = Shutdown { draining: shutdown.clone(), closing: closing.clone() };
     supervisor.critical("the webhook", closing, async move {
-        let answer = move |body: Bytes, deadline| {
-            let admitter = admitter.clone();
-            async move { admitter.answer(&body, deadline).await }
+        let handle = move |body: Bytes, deadline| {
+            let handler = handler.clone();
+            async move { handler.answer(&body, deadline).await }
         };
-        serve(webhook, tls, answer, clock, Limits::default(), metrics, stages).await;
+        let limits = Limits::default();
+        let router = Router::new(handle, clock, &limits, webhook_metrics.clone());
+        serve(webhook, tls, router, clock, limits, webhook_metrics, stages).await;
         Ok(())
     });
     supervisor.critical("the controller", shutdown.clone(), {
@@ -188,13 +179,13 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     supervisor.critical("the elector", stopped.clone(), async move { Ok(elector.run(shutdown, stopped).await?) });
     tracing::info!(webhook = %settings.webhook_address, health = %settings.health_address, "started");
 
-    // The Lease is given back at once, while reviews are still answered until nobody routes any here.
+    // The Lease is released immediately. Reviews are answered until they are no longer routed to this replica.
     supervisor.run(|| readiness.draining()).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// The names of the signals that ask the process to end, as they arrive.
+/// The names of the signals that shut the process down, as they arrive.
 fn signals() -> std::io::Result<impl Stream<Item = &'static str> + Unpin> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(stream::poll_fn(move |context| {
@@ -209,67 +200,13 @@ async fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> 
     listener::bind(address).await.map_err(|source| Error::Listen { what, address, flag, source })
 }
 
-/// Asks once, by a dry run, whether a conversation can be created in `namespace`.
+/// Checks once, by a dry run, that a conversation can be created in `namespace`.
 ///
 /// # Errors
-/// Where none can, with what stands in the way.
+/// If it cannot, with the cause.
 pub async fn check(namespace: &str) -> Result<(), Error> {
-    let Connections { client, url, .. } = configure(&Metrics::default()).await?;
-    version(&client).await.map_err(|cause| Error::Unreachable { url, cause })?;
-    let result = self_check::try_once(client, namespace).await;
+    let api_server = ApiServer::from_environment(&ClientMetrics::new(&mut metrics::registry())).await?;
+    api_server.version().await.map_err(|cause| Error::Unreachable { url: api_server.url.clone(), cause })?;
+    let result = self_check::try_once(api_server.client, namespace).await;
     result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })
-}
-
-/// What there is to call the API server by.
-struct Connections {
-    /// For whoever begins anew by itself, with pauses of its own, which those of the retrying client would multiply.
-    client: Client,
-    /// For whoever has an answer to give: what the API server is too busy for is asked again, within the time that is left for it.
-    retrying: Client,
-    /// The address of the API server.
-    url: String,
-}
-
-/// Reads the configuration. The API server is not called.
-async fn configure(metrics: &Metrics) -> Result<Connections, Error> {
-    let config = Config::infer().await?;
-    let url = config.cluster_url.to_string();
-    let client = |default_retry| {
-        let mut config = config.clone();
-        config.default_retry = default_retry;
-        let builder = ClientBuilder::try_from(config).map_err(Error::BadConfig)?;
-        Ok::<_, Error>(builder.with_layer(&ClientMetricsLayer::new(metrics.clone())).build())
-    };
-    Ok(Connections { client: client(false)?, retrying: client(true)?, url })
-}
-
-/// Calls the API server until it answers. Every failure may pass without a restart: a network or a role can come later than the pod.
-/// A cause is logged when it is another one than that of the attempt before.
-async fn reach(client: &Client, url: &str, readiness: &Readiness) {
-    let mut pauses = RETRY_BACKOFF.build();
-    let mut logged = None;
-    loop {
-        match version(client).await {
-            Ok(version) => {
-                tracing::info!(url, version, "reached the API server");
-                return readiness.reached();
-            }
-            Err(cause) if logged.as_ref() == Some(&cause) => {}
-            Err(cause) => {
-                tracing::warn!(url, error = cause, "the API server has not been reached yet; trying again");
-                readiness.unreached(cause.clone());
-                logged = Some(cause);
-            }
-        }
-        sleep(pauses.next().unwrap_or(MAX_RETRY_PAUSE)).await;
-    }
-}
-
-/// The version of the API server; or why it did not answer.
-async fn version(client: &Client) -> Result<String, String> {
-    match timeout(FIRST_CONTACT_TIMEOUT, client.apiserver_version()).await {
-        Ok(Ok(version)) => Ok(version.git_version),
-        Ok(Err(error)) => Err(ErrorChain(&error).to_string()),
-        Err(_) => Err(format!("no answer within {} s (timeout)", FIRST_CONTACT_TIMEOUT.as_secs())),
-    }
 }

@@ -1,6 +1,9 @@
-//! Asks the API server whether the webhook is in force: a conversation for a binding that another one holds is created as a dry run,
-//! which must be refused; where none is held, one that must be admitted. It writes nothing and decides nothing; metrics tell what it
-//! found.
+//! Checks that the webhook is in force, by a dry run: the create of a conversation whose binding is held must be denied. If no binding is
+//! held, a create must be admitted. It writes nothing; metrics show the result.
+
+mod metrics;
+
+pub use metrics::SelfCheckMetrics;
 
 use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
@@ -8,31 +11,30 @@ use crate::core::binding::Binding;
 use crate::core::denial::ALREADY_BOUND;
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::Metrics;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// How long between two attempts.
+/// The interval between checks.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// How long one attempt may take: longer than the API server waits for the webhook (10 s), so that it can say that it did in vain.
+/// The timeout of a check, longer than the API server's timeout of the webhook (10 s), so that its error is seen.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
-/// How many claims are looked at for one whose conversation holds it.
+/// The number of claims that are read to find one that is held.
 const CLAIMS: u32 = 5;
-/// What the conversation that is never made would be called.
+/// The name of the conversation, which is never stored.
 const NAME: &str = "switchboard-self-check";
 
-/// Asks while this replica leads.
+/// Runs the check while this replica leads.
 pub struct SelfCheck {
     client: Client,
     claims: Claims,
     namespace: String,
     leadership: Leadership,
-    metrics: Metrics,
+    metrics: SelfCheckMetrics,
 }
 
-/// Why it could not be found out.
+/// Why a check has no result.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -42,33 +44,39 @@ enum Error {
 }
 
 impl SelfCheck {
-    /// One that asks in `namespace`, where the operator may create conversations, and tells by `metrics`.
+    /// A check in `namespace`, where the operator may create conversations.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, namespace: String, leadership: Leadership, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        claims: Claims,
+        namespace: String,
+        leadership: Leadership,
+        metrics: SelfCheckMetrics,
+    ) -> Self {
         Self { client, claims, namespace, leadership, metrics }
     }
 
-    /// Asks for as long as the process lives.
+    /// Runs until the process exits.
     pub async fn run(self) {
         loop {
             if self.leadership.is_leader() {
-                match timeout(CHECK_TIMEOUT, self.ask()).await {
-                    Ok(Ok(found)) => {
-                        if found == Some(false) {
-                            tracing::error!("the API server admits a second holder without asking the webhook");
+                match timeout(CHECK_TIMEOUT, self.check()).await {
+                    Ok(Ok(is_in_force)) => {
+                        if is_in_force == Some(false) {
+                            tracing::error!("webhook is not in force: the API server admits a second holder");
                         }
-                        self.metrics.webhook_in_force(found);
+                        self.metrics.in_force(is_in_force);
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(error = %ErrorChain(&error), "cannot find out whether the webhook is in force");
-                        self.metrics.self_check_failed();
+                        tracing::warn!(error = %ErrorChain(&error), "cannot check whether the webhook is in force");
+                        self.metrics.failed();
                     }
                     Err(_) => {
                         tracing::warn!(
                             error = "no answer in time (timeout)",
-                            "cannot find out whether the webhook is in force"
+                            "cannot check whether the webhook is in force"
                         );
-                        self.metrics.self_check_failed();
+                        self.metrics.failed();
                     }
                 }
             }
@@ -76,24 +84,24 @@ impl SelfCheck {
         }
     }
 
-    /// Whether a second holder is refused; nothing where there is no first one, and a conversation can be created.
-    async fn ask(&self) -> Result<Option<bool>, Error> {
-        let Some(binding) = self.held().await? else {
+    /// Whether a second holder is denied. `None` if no binding is held and a conversation can be created.
+    async fn check(&self) -> Result<Option<bool>, Error> {
+        let Some(binding) = self.held_binding().await? else {
             try_once(self.client.clone(), &self.namespace).await?;
             return Ok(None);
         };
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &self.namespace);
         match conversations.create(&dry_run, &second_holder(&binding)).await {
-            // It may have been set free in between, and then nothing is known.
-            Ok(_) => Ok((self.held().await?.as_ref() == Some(&binding)).then_some(false)),
-            Err(error) if is_refusal(&error) => Ok(Some(true)),
+            // If the binding was released meanwhile, the result is unknown.
+            Ok(_) => Ok((self.held_binding().await?.as_ref() == Some(&binding)).then_some(false)),
+            Err(error) if is_already_bound(&error) => Ok(Some(true)),
             Err(error) => Err(error.into()),
         }
     }
 
     /// A binding that a conversation holds.
-    async fn held(&self) -> Result<Option<Binding>, Error> {
+    async fn held_binding(&self) -> Result<Option<Binding>, Error> {
         let claims = Api::<AddressBinding>::all(self.client.clone());
         for claim in claims.list(&ListParams::default().limit(CLAIMS)).await?.iter().filter_map(claim_of) {
             let holder = self.claims.stored(&claim.holder).await?;
@@ -105,20 +113,23 @@ impl SelfCheck {
     }
 }
 
-/// Tries by a dry run whether a conversation can be created in `namespace`; the error is what stands in the way. That somebody holds
-/// its binding does not: whoever says so is the webhook.
+/// Checks by a dry run that a conversation can be created in `namespace`. A denial because its binding is held is a success, since it is
+/// the webhook that denies it.
+///
+/// # Errors
+/// If a conversation cannot be created.
 pub async fn try_once(client: Client, namespace: &str) -> Result<(), kube::Error> {
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let conversation = conversation(Channel::Chat, NAME.to_owned(), format!("{NAME}-proxy"));
     match Api::<Conversation>::namespaced(client, namespace).create(&dry_run, &conversation).await {
         Ok(_) => Ok(()),
-        Err(error) if is_refusal(&error) => Ok(()),
+        Err(error) if is_already_bound(&error) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the webhook said that another conversation holds the binding.
-fn is_refusal(error: &kube::Error) -> bool {
+/// Whether the webhook denied the create because another conversation holds the binding.
+fn is_already_bound(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
     causes.any(|cause| cause.reason == ALREADY_BOUND)

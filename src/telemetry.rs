@@ -1,8 +1,6 @@
-//! What the process tells of itself. It must not decide anything.
+//! Metrics, logs, traces and Events. Nothing here makes decisions.
 
-pub mod client_metrics;
 pub mod error_chain;
-pub mod health;
 pub mod logs;
 pub mod metrics;
 pub mod traces;

@@ -1,5 +1,5 @@
-//! The certificate that somebody else renews, in files: those of a Secret of cert-manager's, say. What changes there is served
-//! without a restart.
+//! A certificate in files that another controller renews, such as a Secret of cert-manager mounted into the pod. Changes are served without
+//! a restart.
 
 use super::tls::{Pair, Publisher, TlsError, read};
 use crate::telemetry::error_chain::ErrorChain;
@@ -7,36 +7,36 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How long between two looks at the files. A Secret reaches a pod's volume within a minute or so.
+/// The interval between reads of the files. A changed Secret reaches the volume of a pod within about a minute.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The files, PEM.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// The certificate, then what it rests on.
+    /// The certificate, followed by its intermediates.
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
 }
 
 impl Files {
-    /// Serves what the files hold.
+    /// Reads the files and serves the certificate.
     ///
     /// # Errors
-    /// Where they cannot be read, or do not belong together.
+    /// If the files cannot be read or do not match each other.
     pub fn publish(&self, publisher: &mut Publisher) -> Result<(), TlsError> {
         let certificate = read(&self.certificate, "the serving certificate", "--tls-cert-file")?;
         let key = read(&self.key, "the key of the serving certificate", "--tls-key-file")?;
         publisher.publish(&Pair { certificate, key })
     }
 
-    /// Serves what the files hold, for as long as the process lives.
+    /// Serves changes of the files until the process exits.
     pub async fn run(self, mut publisher: Publisher) {
         loop {
             sleep(POLL_INTERVAL).await;
             if let Err(error) = self.publish(&mut publisher) {
-                // One file may have changed before the other: what was served is served on.
-                tracing::warn!(error = %ErrorChain(&error), "the files of the certificate are of no use; what was served before is served on");
+                // One file may have changed before the other.
+                tracing::warn!(error = %ErrorChain(&error), "failed to load certificate files; still serving the previous certificate");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Makes a CA and the one certificate that it signs. The key of the CA is forgotten at once: whoever reads the Secret can serve as
-//! the webhook until the certificate expires, and sign nothing.
+//! Issues a certificate from a CA of its own. The key of the CA is not kept: a reader of the Secret can impersonate the webhook until the
+//! certificate expires, but cannot sign other certificates.
 
 use super::tls::Pair;
 use crate::api::Time;
@@ -9,22 +9,22 @@ use rcgen::{
 use std::time::Duration;
 use time::OffsetDateTime;
 
-/// How far back a certificate is valid, so that an API server whose clock is behind takes it.
+/// How far a certificate is backdated, so that an API server whose clock is behind accepts it.
 const BACKDATED: Duration = Duration::from_mins(5);
 
-/// A certificate that was made, and what signed it.
+/// An issued certificate and its CA.
 #[derive(Clone, Debug)]
 pub struct Issued {
     /// The certificate of the CA, PEM.
     pub authority: Vec<u8>,
-    /// What is served.
+    /// The certificate to serve, and its key.
     pub pair: Pair,
 }
 
-/// Makes a certificate for servers of these DNS names and IP addresses, valid from `now` for `life`, and so is its CA.
+/// Issues a serving certificate for DNS names and IP addresses. The certificate and its CA are valid from `now` for `life`.
 ///
 /// # Errors
-/// Where a name is none, or the system gives no random numbers.
+/// If a name is not valid, or the system provides no random numbers.
 pub fn issue(names: &[String], now: Time, life: Duration) -> Result<Issued, rcgen::Error> {
     let second = now.timestamp().as_second();
     let instant = |second| OffsetDateTime::from_unix_timestamp(second).map_err(|_| rcgen::Error::Time);
@@ -38,7 +38,7 @@ pub fn issue(names: &[String], now: Time, life: Duration) -> Result<Issued, rcge
         (params.not_before, params.not_after) = (not_before, not_after);
         Ok(params)
     };
-    // Each CA has a name of its own, since two of them are trusted while one succeeds the other.
+    // Each CA has a unique name, since two of them are trusted during a rotation.
     let mut authority = params(&[], format!("switchboard webhook CA {second}"))?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -1,74 +1,61 @@
-//! When a certificate is made, when it is served, and what is trusted meanwhile: a pure function of the stored state, of whether that is
-//! trusted, and of the time.
+//! The rotation of the certificate: a pure function of the stored state, of whether that state is trusted, and of the time.
 //!
-//! A rotation has three steps, each of them one write with a precondition, so that it does not matter which replica takes it:
-//! the next certificate is *prepared*, and its CA is trusted beside the one before; when the API servers have had time to take that
-//! up, the next one is *promoted*, and every replica serves it; the CA before is trusted until it has expired.
+//! Each step is one write with a precondition, so that any replica may take it. The next certificate is *staged*, and its CA is trusted in
+//! addition to the previous one. After the API servers have had time to observe this, the next certificate is *promoted*, and every replica
+//! serves it. The previous CA is trusted until it expires.
 //!
-//! A Secret that was lost is *reissued* by the same steps: the replicas serve on what they served, and the API servers trust it on,
-//! while the next certificate is prepared. Here the CA before is *retired* as soon as every replica has had time to take up the next
-//! certificate: the Secret may have been deleted because somebody else knows the key.
+//! A lost Secret is *reissued* by the same steps: the replicas continue to serve the previous certificate, and the API servers to trust it,
+//! while the next one is staged. In this case the previous CA is *retired* as soon as every replica has had time to serve the next
+//! certificate, since the Secret may have been deleted because its key was disclosed.
 
 use super::issue::Issued;
 use super::tls::{Pair, Validity};
 use crate::api::Time;
 use std::time::Duration;
+use strum::IntoStaticStr;
 
 /// The certificates as the Secret stores them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateState {
-    /// What is served.
+    /// The certificate that is served.
     pub serving: Pair,
-    /// What is to be served next.
+    /// The staged certificate, to be served next.
     pub next: Option<Pair>,
-    /// The CAs of both, and those before that have not expired, PEM: the newest first.
+    /// The CAs of both and previous CAs that have not expired, PEM, the newest first.
     pub trusted: Vec<u8>,
-    /// What is to be trusted instead, once no replica serves anything else any more.
+    /// The CAs to trust instead, once every replica serves the next certificate.
     pub next_trusted: Option<Vec<u8>>,
 }
 
-/// What a certificate has to be.
+/// The desired certificate.
 #[derive(Clone, Debug)]
 pub struct CertificateSpec {
-    /// The DNS names and IP addresses that it is for.
+    /// Its DNS names and IP addresses.
     pub names: Vec<String>,
     /// How long it is valid.
     pub life: Duration,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The next step of the rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Step {
-    /// Make a certificate and serve it: there is none that can be served.
+    /// Issue a certificate and serve it: there is no usable one.
     Issue,
-    /// Keep again what was lost and is still served, with a next certificate.
+    /// Store the lost certificate, which is still served, together with a staged one.
     Reissue,
-    /// Make the next certificate, and trust its CA.
+    /// Issue the next certificate, and trust its CA.
     Stage,
     /// Serve the next certificate.
     Promote,
-    /// Trust the CA of the certificate that is served, and no other one.
+    /// Trust only the CA of the certificate that is served.
     Retire,
-    /// Nothing now.
+    /// No step is due.
     None,
 }
 
-impl Step {
-    /// The word for it in logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Issue => "make",
-            Self::Reissue => "reissue",
-            Self::Stage => "prepare",
-            Self::Promote => "promote",
-            Self::Retire => "retire",
-            Self::None => "rest",
-        }
-    }
-}
-
-/// What is to be done about `state`; where there is none, `known` is what this replica saw last. `is_settled` tells whether what
-/// `state` says has been served and trusted for long enough that every API server and every replica knows.
+/// The next step for `state`. If there is none, `known` is the state that this replica observed last. `is_settled` is whether `state` has
+/// been served and trusted for long enough that every API server and every replica has observed it.
 pub fn step(
     state: Option<&CertificateState>,
     known: Option<&CertificateState>,
@@ -76,20 +63,20 @@ pub fn step(
     is_settled: bool,
     now: Time,
 ) -> Step {
-    let is_good = |pair: &Pair| Validity::of(&pair.certificate).is_ok_and(|validity| validity.expiry > now);
+    let is_valid = |pair: &Pair| Validity::of(&pair.certificate).is_ok_and(|validity| validity.expiry > now);
     let Some(state) = state else {
-        return if known.is_some_and(|known| is_good(&known.serving)) { Step::Reissue } else { Step::Issue };
+        return if known.is_some_and(|known| is_valid(&known.serving)) { Step::Reissue } else { Step::Issue };
     };
     let Ok(serving) = Validity::of(&state.serving.certificate) else { return Step::Issue };
     let next = state.next.as_ref().and_then(|next| Validity::of(&next.certificate).ok());
-    let next_is_good = next.is_some_and(|next| next.expiry > now && spec.is_met_by(&next));
+    let is_next_valid = next.is_some_and(|next| next.expiry > now && spec.is_met_by(&next));
     if serving.expiry <= now {
-        return if next_is_good { Step::Promote } else { Step::Issue };
+        return if is_next_valid { Step::Promote } else { Step::Issue };
     }
     let is_due = now.after(spec.life / 3) >= serving.expiry || !spec.is_met_by(&serving);
-    if next_is_good && is_settled {
+    if is_next_valid && is_settled {
         Step::Promote
-    } else if is_due && !next_is_good {
+    } else if is_due && !is_next_valid {
         Step::Stage
     } else if state.next.is_none() && state.next_trusted.is_some() && is_settled {
         Step::Retire
@@ -99,8 +86,8 @@ pub fn step(
 }
 
 impl CertificateSpec {
-    /// The names of the certificate after `before`. Where that one lacks a name, it is in the middle of a rollout, and the replicas
-    /// that are about to be replaced want the names before: a certificate for both is one that neither has to make anew.
+    /// The names of the certificate after `before`. If `before` lacks a name, a rollout is in progress, and the replicas that are about to
+    /// be replaced need its names: a certificate with the names of both is not issued again by either.
     pub fn names_after(&self, before: Option<&CertificateState>) -> Vec<String> {
         let before = before.and_then(|state| Validity::of(&state.serving.certificate).ok());
         let before = before.filter(|before| !self.is_met_by(before)).map(|before| before.names).unwrap_or_default();
@@ -114,7 +101,7 @@ impl CertificateSpec {
 }
 
 impl CertificateState {
-    /// `issued` is served from now on. What was trusted before and has not expired stays so until every replica serves it.
+    /// The state in which `issued` is served. CAs of `before` that have not expired are trusted until every replica serves `issued`.
     pub fn issued(issued: Issued, before: &[u8], now: Time) -> Self {
         let Issued { authority, pair } = issued;
         let trusted = trusted(&authority, before, now);
@@ -122,32 +109,32 @@ impl CertificateState {
         Self { serving: pair, next: None, trusted, next_trusted }
     }
 
-    /// What was lost is served on, and `issued` is to be served next. What was trusted before, here or by the API servers, stays so
-    /// until every replica serves that.
+    /// The state in which the lost certificate is served and `issued` is staged. CAs that were trusted, by this state or by the API servers
+    /// (`bundle`), are trusted until every replica serves `issued`.
     pub fn reissued(self, issued: Issued, bundle: &[u8], now: Time) -> Self {
         let made = Self::issued(issued, &[&self.trusted, bundle].concat(), now);
         Self { serving: self.serving, next: Some(made.serving), ..made }
     }
 
-    /// `issued` is to be served next.
+    /// The state in which `issued` is staged.
     pub fn staged(self, issued: Issued, now: Time) -> Self {
         let Issued { authority, pair } = issued;
         let next_trusted = self.next_trusted.map(|before| trusted(&authority, &before, now));
         Self { serving: self.serving, next: Some(pair), trusted: trusted(&authority, &self.trusted, now), next_trusted }
     }
 
-    /// The next one is served from now on.
+    /// The state in which the staged certificate is served.
     pub fn promoted(self) -> Self {
         Self { serving: self.next.unwrap_or(self.serving), next: None, ..self }
     }
 
-    /// Nothing is trusted any more but what has to be.
+    /// The state in which previous CAs are no longer trusted.
     pub fn retired(self) -> Self {
         Self { trusted: self.next_trusted.unwrap_or(self.trusted), next_trusted: None, ..self }
     }
 }
 
-/// `newest`, and of `before` each that has not expired, once.
+/// `newest`, followed by each certificate of `before` that has not expired, once.
 fn trusted(newest: &[u8], before: &[u8], now: Time) -> Vec<u8> {
     let text = String::from_utf8_lossy(before);
     let mut trusted = vec![newest.to_vec()];
@@ -173,7 +160,7 @@ mod tests {
         CertificateSpec { names: vec!["switchboard.ns.svc".to_owned()], life: LIFE }
     }
 
-    /// So many hours after some instant.
+    /// A time, `hour` hours after a fixed one.
     fn hour(hour: u64) -> Time {
         Time::EPOCH.after(Duration::from_hours(1000 + hour))
     }
@@ -182,22 +169,22 @@ mod tests {
         issue(&spec().names, now, LIFE).unwrap()
     }
 
-    fn made(now: Time) -> CertificateState {
+    fn new_state(now: Time) -> CertificateState {
         CertificateState::issued(issued(now), b"", now)
     }
 
-    /// How many CAs are trusted.
+    /// The number of trusted CAs.
     fn count(state: &CertificateState) -> usize {
         certificates(&state.trusted, "CAs").unwrap().len()
     }
 
     fn staged(now: Time) -> CertificateState {
-        made(hour(0)).staged(issued(now), now)
+        new_state(hour(0)).staged(issued(now), now)
     }
 
     #[test]
-    fn a_certificate_is_renewed_at_two_thirds_of_its_life() {
-        let state = made(hour(0));
+    fn certificate_is_renewed_at_two_thirds_of_its_life() {
+        let state = new_state(hour(0));
         assert_eq!(step(None, None, &spec(), false, hour(0)), Step::Issue);
         assert_eq!(step(Some(&state), None, &spec(), true, hour(19)), Step::None);
         assert_eq!(step(Some(&state), None, &spec(), true, hour(20)), Step::Stage);
@@ -205,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn the_next_certificate_is_served_once_its_authority_is_trusted_and_no_second_one_is_prepared_meanwhile() {
+    fn staged_certificate_is_promoted_once_its_authority_is_trusted() {
         let state = staged(hour(20));
         assert_eq!(step(Some(&state), None, &spec(), false, hour(21)), Step::None);
         assert_eq!(step(Some(&state), None, &spec(), true, hour(21)), Step::Promote);
-        assert_eq!(step(Some(&state), None, &spec(), false, hour(30)), Step::Promote, "there is none better");
+        assert_eq!(step(Some(&state), None, &spec(), false, hour(30)), Step::Promote, "the served one has expired");
         let promoted = state.clone().promoted();
         assert_eq!((&promoted.serving, &promoted.trusted), (state.next.as_ref().unwrap(), &state.trusted));
         assert_eq!(step(Some(&promoted), None, &spec(), true, hour(39)), Step::None);
@@ -217,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_trusted_until_it_has_expired() {
+    fn authority_is_trusted_until_it_expires() {
         let first = staged(hour(20));
         assert_eq!(count(&first), 2);
         let second = first.clone().promoted().staged(issued(hour(29)), hour(29));
@@ -227,19 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn another_name_is_reason_enough_for_another_certificate() {
+    fn certificate_that_lacks_a_name_is_replaced() {
         let other = CertificateSpec { names: vec!["switchboard.other.svc".to_owned()], life: LIFE };
-        assert_eq!(step(Some(&made(hour(0))), None, &other, true, hour(1)), Step::Stage);
+        assert_eq!(step(Some(&new_state(hour(0))), None, &other, true, hour(1)), Step::Stage);
         assert_eq!(
             step(Some(&staged(hour(20))), None, &other, true, hour(21)),
             Step::Stage,
-            "the next one lacks it, too"
+            "the staged one lacks it too"
         );
     }
 
     #[test]
-    fn what_is_garbled_is_made_anew_and_what_else_is_trusted_stays_so() {
-        let mut state = made(hour(0));
+    fn invalid_certificate_is_reissued_and_other_authorities_kept() {
+        let mut state = new_state(hour(0));
         state.serving.certificate = b"garbage".to_vec();
         assert_eq!(step(Some(&state), None, &spec(), true, hour(1)), Step::Issue);
         let before = [b"garbage\n".as_slice(), &state.trusted].concat();
@@ -249,23 +236,27 @@ mod tests {
 
     #[test]
     fn lost_secret_is_reissued_with_the_certificate_that_is_served() {
-        let known = made(hour(0));
+        let known = new_state(hour(0));
         assert_eq!(step(None, Some(&known), &spec(), true, hour(1)), Step::Reissue);
         assert_eq!(step(None, Some(&known), &spec(), true, hour(30)), Step::Issue, "it has expired");
         let state = known.clone().reissued(issued(hour(1)), &known.trusted, hour(1));
-        assert_eq!((&state.serving, count(&state)), (&known.serving, 2), "the CA is trusted on, once");
+        assert_eq!((&state.serving, count(&state)), (&known.serving, 2), "the CA is still trusted, once");
         assert_ne!(state.next.as_ref(), Some(&known.serving));
     }
 
     #[test]
-    fn reissued_certificate_is_promoted_and_the_authority_before_retired() {
-        let known = made(hour(0));
+    fn reissued_certificate_is_promoted_and_old_authority_retired() {
+        let known = new_state(hour(0));
         let state = known.clone().reissued(issued(hour(1)), b"", hour(1));
         assert_eq!(step(Some(&state), None, &spec(), false, hour(1)), Step::None);
         assert_eq!(step(Some(&state), None, &spec(), true, hour(1)), Step::Promote);
         let promoted = state.clone().promoted();
         assert_eq!((Some(&promoted.serving), count(&promoted)), (state.next.as_ref(), 2));
-        assert_eq!(step(Some(&promoted), None, &spec(), false, hour(1)), Step::None, "a replica may serve the other");
+        assert_eq!(
+            step(Some(&promoted), None, &spec(), false, hour(1)),
+            Step::None,
+            "a replica may serve the previous one"
+        );
         assert_eq!(step(Some(&promoted), None, &spec(), true, hour(1)), Step::Retire);
         let retired = promoted.retired();
         assert_eq!(count(&retired), 1);
@@ -274,11 +265,11 @@ mod tests {
     }
 
     #[test]
-    fn authorities_in_the_bundle_are_trusted_until_all_serve_the_new_one() {
-        let of_others = made(hour(0)).trusted;
+    fn authorities_in_the_bundle_are_trusted_until_retired() {
+        let of_others = new_state(hour(0)).trusted;
         let bundle = [&b"garbage\n"[..], &of_others].concat();
         for state in [
-            made(hour(0)).reissued(issued(hour(1)), &bundle, hour(1)),
+            new_state(hour(0)).reissued(issued(hour(1)), &bundle, hour(1)),
             CertificateState::issued(issued(hour(1)), &bundle, hour(1)),
         ] {
             let is_trusted = |state: &CertificateState| {
@@ -292,30 +283,30 @@ mod tests {
 
     #[test]
     fn first_certificate_has_no_authority_to_retire() {
-        assert_eq!(made(hour(0)).next_trusted, None);
+        assert_eq!(new_state(hour(0)).next_trusted, None);
         let renewed = staged(hour(20)).promoted();
         assert_eq!(step(Some(&renewed), None, &spec(), true, hour(21)), Step::None, "a renewal retires none either");
     }
 
     #[test]
-    fn certificate_prepared_before_the_retirement_outlives_it() {
-        let state = made(hour(0)).reissued(issued(hour(1)), b"", hour(1)).staged(issued(hour(2)), hour(2));
+    fn certificate_staged_before_the_retirement_outlives_it() {
+        let state = new_state(hour(0)).reissued(issued(hour(1)), b"", hour(1)).staged(issued(hour(2)), hour(2));
         assert_eq!(count(&state), 3);
         let retired = state.promoted().retired();
-        assert_eq!(count(&retired), 2, "of the one that is served, and of the one that others may serve");
+        assert_eq!(count(&retired), 2, "of the one that is served, and of the one that other replicas may serve");
     }
 
     #[test]
-    fn certificate_made_during_a_rollout_has_the_names_of_both_sides() {
+    fn certificate_issued_during_a_rollout_has_both_sets_of_names() {
         let other = CertificateSpec { names: vec!["switchboard.other.svc".to_owned()], life: LIFE };
-        let state = made(hour(0));
+        let state = new_state(hour(0));
         let names = other.names_after(Some(&state));
         assert_eq!(names, ["switchboard.other.svc", "switchboard.ns.svc"]);
         let both = state.staged(issue(&names, hour(1), LIFE).unwrap(), hour(1));
         for spec in [&spec(), &other] {
-            assert_eq!(step(Some(&both), None, spec, false, hour(1)), Step::None, "nobody makes another one");
+            assert_eq!(step(Some(&both), None, spec, false, hour(1)), Step::None, "neither issues another one");
         }
-        assert_eq!(other.names_after(Some(&both.promoted())), other.names, "the next one is for those that are spec");
+        assert_eq!(other.names_after(Some(&both.promoted())), other.names, "the next one has the names of the spec");
         assert_eq!(other.names_after(None), other.names);
     }
 }

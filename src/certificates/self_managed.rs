@@ -1,14 +1,15 @@
-//! The certificate that the operator makes for itself: in a Secret, with its CA in the `caBundle` of the webhook's configuration.
-//! It carries out what `rotation` decides.
+//! The certificate that the operator issues for itself: it is stored in a Secret, and its CA in the `caBundle` of the webhook
+//! configuration. This module applies the steps of `rotation`.
 //!
-//! Every replica does so, whoever leads: each write has a precondition, so replicas that act at once agree on what came first. Both
-//! objects are watched, and looked at every few seconds besides: a watch may die and say nothing.
+//! Every replica does this, not only the leader: each write has a precondition, so concurrent replicas agree on the first one. Both objects
+//! are watched, and also reconciled every few seconds, since a watch may stall.
 
 use super::issue::issue;
 use super::rotation::{CertificateSpec, CertificateState, Step, step};
 use super::tls::{Pair, Publisher, TlsError, is_usable};
 use crate::api::FIELD_MANAGER;
 use crate::clock::Clock;
+use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
 use data_encoding::BASE64;
 use futures::future::ready;
@@ -29,12 +30,12 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How long between two looks where the watches show nothing.
+/// The interval between reconciliations if the watches show no change.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
-/// The least time between two looks. After each one that had to write, or failed, it doubles, until nothing happens for a while:
-/// whoever undoes every write does not make the replicas spin.
+/// The minimum interval between reconciliations. It doubles after each one that writes or fails, until a reconciliation is due without a
+/// change: a controller that reverts every write does not make the replicas spin.
 const MIN_RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
-/// How long one look may take.
+/// The timeout of a reconciliation.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CERTIFICATE: &str = "tls.crt";
@@ -44,14 +45,14 @@ const NEXT_KEY: &str = "next.key";
 const TRUSTED: &str = "ca.crt";
 const NEXT_TRUSTED: &str = "next-ca.crt";
 
-/// Where the certificate is stored, and for which names.
+/// The names of the certificate, and the objects that store it.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The namespace of the Secret.
     pub namespace: String,
     /// The name of the Secret.
     pub secret: String,
-    /// The name of the webhook's configuration.
+    /// The name of the ValidatingWebhookConfiguration.
     pub configuration: String,
     /// The DNS names and IP addresses at which the API server calls the webhook.
     pub names: Vec<String>,
@@ -59,7 +60,7 @@ pub struct Settings {
     pub life: Duration,
 }
 
-/// Keeps the certificate.
+/// Issues and renews the certificate.
 pub struct SelfManagedCertificate {
     client: Client,
     secrets: Api<Secret>,
@@ -68,9 +69,9 @@ pub struct SelfManagedCertificate {
     spec: CertificateSpec,
     clock: Clock,
     publisher: Publisher,
-    /// What the Secret held when it was last seen.
+    /// The last observed state of the Secret.
     known: Option<CertificateState>,
-    /// What the Secret was seen to hold and the configuration to trust, and since when.
+    /// The state that is stored and trusted, and since when.
     in_force: Option<(CertificateState, Instant)>,
 }
 
@@ -81,22 +82,22 @@ enum Error {
     Api(#[from] kube::Error),
     #[error("there is no ValidatingWebhookConfiguration {0}: install the chart, or name it by --webhook-configuration")]
     NoConfiguration(String),
-    #[error("cannot make a certificate: {0}; check --webhook-dns-name")]
+    #[error("cannot issue a certificate: {0}; check --webhook-dns-name")]
     Issue(#[from] rcgen::Error),
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
-/// Whether there is more to be done at once.
+/// Whether another reconciliation is due.
 enum Reconciled {
-    /// Something was written, by us or by another: what follows from it is to be seen.
+    /// Yes: this or another replica has written.
     Requeue,
-    /// All is as it should be.
+    /// No: the state is the desired one.
     Done,
 }
 
 impl SelfManagedCertificate {
-    /// One that keeps what `settings` say, and hands what is to be served to `publisher`.
+    /// A certificate as `settings` say, which is served by `publisher`.
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock, publisher: Publisher) -> Self {
         Self {
@@ -104,7 +105,7 @@ impl SelfManagedCertificate {
             configurations: Api::all(client.clone()),
             client,
             spec: CertificateSpec {
-                names: settings.names.iter().map(|name| spelled(name)).collect(),
+                names: settings.names.iter().map(|name| canonical(name)).collect(),
                 life: settings.life,
             },
             settings,
@@ -115,10 +116,10 @@ impl SelfManagedCertificate {
         }
     }
 
-    /// Keeps the certificate for as long as the process lives.
+    /// Reconciles the certificate until the process exits.
     pub async fn run(mut self) {
         let mut changes = pin!(self.changes());
-        // The looks that wrote or failed since nothing has happened for a while.
+        // The number of reconciliations in a row that wrote or failed.
         let mut attempts = 0;
         loop {
             let has_failed = match timeout(RECONCILE_TIMEOUT, self.reconcile()).await {
@@ -132,30 +133,30 @@ impl SelfManagedCertificate {
                 }
                 Ok(Ok(Reconciled::Requeue)) => false,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %ErrorChain(&error), "cannot keep the certificate of the webhook");
+                    tracing::warn!(error = %ErrorChain(&error), "cannot reconcile the certificate of the webhook");
                     true
                 }
                 Err(_) => {
-                    tracing::warn!("the certificate of the webhook could not be looked after in time");
+                    tracing::warn!("cannot reconcile the certificate of the webhook in time");
                     true
                 }
             };
             attempts += 1;
             let pause = sleep(spacing(attempts).min(self.pause()));
             if has_failed {
-                // What was missing or out of reach may be back: a registration is mended at once, however long it was away.
+                // A missing object may have been restored: its caBundle is written immediately, even after a long absence.
                 tokio::select! {
                     () = pause => {}
                     Some(()) = changes.next() => {}
                 }
             } else {
-                // Not at once, so that replicas and others that write the same do not spin.
+                // Not immediately, so that writers of the same objects do not spin.
                 pause.await;
             }
         }
     }
 
-    /// Tells whenever the Secret or the configuration may have changed.
+    /// Yields when the Secret or the configuration may have changed.
     fn changes(&self) -> impl Stream<Item = ()> + use<> {
         let secrets = Api::namespaced(self.client.clone(), &self.settings.namespace);
         select(
@@ -164,13 +165,13 @@ impl SelfManagedCertificate {
         )
     }
 
-    /// Short enough that several looks fit between the renewal of a certificate and its end.
+    /// The resync interval, short enough for several reconciliations between the renewal of a certificate and its expiry.
     fn pause(&self) -> Duration {
         (self.settings.life / 30).min(RESYNC_INTERVAL)
     }
 
-    /// How long it takes at most until every API server knows a `caBundle`, and every replica what the Secret holds: by their
-    /// watches, which takes milliseconds, or where those have died, by a replica's next look.
+    /// The maximum time until every API server has observed a `caBundle`, and every replica the Secret: by their watches within
+    /// milliseconds, or, if those stall, by the next reconciliation of a replica.
     fn settling(&self) -> Duration {
         self.pause() * 3 / 2
     }
@@ -182,8 +183,8 @@ impl SelfManagedCertificate {
     }
 
     async fn reconcile(&mut self) -> Result<Reconciled, Error> {
-        // The configuration first: it is written on its resourceVersion, and so by nobody who has read an older Secret than
-        // whoever wrote it last.
+        // Read the configuration before the Secret: it is written with its resourceVersion as a precondition, so that a writer has not read
+        // an older Secret than the previous writer.
         let name = &self.settings.configuration;
         let configuration = self.configurations.get_opt(name).await?;
         let configuration = configuration.ok_or_else(|| Error::NoConfiguration(name.clone()))?;
@@ -217,17 +218,13 @@ impl SelfManagedCertificate {
             }
         };
         if self.store(secret, &changed).await? {
-            tracing::info!(
-                step = step.as_str(),
-                secret = self.settings.secret,
-                "changed what is state of the webhook's certificates"
-            );
+            tracing::info!(step = <&str>::from(step), secret = self.settings.secret, "updated the certificate Secret");
             self.trust(&configuration, &changed.trusted).await?;
         }
         Ok(Reconciled::Requeue)
     }
 
-    /// Whether all know what is in force now, which is noted.
+    /// Records the state in force. Returns whether all replicas and API servers have observed it.
     fn is_settled(&mut self, in_force: Option<&CertificateState>) -> bool {
         let now = self.clock.monotonic();
         if self.in_force.as_ref().map(|(state, _)| state) != in_force {
@@ -236,7 +233,7 @@ impl SelfManagedCertificate {
         self.in_force.as_ref().is_some_and(|(_, since)| now >= *since + self.settling())
     }
 
-    /// Writes `state`, if the Secret is still as it was read in `before`.
+    /// Writes `state` to the Secret if `before` has not changed. Returns whether it was written.
     async fn store(&self, before: Option<Secret>, state: &CertificateState) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let name = &self.settings.secret;
@@ -244,7 +241,7 @@ impl SelfManagedCertificate {
             let secret = Secret { data: Some(data(state)), ..before };
             self.secrets.replace(name, &parameters, &secret).await
         } else {
-            // Of no type, as the chart's: the next upgrade takes it over, and a type cannot be changed.
+            // Without a type, like the Secret of the chart: an upgrade adopts it, and a type is immutable.
             let secret = Secret {
                 metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
                 data: Some(data(state)),
@@ -254,13 +251,13 @@ impl SelfManagedCertificate {
         };
         match result {
             Ok(_) => Ok(true),
-            // Another replica was first, and what it wrote is looked at next.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            // Another replica was first; its state is reconciled next.
+            Err(error) if ErrorClass::of(&error).is_conflict() => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Sees to it that the webhook's configuration trusts `trusted`, and no more, if it is still as it was read. Whether it did.
+    /// Writes `trusted` to the `caBundle` of the configuration, unless it is there already. Returns whether it was.
     async fn trust(&self, configuration: &ValidatingWebhookConfiguration, trusted: &[u8]) -> Result<bool, Error> {
         let webhooks = configuration.webhooks.iter().flatten();
         if webhooks.clone().all(|webhook| webhook.client_config.ca_bundle.as_ref().is_some_and(|ca| ca.0 == trusted)) {
@@ -278,15 +275,16 @@ impl SelfManagedCertificate {
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         match self.configurations.patch(name, &parameters, &Patch::Strategic(patch)).await {
             Ok(_) => tracing::info!(configuration = name, "wrote the caBundle"),
-            // Somebody else has written it, and that is looked at next.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            // Another writer was first; the configuration is reconciled next.
+            Err(error) if ErrorClass::of(&error).is_conflict() => {}
             Err(error) => return Err(error.into()),
         }
         Ok(false)
     }
 }
 
-/// Tells whenever the object of that name may have changed, and at first. Its metadata is enough: what it is now is read by a look.
+/// Yields at the start, and when the object of that name may have changed. It watches metadata only; the object is read when it is
+/// reconciled.
 fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -295,19 +293,19 @@ where
         ready(match state {
             Ok(_) => Some(()),
             Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), kind = %K::kind(&()), "cannot watch what the certificate depends on");
+                tracing::warn!(error = %ErrorChain(&error), kind = %K::kind(&()), "cannot watch an object of the certificate");
                 None
             }
         })
     })
 }
 
-/// The least time between two looks after so many that wrote or failed.
+/// The minimum interval between reconciliations after `attempts` that wrote or failed.
 fn spacing(attempts: u32) -> Duration {
     MIN_RECONCILE_INTERVAL.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX))
 }
 
-/// What the configuration trusts.
+/// The CAs that the configuration trusts.
 fn bundle(configuration: &ValidatingWebhookConfiguration) -> Vec<u8> {
     let webhooks = configuration.webhooks.iter().flatten();
     webhooks
@@ -316,8 +314,8 @@ fn bundle(configuration: &ValidatingWebhookConfiguration) -> Vec<u8> {
         .collect()
 }
 
-/// An IP address as certificates have it, however it was spelled; any other name as it is.
-fn spelled(name: &str) -> String {
+/// An IP address in its canonical spelling, as in certificates; any other name unchanged.
+fn canonical(name: &str) -> String {
     name.parse().map_or_else(|_| name.to_owned(), |address: IpAddr| address.to_string())
 }
 
@@ -325,7 +323,7 @@ fn part(secret: &Secret, key: &str) -> Option<Vec<u8>> {
     secret.data.as_ref()?.get(key).map(|bytes| bytes.0.clone())
 }
 
-/// What a Secret keeps; none where parts of it are missing or of no use.
+/// The state that a Secret stores; `None` if a part is missing or not usable.
 fn state(secret: &Secret) -> Option<CertificateState> {
     let pair = |certificate, key| {
         let pair = Pair { certificate: part(secret, certificate)?, key: part(secret, key)? };
@@ -358,16 +356,16 @@ mod tests {
     use crate::certificates::tls::Validity;
 
     #[test]
-    fn an_address_is_spelled_as_a_certificate_has_it() {
+    fn ip_address_is_canonical_as_in_certificates() {
         for (name, expected) in [("FD00:0::1", "fd00::1"), ("10.0.0.1", "10.0.0.1"), ("hook.example", "hook.example")] {
-            let issued = issue(&[spelled(name)], Clock.now(), Duration::from_hours(30)).unwrap();
+            let issued = issue(&[canonical(name)], Clock.now(), Duration::from_hours(30)).unwrap();
             assert_eq!(Validity::of(&issued.pair.certificate).unwrap().names, [expected]);
-            assert_eq!(spelled(name), expected);
+            assert_eq!(canonical(name), expected);
         }
     }
 
     #[test]
-    fn looks_come_less_often_the_more_of_them_had_to_write() {
+    fn interval_grows_with_reconciliations_that_write() {
         assert_eq!([0, 1, 2, 3].map(spacing), [100, 100, 200, 400].map(Duration::from_millis));
         assert!(spacing(u32::MAX) > RESYNC_INTERVAL);
     }

@@ -1,8 +1,8 @@
-//! From PEM to what TLS is served with, and from there to the listener. It knows nothing of where the PEM comes from.
+//! Builds the TLS configuration from PEM and publishes it to the listener. It does not know where the PEM comes from.
 
+use super::metrics::CertificateMetrics;
+use crate::admin::Readiness;
 use crate::api::Time;
-use crate::telemetry::health::Readiness;
-use crate::telemetry::metrics::Metrics;
 use k8s_openapi::jiff::Timestamp;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring};
@@ -23,37 +23,37 @@ use x509_parser::extensions::GeneralName;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("cannot read {what} from {path}: {source}; give the file by {flag}")]
+    #[error("cannot read {what} from {path}: {source}; set the file by {flag}")]
     File {
-        /// What was looked for.
+        /// The content of the file.
         what: &'static str,
-        /// Where.
+        /// The path.
         path: String,
         /// The flag that names the file.
         flag: &'static str,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It is no PEM of the kind that is needed.
-    #[error("{what} cannot be read: {why}")]
+    /// The PEM is not valid.
+    #[error("{what} is not valid: {why}")]
     Pem {
-        /// What was looked for.
+        /// The content of the file.
         what: &'static str,
-        /// Why it failed.
+        /// The cause.
         why: String,
     },
-    /// The key does not belong to the certificate, or one of them is of no use.
-    #[error("cannot serve with the certificate and its key: {0}")]
+    /// The key does not match the certificate, or one of them is not usable.
+    #[error("cannot serve the certificate with its key: {0}")]
     Rustls(#[from] rustls::Error),
-    /// The certificate by which clients are recognised is of no use.
-    #[error("clients cannot be recognised by the certificates of --client-ca-file: {0}")]
+    /// The CA of the clients is not usable.
+    #[error("cannot authenticate clients by the certificates of --client-ca-file: {0}")]
     Clients(#[from] rustls::server::VerifierBuilderError),
 }
 
 /// A certificate chain and its key, PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// The certificate, then what it rests on.
+    /// The certificate, followed by its intermediates.
     pub certificate: Vec<u8>,
     /// Its private key.
     pub key: Vec<u8>,
@@ -66,41 +66,41 @@ impl std::fmt::Debug for Pair {
     }
 }
 
-/// Who may call, where not everybody may.
+/// The clients that may call the webhook.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    /// The certificates of the CA that signs those of the clients, PEM.
+    /// The file with the CA of the clients' certificates, PEM.
     pub authority: PathBuf,
-    /// The common names of the clients; empty: any.
+    /// The common names of the clients; any name if empty.
     pub names: Vec<String>,
 }
 
-/// Hands what is served to the listener, and tells of it.
+/// Publishes the TLS configuration to the listener, to readiness and to metrics.
 pub struct Publisher {
     clients: Option<Clients>,
     sender: watch::Sender<Option<Arc<ServerConfig>>>,
     readiness: Readiness,
-    metrics: Metrics,
-    /// What was published last: the pair, and the certificates by which clients are recognised.
+    metrics: CertificateMetrics,
+    /// The pair that was published last, and the CA of the clients.
     published: Option<(Pair, Vec<u8>)>,
 }
 
 impl Publisher {
-    /// One that lets nobody but `clients` call, where there are any, and what the listener takes from it.
+    /// A publisher that admits `clients` only, if there are any, and the configuration that it publishes.
     #[must_use]
     pub fn new(
         clients: Option<Clients>,
         readiness: Readiness,
-        metrics: Metrics,
+        metrics: CertificateMetrics,
     ) -> (Self, watch::Receiver<Option<Arc<ServerConfig>>>) {
         let (sender, receiver) = watch::channel(None);
         (Self { clients, sender, readiness, metrics, published: None }, receiver)
     }
 
-    /// Serves `pair` from now on. What is published already is not published again.
+    /// Serves `pair` from now on. Does nothing if it is published already.
     ///
     /// # Errors
-    /// Where it is of no use, or clients could not be recognised; then what was served before is served on.
+    /// If `pair` or the CA of the clients is not usable. The previous pair is still served.
     pub fn publish(&mut self, pair: &Pair) -> Result<(), TlsError> {
         let trusted = match &self.clients {
             Some(Clients { authority, .. }) => read(authority, "a CA of clients", "--client-ca-file")?,
@@ -112,7 +112,7 @@ impl Publisher {
         let names = self.clients.as_ref().map(|clients| &clients.names[..]);
         self.sender.send_replace(Some(Arc::new(config(pair, names.map(|names| (&trusted[..], names)))?)));
         let expiry = Validity::of(&pair.certificate)?.expiry;
-        self.metrics.certificate_expires(expiry);
+        self.metrics.expiry(expiry);
         tracing::info!(%expiry, "serving a certificate");
         self.published = Some((pair.clone(), trusted));
         self.readiness.serving();
@@ -120,17 +120,17 @@ impl Publisher {
     }
 }
 
-/// Reads a file that a flag names.
+/// Reads the file that `flag` sets.
 pub fn read(path: &std::path::Path, what: &'static str, flag: &'static str) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::File { what, path: path.display().to_string(), flag, source })
 }
 
-/// Whether it can be served.
+/// Whether `pair` can be served.
 pub fn is_usable(pair: &Pair) -> bool {
     config(pair, None).is_ok()
 }
 
-/// What serves with `pair`, by HTTP/1.1, and to whom.
+/// The TLS configuration that serves `pair` over HTTP/1.1, to `clients` only if given.
 fn config(pair: &Pair, clients: Option<(&[u8], &[String])>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let key = PrivateKeyDer::from_pem_slice(&pair.key)
@@ -145,12 +145,12 @@ fn config(pair: &Pair, clients: Option<(&[u8], &[String])>) -> Result<ServerConf
     Ok(config)
 }
 
-/// The certificates of a PEM, of which there is at least one.
+/// The certificates of a PEM, at least one.
 pub fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let failed = |why: String| TlsError::Pem { what, why };
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| failed(error.to_string()))?;
-    if certificates.is_empty() { Err(failed("it has no certificate".to_owned())) } else { Ok(certificates) }
+    if certificates.is_empty() { Err(failed("it contains no certificate".to_owned())) } else { Ok(certificates) }
 }
 
 fn verifier(
@@ -166,7 +166,7 @@ fn verifier(
     Ok(if names.is_empty() { any } else { Arc::new(Named { any, names: names.to_vec() }) })
 }
 
-/// Lets those in whose certificate is good and has one of a few common names.
+/// Accepts a valid client certificate that has one of the common names.
 #[derive(Debug)]
 struct Named {
     any: Arc<dyn ClientCertVerifier>,
@@ -217,17 +217,17 @@ impl ClientCertVerifier for Named {
     }
 }
 
-/// What a certificate is good for.
+/// The expiry and the names of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// Until when.
+    /// The time at which it expires.
     pub expiry: Time,
-    /// The DNS names and IP addresses that it is for.
+    /// Its DNS names and IP addresses.
     pub names: Vec<String>,
 }
 
 impl Validity {
-    /// That of the first certificate of a PEM.
+    /// The validity of the first certificate of a PEM.
     pub fn of(pem: &[u8]) -> Result<Self, TlsError> {
         let what = "the certificate";
         let failed = |why: String| TlsError::Pem { what, why };

@@ -63,9 +63,9 @@ impl Index {
         self.conversation_list.is_complete && self.claim_list.is_complete
     }
 
-    /// The counts of the stored conversations.
-    pub fn stats(&self) -> &Stats {
-        &self.stats
+    /// An empty index, which keeps the counts of the stored conversations in `stats`.
+    pub fn new(stats: Stats) -> Self {
+        Self { stats, ..Self::default() }
     }
 
     /// All known conversations.

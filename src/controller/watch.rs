@@ -1,6 +1,7 @@
 //! Watches that an invalid object cannot stop, and that keep only the parts of an object that decisions depend on.
 
 use crate::api::{AddressBinding, Conversation};
+use crate::kube_error::ErrorClass;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::runtime::WatchStreamExt;
@@ -169,7 +170,9 @@ fn events<K: Watched>(api: Api<Guarded<K>>, config: Config) -> BoxStream<'static
 /// The server's message if it rejects the request as invalid, because it has no streaming lists or they are disabled.
 fn rejected_as_invalid(error: &watcher::Error) -> Option<&str> {
     match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if [400, 405, 422].contains(&status.code) => {
+        watcher::Error::WatchStartFailed(error @ kube::Error::Api(status))
+            if matches!(ErrorClass::of(error), ErrorClass::BadRequest | ErrorClass::Invalid) =>
+        {
             Some(&status.message)
         }
         _ => None,

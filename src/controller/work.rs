@@ -4,6 +4,7 @@
 use super::events::PendingEvent;
 use super::index::Entry;
 use super::keys::{NamespacedName, Uid, Version};
+use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
 use super::queue::Backoff;
 use super::task::Task;
@@ -14,9 +15,9 @@ use crate::core::binding::Binding;
 use crate::core::claim::{CreateStatus, ReleaseStep, Write, adopt, release};
 use crate::core::denial::{Disclosure, already_bound_message};
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
+use crate::kube_error;
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::{Failure, Metrics, Reconciled};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Worker {
     claims: Claims,
     clock: Clock,
     leadership: Leadership,
-    metrics: Metrics,
+    metrics: ControllerMetrics,
 }
 
 /// The result of a job.
@@ -85,11 +86,11 @@ enum Error {
 }
 
 impl Error {
-    fn class(&self) -> Failure {
+    fn class(&self) -> ErrorClass {
         match self {
-            Self::Claims(claims::Error::NameMismatch(_)) => Failure::NameMismatch,
-            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => Failure::of(error),
-            Self::TimedOut => Failure::TimedOut,
+            Self::Claims(claims::Error::NameMismatch(_)) => ErrorClass::NameMismatch,
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => error.into(),
+            Self::TimedOut => ErrorClass::TimedOut,
         }
     }
 
@@ -104,20 +105,19 @@ impl Error {
 
 /// Whether the same request may succeed a moment later.
 pub fn backoff(error: &kube::Error) -> Backoff {
-    match error {
-        kube::Error::Api(status) if matches!(status.code, 400..=499 if ![401, 408, 409, 410, 429].contains(&status.code)) => {
-            Backoff::Refused
-        }
-        // The stored object cannot be parsed.
-        kube::Error::SerdeError(_) => Backoff::Refused,
-        _ => Backoff::Transient,
-    }
+    if kube_error::ErrorClass::of(error).is_transient() { Backoff::Transient } else { Backoff::Refused }
 }
 
 impl Worker {
     /// A worker that writes while this replica is the leader.
     #[must_use]
-    pub fn new(client: Client, claims: Claims, clock: Clock, leadership: Leadership, metrics: Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        claims: Claims,
+        clock: Clock,
+        leadership: Leadership,
+        metrics: ControllerMetrics,
+    ) -> Self {
         Self { client, claims, clock, leadership, metrics }
     }
 
@@ -126,8 +126,8 @@ impl Worker {
         let started = self.clock.monotonic();
         let result = timeout(JOB_TIMEOUT, self.attempt(job)).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
-            Task::Conversation(_) => Reconciled::Conversation,
-            Task::Claim(_) => Reconciled::Claim,
+            Task::Conversation(_) => TaskKind::Conversation,
+            Task::Claim(_) => TaskKind::Claim,
         };
         let took = self.clock.monotonic().duration_since(started);
         self.metrics.reconciled(kind, took, result.as_ref().err().map(Error::class));
@@ -271,10 +271,7 @@ impl Worker {
 
 /// The outcome of a write that was rejected. If the object has changed or is gone, the event of that change adds the task again.
 fn unless_outdated(error: kube::Error) -> Result<JobOutcome, Error> {
-    match error {
-        kube::Error::Api(status) if status.is_conflict() || status.is_not_found() => Ok(JobOutcome::Done),
-        error => Err(error.into()),
-    }
+    if kube_error::ErrorClass::of(&error).is_stale() { Ok(JobOutcome::Done) } else { Err(error.into()) }
 }
 
 fn pending_events(key: &NamespacedName, uid: &Uid, notices: Vec<Notice>) -> Vec<PendingEvent> {

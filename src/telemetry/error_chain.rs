@@ -1,18 +1,18 @@
-//! Errors in logs and on the terminal: an error and everything that caused it, as one sentence.
+//! Errors in logs and on the terminal: an error and its causes, as one sentence.
 //!
-//! It quotes nothing that is stored: a value that cannot be read, or that a schema refuses, may be the address of a contact.
+//! It quotes no stored values: a value that cannot be read, or that a schema rejects, may be the address of a contact. For this it must find
+//! a `kube::Error` among the sources, so no enum forwards one by `#[error(transparent)]`, which hides it.
 
+use crate::kube_error::ErrorClass;
 use kube::core::Status;
 use serde_json::error::Category;
 use std::error::Error;
 use std::fmt::{Display, Formatter, Result};
 
-const UNPROCESSABLE_ENTITY: u16 = 422;
-
-/// In the API server's words for a denial, what stands between who denied and why: by a webhook, and by a policy.
+/// The text between the name of a webhook or policy and its message, in the API server's message of a denial.
 const DENIALS: [&str; 2] = ["denied the request", "denied request"];
 
-/// Displays an error and its sources, joined by ": ", without the repetitions of errors whose text contains that of their source.
+/// Displays an error and its sources, joined by ": ". The text of a source is not repeated if the error contains it.
 ///
 /// ```
 /// # use switchboard::telemetry::error_chain::ErrorChain;
@@ -31,9 +31,9 @@ impl Display for ErrorChain<'_> {
 
 fn text(error: &(dyn Error + 'static)) -> String {
     match error.downcast_ref() {
-        // Its own text contains a debug dump of the status.
+        // Its `Display` contains a debug dump of the status.
         Some(kube::Error::Api(status)) => return answer(status),
-        // Its own text adds the name of the variant alone.
+        // Its `Display` only adds the name of the variant.
         Some(kube::Error::Service(source)) => return text(source.as_ref()),
         _ => {}
     }
@@ -56,22 +56,23 @@ fn text(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// The API server's own words, with the code and the reason.
+/// The message of the API server, with the code and the reason.
 fn answer(status: &Status) -> String {
     let Status { code, reason, message, .. } = status;
-    let details = status.details.as_ref().filter(|_| *code == UNPROCESSABLE_ENTITY);
+    let is_invalid = ErrorClass::of_status(status) == ErrorClass::Invalid;
+    let details = status.details.as_ref().filter(|_| is_invalid);
     let message = match details {
-        // The message quotes the values.
+        // The message quotes invalid values.
         Some(details) if !details.causes.is_empty() => {
             let fields: Vec<_> =
                 details.causes.iter().map(|cause| format!("{} ({})", cause.field, cause.reason)).collect();
             format!("{} {} is invalid: {}", details.kind, details.name, fields.join(", "))
         }
-        // So does that of a webhook or a policy of somebody else, which says who it is first.
+        // The message of another webhook or policy may quote values, after its name.
         _ if let Some((who, _)) = DENIALS.iter().find_map(|denial| message.split_once(denial)) => {
             format!("{who}denied the request")
         }
-        _ if *code == UNPROCESSABLE_ENTITY => "the object is invalid".to_owned(),
+        _ if is_invalid => "the object is invalid".to_owned(),
         _ => message.trim_end_matches('.').to_owned(),
     };
     format!("{message} ({code} {reason})")
@@ -81,7 +82,7 @@ fn unreadable(error: &serde_json::Error) -> String {
     match error.classify() {
         Category::Io => error.to_string(),
         Category::Syntax | Category::Data | Category::Eof => {
-            format!("JSON that cannot be read, at line {} column {}", error.line(), error.column())
+            format!("invalid JSON at line {} column {}", error.line(), error.column())
         }
     }
 }
@@ -189,6 +190,9 @@ mod tests {
                 format!("{expected} ({code} Invalid)")
             );
         }
+        let without_reason = Status::failure(ADDRESS, "").with_code(422);
+        let text = ErrorChain(&kube::Error::Api(without_reason.boxed())).to_string();
+        assert!(!text.contains(ADDRESS), "{text}");
         let unreadable = serde_json::from_str::<u8>(&format!("\"{ADDRESS}\"")).unwrap_err();
         let text = ErrorChain(&kube::Error::SerdeError(unreadable)).to_string();
         assert!(!text.contains(ADDRESS) && text.contains("line 1"), "{text}");

@@ -1,7 +1,7 @@
-//! Logs: text for people or JSON for programs, by `SWITCHBOARD_LOG` or, by default, at level info.
+//! Logs: text for people or JSON for programs. `SWITCHBOARD_LOG` sets the level, info by default.
 //!
-//! Addresses of contacts are personal data: log the name of the binding, which is a hash, and never an address. kube's client quotes
-//! objects and answers, so that it logs nothing, whatever the filter says.
+//! Addresses of contacts are personal data: log the name of the binding, which is a hash, and never an address. kube's client quotes objects
+//! and responses, so its logs are always dropped.
 
 use super::error_chain::ErrorChain;
 use super::traces::Exporter;
@@ -13,7 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-/// How a line of the log is written.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// For people.
@@ -22,11 +22,11 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging to stderr, panics as well, and handing spans to `exporter`, where there is one. `filter` is a level, or directives
-/// as of the crate `tracing-subscriber`.
+/// Starts logging to stderr, including panics, and sends spans to `exporter`, if there is one. `filter` is a level, or directives of the crate
+/// `tracing-subscriber`.
 ///
 /// # Errors
-/// Where `filter` cannot be read.
+/// If `filter` is not valid.
 pub fn init(
     format: Format,
     filter: &str,
@@ -39,13 +39,13 @@ pub fn init(
     Ok(())
 }
 
-/// Writes why the process ends: one line in the form of the others, whatever the filter says, and also before [`init`].
+/// Logs why the process exits, as one line in the same format. The filter does not apply, and [`init`] need not have been called.
 pub fn fatal(format: Format, error: &(dyn std::error::Error + 'static)) {
     let unfiltered = tracing_subscriber::registry().with(lines(format));
     tracing::subscriber::with_default(unfiltered, || tracing::error!(error = %ErrorChain(error), "exiting"));
 }
 
-/// Writes lines to stderr.
+/// A layer that writes lines to stderr.
 fn lines<S>(format: Format) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -57,7 +57,7 @@ where
     }
 }
 
-/// Logs a panic as one line like any other.
+/// Logs a panic as one line.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = panic.payload_as_str().unwrap_or("no message");
     let location = panic.location().map(ToString::to_string);

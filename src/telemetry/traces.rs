@@ -1,7 +1,7 @@
-//! Traces: a span for each review, below the API server's where its `traceparent` says which, and one for each call of the API server,
-//! which it is told of in the same way. They go by OTLP (HTTP, protobuf) to an endpoint, where one is set.
+//! Traces: a span for each review, whose parent is the API server's span if the request has a `traceparent`, and one for each request to the
+//! API server, which carries a `traceparent` too. They are sent by OTLP (HTTP, protobuf) to an endpoint, if one is set.
 //!
-//! Spans are named after what is done and carry no address and no name of anything that users make.
+//! Spans are named after the operation. They contain no address and no name of an object that users create.
 
 use super::error_chain::ErrorChain;
 use super::metrics::VERSION;
@@ -29,11 +29,11 @@ const NAME: &str = "switchboard";
 pub struct Exporter(SdkTracerProvider);
 
 impl Exporter {
-    /// One that sends to the collector at `endpoint`, `http://collector:4318` say, from a task of the runtime that is entered. Which
-    /// traces are kept follows the API server's decision, and `OTEL_TRACES_SAMPLER` where it has made none.
+    /// An exporter that sends to the collector at `endpoint`, such as `http://collector:4318`, from a task of the current runtime. Traces are
+    /// sampled as the API server has decided, otherwise by `OTEL_TRACES_SAMPLER`.
     ///
     /// # Errors
-    /// Where `endpoint` is no address.
+    /// If `endpoint` is not an address.
     pub fn new(endpoint: &str) -> Result<Self, ExporterBuildError> {
         let endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
         let exporter = SpanExporter::builder().with_http().with_endpoint(endpoint).build()?;
@@ -45,14 +45,14 @@ impl Exporter {
         Ok(Self(provider))
     }
 
-    /// What hands our spans, and nothing else, to it.
+    /// A layer that sends the spans of switchboard, and no others, to this exporter.
     #[must_use]
     pub fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> + use<S> {
         let is_ours = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target().starts_with(NAME);
         tracing_opentelemetry::layer().with_tracer(self.0.tracer(NAME)).with_filter(filter_fn(is_ours))
     }
 
-    /// Sends what is left. It blocks, and so must not be called from a task.
+    /// Sends the remaining spans. It blocks, so it must not be called from a task.
     pub fn shutdown(&self) {
         if let Err(error) = self.0.shutdown() {
             tracing::warn!(error = %ErrorChain(&error), "cannot send the last spans");
@@ -60,14 +60,14 @@ impl Exporter {
     }
 }
 
-/// `span` is a part of what the caller does who sent `headers`.
-pub fn continue_from(span: &Span, headers: &HeaderMap) {
+/// Sets the parent of `span` to the caller's span in `headers`.
+pub fn set_parent(span: &Span, headers: &HeaderMap) {
     let caller = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
-    // Without an exporter there is nothing that would take it.
+    // This fails if there is no exporter.
     let _ = span.set_parent(caller);
 }
 
-/// Whoever is sent `headers` is told that it works for `span`.
-pub fn pass_on(span: &Span, headers: &mut HeaderMap) {
+/// Adds `span` to `headers` as the parent of the receiver's spans.
+pub fn inject(span: &Span, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
 }

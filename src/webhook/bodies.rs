@@ -1,8 +1,7 @@
-//! Reads the bodies of reviews, within a budget of bytes. Anybody who reaches the port may send some, so what they take together has to
-//! be bounded.
+//! Reads the bodies of reviews within a budget of bytes. Any client that reaches the port may send bodies, so their total size is limited.
 //!
-//! Small bodies are those of ordinary reviews, of two or three KiB. They are bounded by their number, and by nothing else: whoever keeps
-//! the budget of the large ones busy does not stand in their way.
+//! Small bodies are those of usual reviews, of two or three KiB. Only their number is limited, so that a client that exhausts the budget of
+//! large bodies does not block them.
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Incoming};
@@ -13,35 +12,36 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// How large bodies may be, each and together, and how slow.
+/// The limits on bodies.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
-    /// The largest, in bytes.
+    /// The maximum size of a body, in bytes.
     pub largest: usize,
-    /// The largest that counts as small, in bytes.
+    /// The maximum size of a small body, in bytes.
     pub small: usize,
-    /// How many bytes all others may have together. One that does not say its length counts as the largest.
+    /// The maximum total size of other bodies, in bytes. A large body without `Content-Length` counts as the maximum
+    /// size.
     pub budget: usize,
-    /// How long it may take to arrive.
+    /// The timeout of reading a body.
     pub read: Duration,
 }
 
-/// Why there is no body.
+/// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoBody {
-    /// It is larger than the largest.
+pub enum BodyError {
+    /// It is larger than the maximum.
     TooLarge,
-    /// The budget has no room for it.
+    /// The budget is exhausted.
     TooMany,
     /// It did not arrive in time.
     TooSlow,
-    /// It breaks the rules of HTTP.
+    /// It is not valid HTTP.
     Malformed,
-    /// The client has gone.
+    /// The client closed the connection.
     Cancelled,
 }
 
-/// A part of the budget, until it is dropped; nothing for a small body.
+/// A share of the budget, returned when it is dropped; `None` for a small body.
 pub type Share = Option<OwnedSemaphorePermit>;
 
 /// Reads bodies.
@@ -51,47 +51,58 @@ pub struct Bodies {
 }
 
 impl Bodies {
-    /// With the whole budget left.
+    /// A reader whose whole budget is available.
     pub fn new(limits: BodyLimits) -> Self {
         Self { limits, budget: Arc::new(Semaphore::new(limits.budget)) }
     }
 
-    /// The bytes of a body, and the share of the budget that they and whatever is made of them takes. The share is taken before the
-    /// first byte is read.
-    pub async fn read(&self, body: Incoming) -> Result<(Bytes, Share), NoBody> {
-        let length = body.size_hint().exact().map_or(Ok(self.limits.largest), usize::try_from);
-        let length = length.ok().filter(|length| *length <= self.limits.largest).ok_or(NoBody::TooLarge)?;
-        let share = if length > self.limits.small {
-            let permits = u32::try_from(length).map_err(|_| NoBody::TooLarge)?;
-            Some(self.budget.clone().try_acquire_many_owned(permits).map_err(|_| NoBody::TooMany)?)
-        } else {
-            None
-        };
-        let bytes = timeout(self.limits.read, collect(body, length)).await.map_err(|_| NoBody::TooSlow)??;
+    /// Reads a body. Returns its share of the budget too, to be kept as long as its bytes and the values parsed from them. The share is
+    /// acquired before the first byte is read; for a body without `Content-Length`, before the first byte that makes it large.
+    pub async fn read(&self, body: Incoming) -> Result<(Bytes, Share), BodyError> {
+        timeout(self.limits.read, self.collect(body)).await.map_err(|_| BodyError::TooSlow)?
+    }
+
+    /// Each frame is copied and freed: collecting the frames first would take twice the memory.
+    async fn collect(&self, mut body: Incoming) -> Result<(Bytes, Share), BodyError> {
+        let BodyLimits { largest, small, .. } = self.limits;
+        let length = body.size_hint().exact().map(usize::try_from).transpose().map_err(|_| BodyError::TooLarge)?;
+        let mut limit = length.unwrap_or(small.min(largest));
+        if limit > largest {
+            return Err(BodyError::TooLarge);
+        }
+        let mut share = self.share(limit)?;
+        let mut bytes = Vec::with_capacity(limit);
+        while let Some(frame) = body.frame().await {
+            // Trailers are ignored.
+            let Ok(data) = frame.map_err(|error| body_error(&error))?.into_data() else { continue };
+            if data.len() > limit - bytes.len() && length.is_none() && limit < largest {
+                limit = largest;
+                share = self.share(limit)?;
+                bytes.reserve_exact(limit - bytes.len());
+            }
+            if data.len() > limit - bytes.len() {
+                return Err(BodyError::TooLarge);
+            }
+            bytes.extend_from_slice(&data);
+        }
         Ok((bytes.into(), share))
     }
-}
 
-/// The bytes of a body of at most that length. Each is copied once, and what it was copied from is freed: collecting the pieces first
-/// would take twice the memory.
-async fn collect(mut body: Incoming, length: usize) -> Result<Vec<u8>, NoBody> {
-    let mut bytes = Vec::with_capacity(length);
-    while let Some(frame) = body.frame().await {
-        // Trailers say nothing.
-        let Ok(data) = frame.map_err(|error| no_body(&error))?.into_data() else { continue };
-        if data.len() > length - bytes.len() {
-            return Err(NoBody::TooLarge);
+    /// The share of a body of at most `size` bytes.
+    fn share(&self, size: usize) -> Result<Share, BodyError> {
+        if size <= self.limits.small {
+            return Ok(None);
         }
-        bytes.extend_from_slice(&data);
+        let permits = u32::try_from(size).map_err(|_| BodyError::TooLarge)?;
+        self.budget.clone().try_acquire_many_owned(permits).map(Some).map_err(|_| BodyError::TooMany)
     }
-    Ok(bytes)
 }
 
-/// What hyper says of a broken body is an I/O error: of the socket, of an end that came too early, or of a chunk that is none.
-fn no_body(error: &hyper::Error) -> NoBody {
+/// Classifies hyper's error of a body, whose source is an I/O error: of the socket, of a premature end, or of an invalid chunk.
+fn body_error(error: &hyper::Error) -> BodyError {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     match cause {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => NoBody::Malformed,
-        _ => NoBody::Cancelled,
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Malformed,
+        _ => BodyError::Cancelled,
     }
 }

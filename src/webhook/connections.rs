@@ -1,44 +1,68 @@
-//! The connections to the webhook: how many there are, for how long each may wait for what, and which one makes room for another.
-//! No bytes here.
+//! The connections to the webhook: their number, their timeouts, and which one is evicted for another. It reads and writes no bytes.
 //!
-//! An API server keeps an idle connection for 90 s, and does not repeat a review that meets the end of it. So what is idle is kept for
-//! longer than that, also where it has carried no request yet: Go's client opens connections in reserve.
+//! An API server keeps an idle connection for 90 s, and does not retry a review whose connection is closed. Idle connections are therefore
+//! kept for longer than that, including those that have had no request yet: Go's client opens connections in advance.
 //!
-//! At the bound a new connection is taken all the same, and another one makes room: of the address that has most of them, the one that
-//! has waited for longest. Whoever opens all that there are closes his own, and shuts nobody out. One that carries a request never makes
-//! room; there are always others, since fewer requests are worked on at once than there may be connections.
+//! A new connection above the limit is accepted, and another one is evicted: of the address with the most connections, the one that has
+//! waited longest. A client that opens too many connections closes its own and does not block others. A connection whose request is
+//! being answered is never evicted; there are always others, since fewer requests than connections are allowed.
 
+use super::metrics::WebhookMetrics;
 use crate::clock::Clock;
-use crate::telemetry::metrics::{ConnectionClose, Metrics};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-/// For how long connections may wait, and how many there may be.
+/// The limits on connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// How long a TLS handshake may take, and the header of a request from its first byte on.
+    /// The timeout of a TLS handshake, and of the header of a request from its first byte.
     pub read: Duration,
-    /// How long a connection is kept on which nothing comes: longer than an API server keeps it.
+    /// How long an idle connection is kept: longer than by an API server.
     pub idle: Duration,
-    /// How many there may be.
+    /// The maximum number of connections.
     pub count: usize,
 }
 
-/// What a connection is at.
+/// Why the webhook closes a connection that its client would keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ConnectionClose {
+    /// The TLS handshake took too long.
+    HandshakeTimeout,
+    /// The header of a request took too long.
+    HeaderTimeout,
+    /// No request arrived for too long.
+    IdleTimeout,
+    /// A new connection took its place.
+    Evicted,
+}
+
+impl ConnectionClose {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The TLS handshake.
     Handshake,
-    /// Nothing has come of a next request.
+    /// It waits for the next request.
     Idle,
-    /// A part has come of the header of a request.
+    /// It has received a part of the header of a request.
     Header,
-    /// A request, which has limits of its own.
+    /// It receives the body of a request, which has a timeout of its own.
+    Body,
+    /// It has a request that is being answered.
     Request,
 }
 
@@ -58,7 +82,7 @@ struct Entry {
 pub struct Connections {
     limits: ConnectionLimits,
     clock: Clock,
-    metrics: Metrics,
+    metrics: WebhookMetrics,
     open: Mutex<Open>,
 }
 
@@ -69,12 +93,12 @@ struct Open {
 }
 
 impl Connections {
-    /// None yet.
-    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: Metrics) -> Arc<Self> {
+    /// No connections yet.
+    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: WebhookMetrics) -> Arc<Self> {
         Arc::new(Self { limits, clock, metrics, open: Mutex::default() })
     }
 
-    /// One more, of `peer`, whose handshake begins. Where there are too many, another one is evicted.
+    /// Adds a connection of `peer`, whose handshake begins. Evicts another one if there are too many.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Connection {
         let state = State { phase: Phase::Handshake, since: self.clock.monotonic(), is_evicted: false };
         let state = watch::Sender::new(state);
@@ -85,7 +109,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.entries.insert(number, Entry { peer: peer.to_canonical(), state: state.clone() });
-        self.metrics.webhook_connections(open.entries.len());
+        self.metrics.connections(open.entries.len());
         Connection { connections: self.clone(), number, state }
     }
 
@@ -95,7 +119,7 @@ impl Connections {
 }
 
 impl Open {
-    /// It no longer counts, although it may take a moment to close.
+    /// Evicts a connection. It no longer counts, although it may take a moment to close.
     fn evict(&mut self) {
         let mut of_peer = HashMap::<IpAddr, usize>::new();
         for entry in self.entries.values() {
@@ -113,7 +137,7 @@ impl Open {
     }
 }
 
-/// A connection that is open until this is dropped.
+/// An open connection. It is removed when this is dropped.
 pub struct Connection {
     connections: Arc<Connections>,
     number: u64,
@@ -121,25 +145,25 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A phase begins.
+    /// Begins a phase.
     pub fn enter(&self, phase: Phase) {
         let since = self.connections.clock.monotonic();
         self.state.send_modify(|state| (state.phase, state.since) = (phase, since));
     }
 
-    /// Bytes have come: where nothing else goes on, they begin a header.
+    /// Records that bytes have been received. On an idle connection they begin a header.
     pub fn received(&self) {
         if self.state.borrow().phase == Phase::Idle {
             self.enter(Phase::Header);
         }
     }
 
-    /// Whether a request is under way.
-    pub fn has_request(&self) -> bool {
-        self.state.borrow().phase == Phase::Request
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        self.state.borrow().phase
     }
 
-    /// Waits until the connection must be closed, and says why.
+    /// Waits until the connection must be closed. Returns the reason.
     pub async fn must_close(&self) -> ConnectionClose {
         let limits = &self.connections.limits;
         let mut states = self.state.subscribe();
@@ -152,8 +176,8 @@ impl Connection {
                 Phase::Handshake => (limits.read, ConnectionClose::HandshakeTimeout),
                 Phase::Idle => (limits.idle, ConnectionClose::IdleTimeout),
                 Phase::Header => (limits.read, ConnectionClose::HeaderTimeout),
-                Phase::Request => {
-                    // It cannot fail: the sender is here.
+                Phase::Body | Phase::Request => {
+                    // This cannot fail, since `self` owns the sender.
                     let _ = states.changed().await;
                     continue;
                 }
@@ -169,7 +193,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         open.entries.remove(&self.number);
-        self.connections.metrics.webhook_connections(open.entries.len());
+        self.connections.metrics.connections(open.entries.len());
     }
 }
 
@@ -177,17 +201,18 @@ impl Drop for Connection {
 mod tests {
     use super::*;
     use futures::FutureExt;
+    use prometheus_client::registry::Registry;
 
-    const STRANGER: [u8; 4] = [10, 0, 0, 9];
+    const OTHER_CLIENT: [u8; 4] = [10, 0, 0, 9];
     const API_SERVER: [u8; 4] = [10, 0, 0, 1];
 
     fn connections(count: usize) -> Arc<Connections> {
         let limits = ConnectionLimits { read: Duration::from_secs(5), idle: Duration::from_mins(5), count };
-        Connections::new(limits, Clock, Metrics::default())
+        Connections::new(limits, Clock, WebhookMetrics::new(&mut Registry::default()))
     }
 
     async fn open(connections: &Arc<Connections>, peer: [u8; 4], phase: Phase) -> Connection {
-        // Each has waited for less than the one before it.
+        // Each has waited for less time than the previous one.
         tokio::time::advance(Duration::from_millis(1)).await;
         let connection = connections.open(peer.into());
         connection.enter(phase);
@@ -201,18 +226,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stranger_at_the_bound_evicts_his_own_connections() {
+    async fn client_above_the_limit_evicts_its_own_connections() {
         let connections = connections(4);
-        let honest = open(&connections, API_SERVER, Phase::Idle).await;
-        let mut strangers = Vec::new();
+        let legitimate = open(&connections, API_SERVER, Phase::Idle).await;
+        let mut others = Vec::new();
         for _ in 0..10 {
-            strangers.push(open(&connections, STRANGER, Phase::Idle).await);
+            others.push(open(&connections, OTHER_CLIENT, Phase::Idle).await);
         }
-        let all: Vec<_> = std::iter::once(&honest).chain(&strangers).collect();
+        let all: Vec<_> = std::iter::once(&legitimate).chain(&others).collect();
         assert_eq!(evicted(&all), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(connections.lock().entries.len(), 4);
         let second = open(&connections, API_SERVER, Phase::Handshake).await;
-        assert!(evicted(&[&honest, &second]).is_empty());
+        assert!(evicted(&[&legitimate, &second]).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -228,13 +253,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn connection_that_receives_a_body_is_evicted() {
+        let connections = connections(2);
+        let receiving = open(&connections, OTHER_CLIENT, Phase::Body).await;
+        let busy = open(&connections, OTHER_CLIENT, Phase::Request).await;
+        let newcomer = open(&connections, API_SERVER, Phase::Handshake).await;
+        assert_eq!(evicted(&[&receiving, &busy, &newcomer]), [0]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn connection_with_a_request_is_never_evicted() {
         let connections = connections(2);
-        let busy = open(&connections, STRANGER, Phase::Request).await;
-        let idle = open(&connections, STRANGER, Phase::Idle).await;
+        let busy = open(&connections, OTHER_CLIENT, Phase::Request).await;
+        let idle = open(&connections, OTHER_CLIENT, Phase::Idle).await;
         let newcomer = open(&connections, API_SERVER, Phase::Request).await;
         assert_eq!(evicted(&[&busy, &idle, &newcomer]), [1]);
         let another = open(&connections, API_SERVER, Phase::Request).await;
-        assert!(evicted(&[&busy, &newcomer, &another]).is_empty(), "nobody is cut off");
+        assert!(evicted(&[&busy, &newcomer, &another]).is_empty(), "none is closed");
     }
 }

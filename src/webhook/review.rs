@@ -1,7 +1,7 @@
-//! `AdmissionReview` in and out: from the bytes of a review to a request of the protocol, and from an answer to a review.
+//! Parses and writes an `AdmissionReview`: from its bytes to a request of the protocol of claims, and from a decision to its bytes.
 //!
-//! It trusts the new object alone, and decides nothing. Anybody may send a review, so it makes nothing of the parts that are of no use:
-//! an array of empty objects takes a hundred times its length in memory once it is read as such.
+//! It uses the new object only, and decides nothing. Any client may send a review, so it does not parse parts that it does not use: an array
+//! of empty objects takes a hundred times its length in memory when it is parsed.
 
 use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
@@ -17,14 +17,14 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The longest part of a review that is read as a tree, in bytes: a spec whose every list and string is at the bound of the schema, and
-/// whose every character is escaped, is shorter.
+/// The maximum length of a part of a review that is parsed, in bytes. A spec whose lists and strings have the maximum length of the schema,
+/// with every character escaped, is shorter.
 const PART_BYTES: usize = 256 << 10;
 
-/// The longest name and the longest UID of Kubernetes, in bytes.
+/// The maximum length of a name or UID in Kubernetes, in bytes.
 const NAME_BYTES: usize = 253;
 
-/// A review that was read.
+/// A parsed review.
 #[derive(Debug)]
 pub struct Review {
     uid: String,
@@ -35,7 +35,7 @@ pub struct Review {
     object: Option<Object>,
 }
 
-/// As far as it is of use.
+/// The parts of the object that are used.
 #[derive(Debug)]
 struct Object {
     metadata: Metadata,
@@ -94,10 +94,10 @@ struct WireStatus {
     state: Option<State>,
 }
 
-/// Who has set fields of the object, as far as it is of use.
+/// The managers of the object's fields.
 #[derive(Debug)]
 struct Managers {
-    /// All of them did it by server-side apply, and there is one.
+    /// Whether there is one, and all of them used server-side apply.
     have_applied: bool,
 }
 
@@ -128,42 +128,42 @@ impl<'de> Deserialize<'de> for Managers {
     }
 }
 
-/// What a review asks for.
+/// The kind of a review.
 #[derive(Debug)]
 pub enum ReviewKind {
-    /// Nothing that needs a claim.
+    /// It needs no claim.
     NoClaim,
-    /// A claim on a binding, for this create.
+    /// A create that needs a claim.
     Claim(Request),
-    /// A claim on something that is no binding.
+    /// A create whose addresses do not form a binding.
     Invalid(InvalidBinding),
 }
 
-/// The bytes are no review that can be answered.
+/// Why a body is not a review that can be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// They are no `AdmissionReview` of version `admission.k8s.io/v1` of a conversation.
+    /// It is not an `AdmissionReview` of version `admission.k8s.io/v1` of a conversation.
     #[error("cannot read the body as an admission.k8s.io/v1 AdmissionReview of a conversation: {0}")]
     Json(#[from] serde_json::Error),
-    /// A part that every API server sends is missing.
+    /// A required part is missing.
     #[error("the AdmissionReview has no {0}")]
     Missing(&'static str),
-    /// A part is longer than any that an API server sends.
-    #[error("the AdmissionReview has a {0} that is longer than any can be")]
+    /// A part is longer than the maximum.
+    #[error("the {0} of the AdmissionReview is longer than the maximum")]
     TooLong(&'static str),
-    /// They are something else than an `AdmissionReview`, or one of another version.
-    #[error("the body is {0}: switchboard reads admission.k8s.io/v1 AdmissionReview alone")]
+    /// It has another kind or version.
+    #[error("the body is {0}, but must be admission.k8s.io/v1 AdmissionReview")]
     OtherVersion(String),
-    /// It is about something else than conversations.
-    #[error("the AdmissionReview is about {0}: switchboard reviews conversations.switchboard.dev alone")]
+    /// It is about another resource.
+    #[error("the AdmissionReview is about {0}, but must be about conversations.switchboard.dev")]
     OtherResource(String),
 }
 
 impl Review {
-    /// Reads a review.
+    /// Parses a review.
     ///
     /// # Errors
-    /// Where the bytes are none, or one that is about something else.
+    /// If `body` is not a review of a conversation.
     pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
         let Envelope { api_version, kind, request } = serde_json::from_slice(body)?;
         if (api_version.as_str(), kind.as_str()) != (META_API_VERSION_V1, META_KIND) {
@@ -182,17 +182,17 @@ impl Review {
         Ok(Self { uid, operation, namespace, is_dry_run: dry_run, user, object })
     }
 
-    /// Who asks; nothing where that cannot be read.
+    /// The user who sent the request; `None` if that is not valid.
     #[must_use]
     pub fn user(&self) -> Option<UserInfo> {
         serde_json::from_str(self.user.as_ref()?.get()).ok()
     }
 
-    /// What is asked for.
+    /// The kind of the review.
     ///
     /// # Errors
-    /// Where a part that every API server sends is missing.
-    pub fn asked(&self) -> Result<ReviewKind, Unreadable> {
+    /// If a required part is missing.
+    pub fn kind(&self) -> Result<ReviewKind, Unreadable> {
         if self.operation != Operation::Create {
             return Ok(ReviewKind::NoClaim);
         }
@@ -218,7 +218,7 @@ impl Review {
                 name: present(metadata.name.as_ref(), "request.object.metadata.name")?,
             },
             uid: present(metadata.uid.as_ref(), "request.object.metadata.uid")?,
-            // Every other way to create records an Update, also where the object that is sent brings fields of its own.
+            // Every other create records an Update, even if the object already has managed fields.
             is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| managers.have_applied),
             is_dry_run: self.is_dry_run,
         }))
@@ -255,18 +255,18 @@ struct WireResponse<'a> {
     status: Option<Status>,
 }
 
-/// The bytes of the review that answers `review`: allowed where there is no refusal.
+/// The bytes of the review that answers `review`. It is allowed if there is no denial.
 ///
 /// # Errors
-/// Never in fact: what is written can be written as JSON.
-pub fn respond(review: &Review, refusal: Option<Denial>) -> Result<Vec<u8>, serde_json::Error> {
-    let status = refusal.map(status);
+/// Never in practice: every denial can be serialized.
+pub fn respond(review: &Review, denial: Option<Denial>) -> Result<Vec<u8>, serde_json::Error> {
+    let status = denial.map(status);
     let response = WireResponse { uid: &review.uid, allowed: status.is_none(), status };
     serde_json::to_vec(&WireAnswer { api_version: META_API_VERSION_V1, kind: META_KIND, response })
 }
 
-fn status(refusal: Denial) -> Status {
-    let Denial { code, reason, message, cause, name, retry_after_seconds } = refusal;
+fn status(denial: Denial) -> Status {
+    let Denial { code, reason, message, cause, name, retry_after_seconds } = denial;
     let causes = cause
         .into_iter()
         .map(|cause| StatusCause {

@@ -33,7 +33,7 @@ fn review() -> Review {
 }
 
 fn request() -> Request {
-    match review().asked().unwrap() {
+    match review().kind().unwrap() {
         ReviewKind::Claim(request) => request,
         asked => panic!("{asked:?}"),
     }
@@ -58,7 +58,7 @@ fn refusal() -> Denial {
 /// Reads a review and finds what it asks for.
 #[divan::bench]
 fn admission_1_parse(bencher: Bencher) {
-    bencher.bench(|| Review::parse(black_box(REVIEW)).unwrap().asked().unwrap());
+    bencher.bench(|| Review::parse(black_box(REVIEW)).unwrap().kind().unwrap());
 }
 
 /// The name of the claim on a binding.

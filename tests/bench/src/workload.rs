@@ -13,7 +13,7 @@ use kube::{
 use serde_json::json;
 use switchboard::{
     api::{AddressBinding, Admission, Conversation, ConversationReference, FIELD_MANAGER},
-    claims::{Claims, Outcome},
+    claims::{ClaimMetrics, Claims, Outcome},
     clock::Clock,
     controller::EventPublisher,
     core::{
@@ -21,7 +21,7 @@ use switchboard::{
         claim::Write,
         lifecycle::{BindingStatus, LifecycleInput, decide, new_notices},
     },
-    telemetry::metrics::Metrics,
+    telemetry::metrics,
 };
 
 use crate::error::{Error, Result};
@@ -132,7 +132,12 @@ impl BareClient {
 
     /// One that writes by `client`.
     pub fn new(client: Client) -> Self {
-        let claims = Claims::new(client.clone(), Clock, std::time::Duration::from_mins(1), Metrics::default());
+        let claims = Claims::new(
+            client.clone(),
+            Clock,
+            std::time::Duration::from_mins(1),
+            ClaimMetrics::new(&mut metrics::registry()),
+        );
         Self { events: EventPublisher::new(client.clone(), "bench".to_owned()), client, claims }
     }
 

@@ -7,7 +7,7 @@ use switchboard::webhook::{ReviewKind, Review, respond};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(review) = Review::parse(bytes) else { return };
-    if let Ok(ReviewKind::Claim(request)) = review.asked() {
+    if let Ok(ReviewKind::Claim(request)) = review.kind() {
         assert!(!request.uid.is_empty() && !request.conversation.name.is_empty());
         assert_eq!(request.binding.name(), request.binding.name());
     }

@@ -78,7 +78,7 @@ fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
     let health = format!("--health-address={}", taken.local_addr().unwrap());
     let no_certificate = ["--tls-cert-file=/nonexistent/tls.crt", "--tls-key-file=/nonexistent/tls.key"];
     for (arguments, expected) in [
-        (&no_certificate[..], ["No such file or directory", "give the file by --tls-cert-file"]),
+        (&no_certificate[..], ["No such file or directory", "set the file by --tls-cert-file"]),
         (&[health.as_str()], ["Address already in use", "choose another address by --health-address"]),
         (&["--lease-duration=1s"], ["whole seconds", "at least 2s"]),
     ] {
@@ -87,7 +87,7 @@ fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
     }
     let no_token = directory.kubeconfig(r#"{"tokenFile": "/nonexistent/token"}"#);
     let text = fatal(&run(&no_token, &[]).output().unwrap());
-    assert!(text.contains("/nonexistent/token") && text.contains("check what KUBECONFIG"), "{text}");
+    assert!(text.contains("/nonexistent/token") && text.contains("check KUBECONFIG"), "{text}");
     let text = fatal(&run("/nonexistent/kubeconfig", &[]).output().unwrap());
     assert!(text.contains("no API server is configured: set KUBECONFIG"), "{text}");
 }

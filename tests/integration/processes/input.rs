@@ -50,14 +50,14 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         ("truncated", text.as_bytes()[..text.len() / 2].to_vec(), "cannot read the body"),
         ("twice", [text.as_bytes(), text.as_bytes()].concat(), "cannot read the body"),
         ("nothing but brackets", deep(10_000).into_bytes(), "cannot read the body"),
-        ("another kind", with("/kind", "ConversionReview".into()), "reads admission.k8s.io/v1 AdmissionReview alone"),
+        ("another kind", with("/kind", "ConversionReview".into()), "must be admission.k8s.io/v1 AdmissionReview"),
         (
             "another version",
             with("/apiVersion", "admission.k8s.io/v1beta1".into()),
             "the body is admission.k8s.io/v1beta1",
         ),
         ("no request", without("", "request"), "has no request"),
-        ("another resource", with("/request/resource", other_resource), "reviews conversations.switchboard.dev alone"),
+        ("another resource", with("/request/resource", other_resource), "must be about conversations.switchboard.dev"),
         ("no object", without("/request", "object"), "has no request.object"),
         ("an object of another kind", with("/request/object", json!({"kind": "Pod"})), "cannot read the body"),
         ("no namespace", without("/request", "namespace"), "has no request.namespace"),
@@ -67,12 +67,12 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         (
             "a long name",
             with("/request/object/metadata/name", "a".repeat(254).into()),
-            "metadata.name that is longer than",
+            "metadata.name of the AdmissionReview is longer than",
         ),
         (
             "a long uid of its own",
             with("/request/uid", "a".repeat(254).into()),
-            "has a request.uid that is longer than",
+            "the request.uid of the AdmissionReview is longer than",
         ),
         ("a long string for a request", with("/request", "\u{e9}".repeat(100_000).into()), "invalid type: string"),
         ("a channel that there is not", with("/request/object/spec/channel", "Fax".into()), "cannot read the body"),
@@ -84,7 +84,7 @@ async fn what_is_no_review_of_a_conversation_is_told_so() {
         (
             "a spec longer than any",
             with("/request/object/spec/participants", json!([{"identity": "a".repeat(256 << 10)}])),
-            "has a request.object.spec that is longer than any can be",
+            "the request.object.spec of the AdmissionReview is longer than the maximum",
         ),
     ] {
         let answer = ask(&faulty, &body).await;

@@ -92,7 +92,7 @@ async fn a_leader_that_is_asked_to_stop_gives_the_lease_back_and_ends_well() {
     let status = leader.wait(TIMEOUT).expect("it ends");
     assert!(status.success(), "{status}");
     let log = std::fs::read_to_string(leader.log()).unwrap();
-    assert!(log.contains("gave the Lease back"), "{log}");
+    assert!(log.contains("released the Lease"), "{log}");
     wait_for_leader(&cluster, |holder| holder != identity).await;
 }
 

@@ -63,7 +63,7 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
         ("wrote the status", "state", "Active"),
         ("wrote the status", "conversation", &format!("{}/alice", desk.namespace)),
         ("releasing a claim", "binding", desk.binding().as_str()),
-        ("answered a create", "outcome", "allowed"),
+        ("decided a create", "outcome", "allowed"),
     ] {
         assert_eq!(wait_for_line(replica, message).await[field], value, "{message}");
     }
@@ -83,7 +83,7 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
 
     let lines = lines(replica);
     let last = &lines.last().unwrap()["fields"];
-    assert_eq!(last["error"], "SIGTERM during the shutdown: ended at once");
+    assert_eq!(last["error"], "SIGTERM during the shutdown: exiting immediately");
     let mut levels = BTreeMap::<&str, usize>::new();
     for line in &lines {
         assert!(!line.to_string().contains(&desk.contact), "an address of a contact: {line}");

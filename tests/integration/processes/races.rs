@@ -48,7 +48,7 @@ async fn of_fifty_creates_for_one_binding_one_is_stored_and_each_other_is_told_b
     println!("{}\n{releases}", races.tally);
     for replica in races.installation.replicas() {
         let log = std::fs::read_to_string(replica.log()).unwrap();
-        assert!(log.contains("answered a create"), "{} had no part in it", replica.log().display());
+        assert!(log.contains("decided a create"), "{} had no part in it", replica.log().display());
     }
 }
 

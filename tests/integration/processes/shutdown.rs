@@ -186,5 +186,5 @@ async fn second_signal_ends_a_replica_at_once_with_an_error() {
     assert_eq!(status.code(), Some(1), "{status}");
     let log = std::fs::read_to_string(replica.log()).unwrap();
     let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-    assert_eq!(last["fields"]["error"], "SIGINT during the shutdown: ended at once");
+    assert_eq!(last["fields"]["error"], "SIGINT during the shutdown: exiting immediately");
 }

@@ -1,19 +1,19 @@
-//! From a review to its answer: claims the binding, and asks who may learn of its holder. No HTTP here.
+//! Decides reviews: claims the binding, and checks whether the requester may learn its holder. No HTTP here.
 
+use super::outcome::AdmissionOutcome;
 use super::review::{Review, ReviewKind, Unreadable, respond};
 use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Decision, Request};
 use crate::core::denial::{self, Denial, Disclosure};
 use crate::telemetry::error_chain::ErrorChain;
-use crate::telemetry::metrics::Admission;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client, Resource};
 use tokio::time::{Instant, timeout_at};
 
-/// Answers reviews.
+/// Answers admission reviews.
 #[derive(Clone)]
 pub struct AdmissionHandler {
     client: Client,
@@ -21,42 +21,42 @@ pub struct AdmissionHandler {
 }
 
 impl AdmissionHandler {
-    /// Answers reviews with what `claims` says.
+    /// A handler that decides reviews by `claims`.
     #[must_use]
     pub fn new(client: Client, claims: Claims) -> Self {
         Self { client, claims }
     }
 
-    /// The bytes of the review that answers the one in `body`, by `deadline`, and what was answered.
+    /// Decides the review in `body` by `deadline`. Returns the outcome and the bytes of the answering review.
     ///
     /// # Errors
-    /// Where the body is no review that can be answered.
-    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(Admission, Vec<u8>), Unreadable> {
+    /// If `body` is not a review that can be answered.
+    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(AdmissionOutcome, Vec<u8>), Unreadable> {
         let review = Review::parse(body)?;
-        let (outcome, refusal) = match review.asked()? {
-            ReviewKind::NoClaim => (Admission::NoClaim, None),
-            ReviewKind::Invalid(error) => (Admission::Invalid, Some(denial::invalid_binding(&error))),
+        let (outcome, denial) = match review.kind()? {
+            ReviewKind::NoClaim => (AdmissionOutcome::NoClaim, None),
+            ReviewKind::Invalid(error) => (AdmissionOutcome::Invalid, Some(denial::invalid_binding(&error))),
             ReviewKind::Claim(request) => self.claim(&request, &review, deadline).await,
         };
-        Ok((outcome, respond(&review, refusal)?))
+        Ok((outcome, respond(&review, denial)?))
     }
 
-    async fn claim(&self, request: &Request, review: &Review, deadline: Instant) -> (Admission, Option<Denial>) {
-        let answer = self.claims.admit(request, deadline).await;
-        let outcome = match &answer {
-            Decision::Allow => Admission::Allowed,
-            Decision::Deny { .. } => Admission::Refused,
-            Decision::AlreadyExists => Admission::AlreadyExists,
-            Decision::Undecided(_) => Admission::Undecided,
+    async fn claim(&self, request: &Request, review: &Review, deadline: Instant) -> (AdmissionOutcome, Option<Denial>) {
+        let decision = self.claims.admit(request, deadline).await;
+        let outcome = match &decision {
+            Decision::Allow => AdmissionOutcome::Allowed,
+            Decision::Deny { .. } => AdmissionOutcome::Denied,
+            Decision::AlreadyExists => AdmissionOutcome::AlreadyExists,
+            Decision::Undecided(_) => AdmissionOutcome::Undecided,
         };
         tracing::debug!(
             conversation = %request.conversation,
             binding = %request.binding.name(),
             dry_run = request.is_dry_run,
             outcome = outcome.as_str(),
-            "answered a create"
+            "decided a create"
         );
-        let refusal = match answer {
+        let denial = match decision {
             Decision::Allow => None,
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
             Decision::Undecided(why) => Some(denial::undecided(why)),
@@ -69,10 +69,10 @@ impl AdmissionHandler {
                 Some(denial::already_bound(&request.binding, &holder, &live, disclosure))
             }
         };
-        (outcome, refusal)
+        (outcome, denial)
     }
 
-    /// A holder in another namespace is named only to somebody who may read it. Where that cannot be found out it is not.
+    /// A holder in another namespace is disclosed only to a user who may read it. If that cannot be determined, it is not disclosed.
     async fn disclosure(
         &self,
         holder: &ConversationReference,
@@ -103,7 +103,7 @@ impl AdmissionHandler {
             Ok(Ok(review)) if review.status.as_ref().is_some_and(|status| status.allowed) => Disclosure::Full,
             Ok(Ok(_)) | Err(_) => Disclosure::OtherNamespace,
             Ok(Err(error)) => {
-                tracing::warn!(error = %ErrorChain(&error), "cannot ask whether the requester may read the holder");
+                tracing::warn!(error = %ErrorChain(&error), "cannot check whether the requester may read the holder");
                 Disclosure::OtherNamespace
             }
         }

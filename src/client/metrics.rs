@@ -1,43 +1,69 @@
-//! A layer around the client of the API server: counts each call by verb, resource and answer, and makes a span of it.
+//! The metric of requests to the API server, and the layer that records each request in it and as a span.
 
-use super::metrics::Metrics;
-use super::traces;
+use crate::telemetry::metrics::registered;
+use crate::telemetry::traces;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper::{Method, Request, Response, Uri};
 use kube::client::Body;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use std::task::{Context, Poll};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
-/// Counts the calls of a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    resource: &'static str,
+    code: u16,
+}
+
+/// The metric of requests to the API server. Clones share its values.
 #[derive(Clone, Debug)]
-pub struct ClientMetricsLayer(Metrics);
+pub struct ClientMetrics {
+    requests: Family<RequestLabels, Counter>,
+}
+
+impl ClientMetrics {
+    /// Registers the metric.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let help = "Requests to the API server, by the code of the last response; 0 if there was none in time";
+        Self { requests: registered(registry, "api_requests", help) }
+    }
+}
+
+/// Records the requests of a client in its metric.
+#[derive(Clone, Debug)]
+pub struct ClientMetricsLayer(ClientMetrics);
 
 impl ClientMetricsLayer {
-    /// Counts into `metrics`.
+    /// A layer that records requests in `metrics`.
     #[must_use]
-    pub fn new(metrics: Metrics) -> Self {
+    pub fn new(metrics: ClientMetrics) -> Self {
         Self(metrics)
     }
 }
 
 impl<S> Layer<S> for ClientMetricsLayer {
-    type Service = ClientMetrics<S>;
+    type Service = ClientMetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        ClientMetrics { inner, metrics: self.0.clone() }
+        ClientMetricsService { inner, metrics: self.0.clone() }
     }
 }
 
-/// A client whose calls are counted.
+/// A client whose requests are recorded.
 #[derive(Clone, Debug)]
-pub struct ClientMetrics<S> {
+pub struct ClientMetricsService<S> {
     inner: S,
-    metrics: Metrics,
+    metrics: ClientMetrics,
 }
 
-impl<S, B> Service<Request<Body>> for ClientMetrics<S>
+impl<S, B> Service<Request<Body>> for ClientMetricsService<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -54,39 +80,40 @@ where
         let (verb, resource) = call_of(request.method(), request.uri());
         let metrics = self.metrics.clone();
         let span = tracing::info_span!("api_call", verb, resource, code = tracing::field::Empty);
-        traces::pass_on(&span, request.headers_mut());
-        let counted = Counted { metrics, verb, resource, span: span.clone(), code: 0 };
+        traces::inject(&span, request.headers_mut());
+        let recorded = RecordedRequest { metrics, verb, resource, span: span.clone(), code: 0 };
         self.inner
             .call(request)
-            .inspect(move |answer| counted.answered(answer.as_ref().map_or(0, |response| response.status().as_u16())))
+            .inspect(move |answer| recorded.answered(answer.as_ref().map_or(0, |response| response.status().as_u16())))
             .instrument(span)
             .boxed()
     }
 }
 
-/// A call that is counted when it has ended: by its answer, or because whoever made it waits no longer.
-struct Counted {
-    metrics: Metrics,
+/// A request that is recorded when dropped: after its response, or when its caller stops waiting.
+struct RecordedRequest {
+    metrics: ClientMetrics,
     verb: &'static str,
     resource: &'static str,
     span: Span,
     code: u16,
 }
 
-impl Counted {
+impl RecordedRequest {
     fn answered(mut self, code: u16) {
         self.code = code;
     }
 }
 
-impl Drop for Counted {
+impl Drop for RecordedRequest {
     fn drop(&mut self) {
-        self.metrics.api_call(self.verb, self.resource, self.code);
-        self.span.record("code", self.code);
+        let Self { metrics, verb, resource, span, code } = self;
+        metrics.requests.get_or_create(&RequestLabels { verb, resource, code: *code }).inc();
+        span.record("code", *code);
     }
 }
 
-/// What the operator calls. Everything else is `other`, so that no path makes a label.
+/// The resources that the operator uses. All others are `other`, so that no path becomes a label.
 const RESOURCES: [&str; 8] = [
     "addressbindings",
     "conversations",
@@ -98,10 +125,10 @@ const RESOURCES: [&str; 8] = [
     "validatingwebhookconfigurations",
 ];
 
-/// The verb, in the words of RBAC, and the resource of a request.
+/// The verb, as in RBAC, and the resource of a request.
 fn call_of(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
     let mut segments: Vec<_> = uri.path().trim_matches('/').split('/').collect();
-    // `api/v1` or `apis/GROUP/VERSION`, then perhaps a namespace; what is left is `RESOURCE[/NAME[/SUBRESOURCE]]`.
+    // `api/v1` or `apis/GROUP/VERSION`, then perhaps a namespace; the rest is `RESOURCE[/NAME[/SUBRESOURCE]]`.
     let prefix = if segments.first() == Some(&"api") { 2 } else { 3 };
     segments.drain(..prefix.min(segments.len()));
     if segments.first() == Some(&"namespaces") && segments.len() > 2 {
@@ -128,6 +155,7 @@ fn call_of(method: &Method, uri: &Uri) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics;
     use opentelemetry::trace::{TraceContextExt, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use std::convert::Infallible;
@@ -140,13 +168,13 @@ mod tests {
         Request::builder().method(Method::PATCH).uri(uri).body(Body::empty()).unwrap()
     }
 
-    fn is_counted(metrics: &Metrics, code: u16) -> bool {
+    fn is_recorded(registry: &Registry, code: u16) -> bool {
         let labels = format!("verb=\"patch\",resource=\"conversations/status\",code=\"{code}\"");
-        metrics.encode().unwrap().contains(&format!("switchboard_api_requests_total{{{labels}}} 1\n"))
+        metrics::encode(registry).unwrap().contains(&format!("switchboard_api_requests_total{{{labels}}} 1\n"))
     }
 
     #[tokio::test]
-    async fn a_call_is_told_for_whose_trace_it_is_made() {
+    async fn request_carries_the_trace_of_its_span() {
         let tracer = SdkTracerProvider::builder().build().tracer("test");
         let subscriber = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer));
         let _default = tracing::subscriber::set_default(subscriber);
@@ -155,29 +183,29 @@ mod tests {
         let echo = service_fn(|request: Request<Body>| async move {
             Ok::<_, Infallible>(Response::new(request.headers()["traceparent"].to_str().unwrap().to_owned()))
         });
-        // The first thread that comes by a span decides for all whether it is recorded; another test may have been the first.
-        drop(ClientMetricsLayer::new(Metrics::default()).layer(echo).call(patch()));
+        // The first thread that reaches a span decides for all whether it is recorded; another test may have been the first.
+        drop(ClientMetricsLayer::new(ClientMetrics::new(&mut metrics::registry())).layer(echo).call(patch()));
         tracing::callsite::rebuild_interest_cache();
-        let metrics = Metrics::default();
-        let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(echo);
-        let told = review.in_scope(|| calls.call(patch())).await.unwrap().into_body();
-        assert!(told.contains(&trace), "{told} is of trace {trace}");
-        assert!(is_counted(&metrics, 200));
+        let mut registry = metrics::registry();
+        let mut client = ClientMetricsLayer::new(ClientMetrics::new(&mut registry)).layer(echo);
+        let parent = review.in_scope(|| client.call(patch())).await.unwrap().into_body();
+        assert!(parent.contains(&trace), "{parent} is of trace {trace}");
+        assert!(is_recorded(&registry, 200));
     }
 
     #[tokio::test]
-    async fn a_call_that_is_given_up_is_counted_too() {
+    async fn abandoned_request_is_recorded() {
         let silent = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<()>, Infallible>>());
-        let metrics = Metrics::default();
-        let mut calls = ClientMetricsLayer::new(metrics.clone()).layer(silent);
-        let call = calls.call(patch());
-        assert!(!is_counted(&metrics, 0), "it is under way");
-        drop(call);
-        assert!(is_counted(&metrics, 0));
+        let mut registry = metrics::registry();
+        let mut client = ClientMetricsLayer::new(ClientMetrics::new(&mut registry)).layer(silent);
+        let request = client.call(patch());
+        assert!(!is_recorded(&registry, 0), "it is in flight");
+        drop(request);
+        assert!(is_recorded(&registry, 0));
     }
 
     #[test]
-    fn a_call_is_told_by_the_words_of_rbac() {
+    fn request_is_labelled_by_the_verbs_of_rbac() {
         for (method, uri, expected) in [
             (Method::GET, "/apis/switchboard.dev/v1alpha1/conversations?&limit=500", ("list", "conversations")),
             (

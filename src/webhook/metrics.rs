@@ -1,0 +1,98 @@
+//! The metrics of the webhook.
+
+use super::connections::ConnectionClose;
+use super::outcome::AdmissionOutcome;
+use crate::telemetry::metrics::{REQUEST_BUCKETS, counters, registered};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+use strum::VariantArray;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+    code: u16,
+}
+
+impl From<AdmissionOutcome> for OutcomeLabels {
+    fn from(outcome: AdmissionOutcome) -> Self {
+        Self { outcome: outcome.as_str(), code: outcome.code() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+impl From<ConnectionClose> for ReasonLabels {
+    fn from(reason: ConnectionClose) -> Self {
+        Self { reason: reason.as_str() }
+    }
+}
+
+/// The metrics of the webhook. Clones share their values.
+#[derive(Clone, Debug)]
+pub struct WebhookMetrics {
+    requests: Family<OutcomeLabels, Counter>,
+    duration: Histogram,
+    connections: Gauge,
+    closed_connections: Family<ReasonLabels, Counter>,
+    panics: Counter,
+}
+
+impl WebhookMetrics {
+    /// Registers the metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let duration = Histogram::new(REQUEST_BUCKETS);
+        registry.register(
+            "admission_duration_seconds",
+            "Duration of reviews, from the header of the request to the answer",
+            duration.clone(),
+        );
+        Self {
+            requests: counters(
+                registry,
+                "admission_requests",
+                "Reviews by outcome, with the code they were answered with",
+                AdmissionOutcome::VARIANTS.iter().map(|outcome| (*outcome).into()),
+            ),
+            duration,
+            connections: registered(registry, "webhook_connections", "Open connections to the webhook"),
+            closed_connections: counters(
+                registry,
+                "webhook_connections_closed",
+                "Connections that the webhook closed because of a limit, by reason",
+                ConnectionClose::VARIANTS.iter().map(|reason| (*reason).into()),
+            ),
+            panics: registered(registry, "panics", "Handlers that panicked"),
+        }
+    }
+
+    /// Records a review. One that was cancelled has no answer, and so no duration.
+    pub fn reviewed(&self, outcome: AdmissionOutcome, duration: Duration) {
+        self.requests.get_or_create(&outcome.into()).inc();
+        if outcome != AdmissionOutcome::Cancelled {
+            self.duration.observe(duration.as_secs_f64());
+        }
+    }
+
+    /// Sets the number of open connections.
+    pub fn connections(&self, count: usize) {
+        self.connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Records a connection that was closed because of a limit.
+    pub fn connection_closed(&self, reason: ConnectionClose) {
+        self.closed_connections.get_or_create(&reason.into()).inc();
+    }
+
+    /// Records a handler that panicked.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+}
