@@ -24,7 +24,7 @@ run: require ## A real control plane with the operator, a tour of it, then yours
 	cargo build --release --locked --package switchboard --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
-test: require ## Everything that must hold: format, spelling, lints, docs, tests, licences (about forty minutes on a fresh machine of two cores, then twenty)
+test: require ## Everything that must hold: format, spelling, lints, docs, tests, licences (about forty minutes on a fresh machine of two cores, then a quarter of an hour)
 	$(call stage,format,cargo fmt --all --check)
 	$(call stage,spelling,.ci/cargo-tool typos)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
