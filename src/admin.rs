@@ -13,21 +13,26 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long `/readyz` waits for a start that is in progress. Less than the chart's `timeoutSeconds` of the readiness probe, so that the
+/// kubelet gets an answer, and long enough that an ordinary start on a busy node fails no probe.
+const START_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The conditions of readiness. Each component reports its own.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Conditions>);
+pub struct Readiness(Arc<watch::Sender<Conditions>>);
 
 #[derive(Debug, Default)]
 struct Conditions {
-    first_contact: Mutex<FirstContact>,
-    has_certificate: AtomicBool,
-    has_synced: AtomicBool,
-    is_draining: AtomicBool,
+    first_contact: FirstContact,
+    has_certificate: bool,
+    has_synced: bool,
+    is_draining: bool,
 }
 
 /// Whether the API server has answered since the start.
@@ -45,48 +50,64 @@ enum FirstContact {
 impl Readiness {
     /// Reports that the API server has not been reached yet.
     pub fn unreached(&self, cause: String) {
-        self.first_contact(FirstContact::Failed(cause));
+        self.0.send_modify(|conditions| conditions.first_contact = FirstContact::Failed(cause));
     }
 
     /// Reports that the API server has been reached.
     pub fn reached(&self) {
-        self.first_contact(FirstContact::Made);
-    }
-
-    fn first_contact(&self, contact: FirstContact) {
-        *self.0.first_contact.lock().unwrap_or_else(PoisonError::into_inner) = contact;
+        self.0.send_modify(|conditions| conditions.first_contact = FirstContact::Made);
     }
 
     /// Reports that the webhook serves a certificate.
     pub fn serving(&self) {
-        self.0.has_certificate.store(true, Ordering::Release);
+        self.set(|conditions| &mut conditions.has_certificate);
     }
 
     /// Reports that the watches have synced.
     pub fn synced(&self) {
-        self.0.has_synced.store(true, Ordering::Release);
+        self.set(|conditions| &mut conditions.has_synced);
     }
 
     /// Reports that the process is shutting down.
     pub fn draining(&self) {
-        self.0.is_draining.store(true, Ordering::Release);
+        self.set(|conditions| &mut conditions.is_draining);
     }
 
-    /// Why the process is not ready; `None` if it is.
+    fn set(&self, condition: impl FnOnce(&mut Conditions) -> &mut bool) {
+        self.0.send_if_modified(|conditions| !std::mem::replace(condition(conditions), true));
+    }
+
+    /// Why the process is not ready; `None` if it is. A start that is in progress is waited for, up to [`START_TIMEOUT`], because the
+    /// kubelet reports each failed probe as a Warning.
+    async fn missing(&self) -> Option<Cow<'static, str>> {
+        let mut conditions = self.0.subscribe();
+        // The sender lives as long as `self`.
+        let _ = timeout(START_TIMEOUT, conditions.wait_for(|conditions| !conditions.is_starting())).await;
+        self.0.borrow().missing()
+    }
+}
+
+impl Conditions {
+    /// Whether the process is about to become ready, and nothing has failed.
+    fn is_starting(&self) -> bool {
+        let has_failed = matches!(self.first_contact, FirstContact::Failed(_));
+        !self.is_draining && !has_failed && self.missing().is_some()
+    }
+
     fn missing(&self) -> Option<Cow<'static, str>> {
-        if self.0.is_draining.load(Ordering::Acquire) {
+        if self.is_draining {
             return Some("shutting down\n".into());
         }
-        match &*self.0.first_contact.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &self.first_contact {
             FirstContact::Pending => return Some("the API server has not been reached yet\n".into()),
             FirstContact::Failed(cause) => {
                 return Some(format!("the API server has not been reached yet: {cause}\n").into());
             }
             FirstContact::Made => {}
         }
-        if !self.0.has_certificate.load(Ordering::Acquire) {
+        if !self.has_certificate {
             Some("the webhook has no certificate yet\n".into())
-        } else if !self.0.has_synced.load(Ordering::Acquire) {
+        } else if !self.has_synced {
             Some("the watches have not synced\n".into())
         } else {
             None
@@ -100,10 +121,7 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Arc<Re
         let stream = accept(&listener, "the admin server").await;
         let (readiness, registry) = (readiness.clone(), registry.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let response = route(&request, &readiness, &registry);
-                async { Ok::<_, Infallible>(response) }
-            });
+            let service = service_fn(async |request| Ok::<_, Infallible>(route(&request, &readiness, &registry).await));
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(5));
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
@@ -113,7 +131,7 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, registry: Arc<Re
     }
 }
 
-fn route(request: &Request<Incoming>, readiness: &Readiness, registry: &Registry) -> Response<Full<Bytes>> {
+async fn route(request: &Request<Incoming>, readiness: &Readiness, registry: &Registry) -> Response<Full<Bytes>> {
     let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
         "/livez" => (StatusCode::OK, "ok\n".into()),
         "/metrics" => match metrics::encode(registry) {
@@ -124,7 +142,7 @@ fn route(request: &Request<Incoming>, readiness: &Readiness, registry: &Registry
             }
             Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n".into()),
         },
-        "/readyz" => match readiness.missing() {
+        "/readyz" => match readiness.missing().await {
             None => (StatusCode::OK, "ok\n".into()),
             Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
         },
@@ -133,4 +151,42 @@ fn route(request: &Request<Incoming>, readiness: &Readiness, registry: &Registry
     let mut response = Response::new(Full::from(Bytes::from(text.into_owned())));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn probe_waits_for_a_start_that_is_in_progress() {
+        let readiness = Readiness::default();
+        let probe = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.missing().await }
+        });
+        tokio::time::sleep(START_TIMEOUT / 2).await;
+        readiness.reached();
+        readiness.serving();
+        readiness.synced();
+        assert_eq!(probe.await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn start_that_takes_too_long_is_not_ready() {
+        let (readiness, started) = (Readiness::default(), Instant::now());
+        readiness.reached();
+        assert_eq!(readiness.missing().await.as_deref(), Some("the webhook has no certificate yet\n"));
+        assert_eq!(started.elapsed(), START_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_start_and_shutdown_are_answered_at_once() {
+        let (readiness, started) = (Readiness::default(), Instant::now());
+        readiness.unreached("timeout".to_owned());
+        assert_eq!(readiness.missing().await.as_deref(), Some("the API server has not been reached yet: timeout\n"));
+        readiness.draining();
+        assert_eq!(readiness.missing().await.as_deref(), Some("shutting down\n"));
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
 }
