@@ -13,8 +13,8 @@ mod time;
 pub use address_binding::{AddressBinding, AddressBindingSpec, Admission, ConversationReference};
 pub use condition::{Condition, ConditionReason, ConditionStatus, ConditionType};
 pub use conversation::{
-    Channel, Contact, Conversation, ConversationSpec, ConversationStatus, Deadlines, Participant, Proxy, State,
-    StateReason, Timers,
+    Channel, Contact, Conversation, ConversationSpec, ConversationStatus, Deadlines, OnConflict, Participant, Proxy,
+    State, StateReason, Timers,
 };
 pub use duration::{Duration, DurationError};
 pub use schema::{address_binding_crd, conversation_crd};

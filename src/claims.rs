@@ -4,13 +4,15 @@ mod metrics;
 
 pub use metrics::ClaimMetrics;
 
-use crate::api::{AddressBinding, AddressBindingSpec, Conversation, ConversationReference, FIELD_MANAGER};
+use crate::api::{AddressBinding, AddressBindingSpec, Admission, Conversation, ConversationReference, FIELD_MANAGER};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
-use crate::core::claim::{AdmitStep, Claim, Decision, LiveConversation, Observation, Request, Undecided, Write, admit};
+use crate::core::claim::{
+    AdmitStep, Claim, Decision, LiveConversation, Observation, Request, Source, Undecided, Write, admit,
+};
 use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, GetParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use metrics::{Operation, WriteOutcome};
 use std::time::Duration;
@@ -69,47 +71,76 @@ impl Claims {
 
     /// Claims the binding for a create, or decides why not. Nothing is written after `deadline`.
     pub async fn admit(&self, request: &Request, deadline: Instant) -> Decision {
-        let give_up_waiting = deadline.min(self.clock.monotonic() + WAIT_TIMEOUT);
+        let started = self.clock.monotonic();
         let mut pause = MIN_POLL_INTERVAL;
         let mut observation = Observation::Nothing;
+        // The admissions that the last read of the claim showed, and since when.
+        let mut unchanged: Option<(Vec<Admission>, Instant)> = None;
         loop {
-            if observation == Observation::Changed && self.clock.monotonic() >= give_up_waiting {
-                return Decision::Undecided(Undecided::InFlight);
-            }
             let step = admit(request, observation, self.clock.now(), self.grace_period);
             let observed = match step {
                 AdmitStep::Decide(decision) => return decision,
-                AdmitStep::Wait => {
+                AdmitStep::Wait(why) => {
+                    let give_up_waiting = deadline.min(started + max_wait(request, &why));
+                    if self.clock.monotonic() >= give_up_waiting {
+                        return request.undecided(why);
+                    }
                     sleep(pause).await;
                     pause = (pause * 2).min(MAX_POLL_INTERVAL);
                     observation = Observation::Changed;
                     continue;
                 }
-                step => timeout_at(deadline, self.observe(request, step)).await,
+                step => timeout_at(deadline, self.observe(request, step, &mut unchanged)).await,
             };
             observation = match observed {
                 Ok(Ok(observation)) => observation,
                 Ok(Err(error)) => {
                     tracing::warn!(error = %ErrorChain(&error), binding = %request.binding.name(), "failed to read or write the claim");
-                    return Decision::Undecided(Undecided::ApiServer);
+                    return request.undecided(Undecided::ApiServer);
                 }
-                Err(_) => return Decision::Undecided(Undecided::ApiServer),
+                Err(_) => return request.undecided(Undecided::ApiServer),
             };
         }
     }
 
-    async fn observe(&self, request: &Request, step: AdmitStep) -> Result<Observation, Error> {
+    async fn observe(
+        &self,
+        request: &Request,
+        step: AdmitStep,
+        unchanged: &mut Option<(Vec<Admission>, Instant)>,
+    ) -> Result<Observation, Error> {
         match step {
+            AdmitStep::ReadName(source) => {
+                Ok(Observation::Name(source, self.exists(&request.conversation, source).await?))
+            }
             AdmitStep::ReadClaim => Ok(Observation::Claim(self.read(&request.binding.name()).await?)),
             AdmitStep::ReadHolder(claim) => {
+                let now = self.clock.monotonic();
+                let since = match unchanged {
+                    Some((admissions, since)) if *admissions == claim.admissions => *since,
+                    _ => unchanged.insert((claim.admissions.clone(), now)).1,
+                };
                 let live = self.stored(&claim.holder).await?;
-                Ok(Observation::Holder(claim, live))
+                Ok(Observation::Holder { claim, live, unchanged_for: now.duration_since(since) })
             }
             AdmitStep::Write(write) => Ok(match self.write(&request.binding, write).await? {
                 Outcome::Applied => Observation::Written,
                 Outcome::Conflict => Observation::Changed,
             }),
-            AdmitStep::Wait | AdmitStep::Decide(_) => Ok(Observation::Changed),
+            AdmitStep::Wait(_) | AdmitStep::Decide(_) => Ok(Observation::Changed),
+        }
+    }
+
+    async fn exists(&self, conversation: &ConversationReference, source: Source) -> Result<bool, Error> {
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &conversation.namespace);
+        let parameters = match source {
+            Source::Cache => GetParams::any(),
+            Source::Live => GetParams::default(),
+        };
+        match conversations.get_metadata_with(&conversation.name, &parameters).await {
+            Ok(_) => Ok(true),
+            Err(error) if ErrorClass::of(&error).is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -169,6 +200,13 @@ impl Claims {
         self.metrics.written(operation, counted);
         outcome
     }
+}
+
+/// How long a create waits for the reason that `why` gives. Before it adds its UID to the claim of its own name, it waits for
+/// the other creates of that name, so it has longer.
+fn max_wait(request: &Request, why: &Undecided) -> Duration {
+    let is_own_name = matches!(why, Undecided::Create { conversation, .. } if *conversation == request.conversation);
+    if is_own_name { 2 * WAIT_TIMEOUT } else { WAIT_TIMEOUT }
 }
 
 /// Whether another writer was first. A create whose claim is not found has failed for another reason.

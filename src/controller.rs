@@ -32,7 +32,7 @@ use futures::StreamExt;
 use index::Index;
 use keys::NamespacedName;
 use kube::Client;
-use plan::{Job, Plan, plan_all, plan_claim, plan_conversation};
+use plan::{Job, Moment, Plan, plan_all, plan_claim, plan_conversation};
 use queue::Queue;
 use std::time::Duration;
 use task::Task;
@@ -67,6 +67,8 @@ pub struct Controller {
     grace_period: Duration,
     /// Whether this replica was the leader at the last check. The queue of a standby is empty.
     is_leader: bool,
+    /// When this replica started to lead.
+    leader_since: Instant,
 }
 
 impl Controller {
@@ -98,6 +100,7 @@ impl Controller {
             event_recorder,
             grace_period,
             is_leader: false,
+            leader_since: clock.monotonic(),
         }
     }
 
@@ -160,15 +163,16 @@ impl Controller {
     fn follow_leadership(&mut self) {
         let was_leader = std::mem::replace(&mut self.is_leader, self.leadership.is_leader());
         if self.is_leader && !was_leader {
-            let now = self.clock.now();
-            let (tasks, deadlines) = plan_all(&self.index, |key| self.is_in_progress(key), now);
+            self.leader_since = self.clock.monotonic();
+            self.index.leadership_started();
+            let (tasks, deadlines) = plan_all(&self.index, |key| self.is_in_progress(key), self.moment());
             for task in tasks {
                 self.queue.add_due(task);
             }
             for (key, deadline) in deadlines {
                 self.deadlines.set(&key, Some(deadline));
             }
-            let since = now.before(EVENT_BACKFILL_WINDOW);
+            let since = self.clock.now().before(EVENT_BACKFILL_WINDOW);
             for key in self.index.recently_changed(since) {
                 self.event_recorder.backfill_since(key, since);
             }
@@ -244,9 +248,18 @@ impl Controller {
     fn plan(&self, task: &Task) -> Plan {
         match task {
             Task::Conversation(key) => {
-                plan_conversation(&self.index, key, |other| self.is_in_progress(other), self.clock.now())
+                plan_conversation(&self.index, key, |other| self.is_in_progress(other), self.moment())
             }
             Task::Claim(name) => plan_claim(&self.index, name, self.grace_period, self.clock.monotonic()),
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            now: self.clock.now(),
+            instant: self.clock.monotonic(),
+            leader_since: self.leader_since,
+            grace_period: self.grace_period,
         }
     }
 
@@ -279,16 +292,20 @@ impl Controller {
         if !self.is_leader {
             return;
         }
+        if let (Task::Conversation(key), JobOutcome::Retry { failed_write: Some(failed), .. }) = (&task, &outcome) {
+            let in_doubt_until = failed.is_in_doubt.then(|| self.clock.monotonic() + self.grace_period);
+            self.index.status_write_failed(key, &failed.version, in_doubt_until);
+        }
         if let Task::Conversation(key) = &task {
             let claimant = self.index.claimant(key);
             self.enqueue(claimant.into_iter().collect());
         }
-        if let JobOutcome::Retry(backoff) = outcome {
+        if let JobOutcome::Retry { backoff, .. } = outcome {
             return self.queue.add_rate_limited(task, backoff, self.clock.monotonic());
         }
         self.queue.forget(&task);
         match outcome {
-            JobOutcome::Done | JobOutcome::Deleted { .. } | JobOutcome::Retry(_) => {}
+            JobOutcome::Done | JobOutcome::Deleted { .. } | JobOutcome::Retry { .. } => {}
             JobOutcome::UpToDate(next) | JobOutcome::Written { next, .. } => self.set_deadline(&task, next),
             JobOutcome::Enqueue(other) => self.queue.add(other),
             JobOutcome::AwaitGrace => {

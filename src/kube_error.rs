@@ -80,10 +80,16 @@ impl ErrorClass {
         matches!(self, Self::AlreadyExists | Self::Conflict)
     }
 
+    /// Whether the object does not exist.
+    #[must_use]
+    pub fn is_not_found(self) -> bool {
+        self == Self::NotFound
+    }
+
     /// Whether the object to write has changed or is gone.
     #[must_use]
     pub fn is_stale(self) -> bool {
-        self.is_conflict() || self == Self::NotFound
+        self.is_conflict() || self.is_not_found()
     }
 
     /// Whether the same request may succeed a moment later.

@@ -105,7 +105,7 @@ impl SelfCheck {
         let claims = Api::<AddressBinding>::all(self.client.clone());
         for claim in claims.list(&ListParams::default().limit(CLAIMS)).await?.iter().filter_map(claim_of) {
             let holder = self.claims.stored(&claim.holder).await?;
-            if holder.is_some_and(|holder| holder.held_binding.as_ref() == Some(&claim.name)) {
+            if holder.is_some_and(|holder| claim.is_held_by(&holder)) {
                 return Ok(Some(claim.binding));
             }
         }
@@ -148,6 +148,7 @@ fn conversation(channel: Channel, contact: String, proxy: String) -> Conversatio
         participants: None,
         timers: None,
         ttl_after_closed: None,
+        on_conflict: None,
     };
     Conversation::new(NAME, spec)
 }

@@ -63,6 +63,10 @@ pub enum ConditionReason {
     Closed,
     /// Another Conversation holds the binding. Used with Ready, Bound and Stalled.
     AddressAlreadyBound,
+    /// Another Conversation holds the binding, and `spec.onConflict` is Wait. Used with Ready and Bound.
+    WaitingForBinding,
+    /// The Conversation is being deleted, and a finalizer keeps it. Used with Ready and Bound.
+    Deleting,
     /// The AddressBinding names this Conversation. Used with Bound.
     BindingHeld,
     /// The Conversation has no contact, so it has no binding. Used with Bound.

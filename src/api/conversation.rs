@@ -133,6 +133,21 @@ pub struct ConversationSpec {
     /// Conversation: the tool would create it again, and it would be open again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_closed: Option<Duration>,
+    /// What happens if another Conversation holds the binding when this one is created. Defaults to Refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_conflict: Option<OnConflict>,
+}
+
+/// Handling of a create whose binding is not free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(transform = super::schema::described_by_the_field)]
+pub enum OnConflict {
+    /// The create is refused with error 48031.
+    #[default]
+    Refuse,
+    /// The Conversation is stored without its binding and gets it as soon as it is free: the oldest waiting Conversation
+    /// first. Until then it receives no messages and its timers do not run.
+    Wait,
 }
 
 /// Channel that carries the messages.

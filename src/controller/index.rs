@@ -93,7 +93,7 @@ impl Index {
         self.bindings.get(name)?.claim.as_ref()
     }
 
-    /// The open conversations whose spec names the binding.
+    /// The conversations that need the binding, or whose status still says that they hold it. The oldest comes first.
     pub fn candidates(&self, name: &BindingName) -> &[NamespacedName] {
         self.bindings.get(name).map_or(&[], |entry| &entry.candidates)
     }
@@ -103,12 +103,20 @@ impl Index {
         self.tombstones.contains(uid) || self.open(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
 
+    /// The conversation that gets the binding next: the one that was bound, or else the oldest.
+    pub fn next_candidate(&self, name: &BindingName) -> Option<&NamespacedName> {
+        let needs = |key: &&NamespacedName| self.open(key).is_some_and(|entry| entry.input.needed_binding().is_some());
+        let is_bound = |key: &&NamespacedName| self.open(key).is_some_and(|entry| entry.input.is_bound());
+        let mut waiting = self.candidates(name).iter().filter(needs);
+        waiting.clone().find(is_bound).or_else(|| waiting.next())
+    }
+
     /// Whether the conversation that the claim names holds the binding, and the claim records no other UID.
     pub fn is_settled(&self, name: &BindingName) -> bool {
         self.claim(name).is_some_and(|claim| {
             self.open(&claim.holder).is_some_and(|holder| {
-                holder.input.held_binding() == Some(name)
-                    && claim.admissions.iter().all(|admission| admission.uid == holder.uid)
+                holder.input.needed_binding() == Some(name)
+                    && matches!(&*claim.admissions, [admission] if admission.uid == holder.uid)
             })
         })
     }
@@ -128,7 +136,7 @@ impl Index {
 
     /// The other conversation that the claim on the binding of `key` names, if there is one: it may be blocked on `key`.
     pub fn claimant(&self, key: &NamespacedName) -> Option<Task> {
-        let binding = self.open(key)?.input.held_binding()?;
+        let binding = self.open(key)?.input.contended_binding()?;
         let claimant = &self.claim(binding)?.holder;
         (claimant != key && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
     }
@@ -177,28 +185,32 @@ impl Index {
             affected.extend(self.forget(&key, now));
         }
         input.binding = input.binding.map(|name| self.shared_name(name));
+        input.status.address_binding_name = input.status.address_binding_name.map(|name| match &input.binding {
+            Some(binding) if *binding == name => binding.clone(),
+            _ => self.shared_name(name),
+        });
         let key = self.shared_key(key, input.binding.as_ref());
-        let binding = input.held_binding().cloned();
+        let binding = input.contended_binding().cloned();
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let list = self.conversation_list.number;
-        let entry = Entry { uid, version, input, fingerprint, list, awaiting_watch: false };
+        let mut entry = Entry::new(uid, version, input, fingerprint, self.conversation_list.number);
         self.stats.add(StatsKey::of(&entry.input));
+        if let Some(before) = self.conversations.get(&key) {
+            entry.follow(before);
+        }
         let before = self.conversations.insert(key.clone(), Box::new(entry));
         if let Some(before) = &before {
             self.stats.remove(StatsKey::of(&before.input));
         }
-        let before = before.and_then(|before| before.input.held_binding().cloned());
+        let before = before.and_then(|before| before.input.contended_binding().cloned());
         if before != binding {
             affected.extend(before.into_iter().flat_map(|name| self.remove_candidate(&key, &name)));
         }
         if let Some(name) = binding {
-            let candidates = &mut self.bindings.entry(name.clone()).or_default().candidates;
-            if !candidates.contains(&key) {
-                candidates.reserve_exact(1);
-                candidates.push(key.clone());
-            }
+            self.add_candidate(&key, &name);
             // The plans for the other candidates depend on this one.
-            affected.extend(candidates.iter().filter(|other| **other != key).cloned().map(Task::Conversation));
+            affected.extend(
+                self.candidate_tasks(&name).into_iter().filter(|task| *task != Task::Conversation(key.clone())),
+            );
             if !self.is_settled(&name) {
                 affected.push(Task::Claim(name));
             }
@@ -233,11 +245,27 @@ impl Index {
 
     /// The status of a conversation was written on `version`, and changed. The watch is about to show the new version.
     pub fn status_written(&mut self, key: &NamespacedName, version: &Version) {
+        if let Some(entry) = self.conversations.get_mut(key) {
+            entry.was_written = true;
+            entry.awaiting_watch |= entry.version == *version;
+        }
+    }
+
+    /// A write of a status on `version` failed, and may take effect until `in_doubt_until`; `None` if the API server refused it.
+    pub fn status_write_failed(&mut self, key: &NamespacedName, version: &Version, in_doubt_until: Option<Instant>) {
         if let Some(entry) = self.conversations.get_mut(key)
             && entry.version == *version
         {
-            entry.awaiting_watch = true;
+            match in_doubt_until {
+                Some(until) => entry.in_doubt_until = Some(until),
+                None => entry.is_refused = true,
+            }
         }
+    }
+
+    /// This replica starts to lead. Writes of an earlier leader may still take effect.
+    pub fn leadership_started(&mut self) {
+        self.conversations.values_mut().for_each(|entry| entry.was_written = false);
     }
 
     /// An open conversation has left the watch: it was deleted, or its status is Closed.
@@ -258,7 +286,7 @@ impl Index {
             return Vec::new();
         };
         self.stats.remove(StatsKey::of(&entry.input));
-        let binding = entry.input.held_binding().cloned();
+        let binding = entry.input.contended_binding().cloned();
         self.tombstones.insert(entry.uid, now);
         let mut affected = binding.map(|name| self.remove_candidate(key, &name)).unwrap_or_default();
         affected.push(Task::Conversation(key.clone()));
@@ -268,6 +296,16 @@ impl Index {
     fn claims_of<'a>(&'a self, key: &'a NamespacedName) -> impl Iterator<Item = BindingName> {
         let holds = move |entry: &BindingEntry| entry.claim.as_ref().is_some_and(|claim| claim.holder == *key);
         self.bindings.iter().filter(move |(_, entry)| holds(entry)).map(|(name, _)| name.clone())
+    }
+
+    fn add_candidate(&mut self, key: &NamespacedName, name: &BindingName) {
+        let conversations = &self.conversations;
+        let order = |key: &NamespacedName| (conversations.get(key).map(|entry| entry.input.creation_time), key.clone());
+        let candidates = &mut self.bindings.entry(name.clone()).or_default().candidates;
+        if let Err(position) = candidates.binary_search_by_key(&order(key), order) {
+            candidates.reserve_exact(usize::from(candidates.is_empty()));
+            candidates.insert(position, key.clone());
+        }
     }
 
     /// `key` no longer needs the binding, so that another candidate may get it.
@@ -287,8 +325,15 @@ impl Index {
         }
     }
 
+    /// The candidates whose plan depends on the claim and on the other candidates: the one that the claim names, or else the next
+    /// one, and those whose status does not say yet that they wait. Nothing changes for the others, which may be many.
     fn candidate_tasks(&self, name: &BindingName) -> Vec<Task> {
-        self.candidates(name).iter().cloned().map(Task::Conversation).collect()
+        let holder = self.claim(name).map(|claim| &claim.holder);
+        let first = holder.or_else(|| self.next_candidate(name));
+        let is_affected = |key: &&NamespacedName| {
+            Some(*key) == first || self.open(key).is_some_and(|entry| entry.input.waiting_since().is_none())
+        };
+        self.candidates(name).iter().filter(is_affected).cloned().map(Task::Conversation).collect()
     }
 
     fn insert_unreadable(&mut self, key: NamespacedName, uid: Uid, object: &InvalidObject, is_closed: bool) {
@@ -335,7 +380,7 @@ impl Index {
             return Vec::new();
         };
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
-        let entry = Entry { uid, version, input, fingerprint, list: self.closed_list.number, awaiting_watch: false };
+        let entry = Entry::new(uid, version, input, fingerprint, self.closed_list.number);
         self.closed.insert(key.clone(), Box::new(entry));
         vec![Task::Conversation(key)]
     }

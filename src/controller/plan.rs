@@ -4,7 +4,7 @@ use super::events::PendingEvent;
 use super::index::{AdmissionEntry, Entry, Index, UnreadableEntry, fingerprint};
 use super::keys::{NamespacedName, Uid, Version};
 use super::task::Task;
-use crate::api::{ConversationStatus, State, Time};
+use crate::api::{ConversationStatus, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::{Claim, CreateStatus};
 use crate::core::lifecycle::{BindingStatus, Decision, Notice, decide, due, new_notices};
@@ -56,6 +56,8 @@ pub struct StatusWrite {
     pub is_routine: bool,
     /// The status, without the field that gateways own.
     pub status: ConversationStatus,
+    /// Whether the status says that the conversation holds its binding.
+    pub is_bound: bool,
     /// The next deadline after it.
     pub next: Option<Time>,
     /// Deadline of the timer that changes the state; `None` if no timer does.
@@ -74,6 +76,7 @@ impl StatusWrite {
                 notices: new_notices(&entry.input.status, &status),
                 due: due(&entry.input, &status),
                 is_routine: entry.input.is_routine(&status),
+                is_bound: status.address_binding_name.is_some(),
                 status,
                 next,
             })
@@ -112,6 +115,21 @@ pub struct Release {
     pub claim: Claim,
     /// The status of each create that it records, by UID.
     pub create_statuses: HashMap<Uid, CreateStatus>,
+    /// The conversation that gets the binding if the claim is released, with its UID.
+    pub successor: Option<(NamespacedName, Uid)>,
+}
+
+/// The moment of a plan, and the times that it depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The time.
+    pub now: Time,
+    /// The same moment by the monotonic clock.
+    pub instant: Instant,
+    /// When this replica started to lead.
+    pub leader_since: Instant,
+    /// The time within which a write takes effect or fails.
+    pub grace_period: Duration,
 }
 
 /// The work of a new leader: the tasks, beginning with the conversations that have a deadline, in the order of their deadlines;
@@ -119,11 +137,11 @@ pub struct Release {
 pub fn plan_all(
     index: &Index,
     is_in_progress: impl Fn(&NamespacedName) -> bool,
-    now: Time,
+    moment: Moment,
 ) -> (Vec<Task>, Vec<(NamespacedName, Time)>) {
     let (mut to_do, mut asleep) = (Vec::new(), Vec::new());
     for key in index.keys() {
-        match plan_conversation(index, key, &is_in_progress, now) {
+        match plan_conversation(index, key, &is_in_progress, moment) {
             Plan::Wait { until, blocked_on } if blocked_on.is_empty() => {
                 asleep.extend(until.map(|until| (key.clone(), until)));
             }
@@ -144,8 +162,9 @@ pub fn plan_conversation(
     index: &Index,
     key: &NamespacedName,
     is_in_progress: impl Fn(&NamespacedName) -> bool,
-    now: Time,
+    moment: Moment,
 ) -> Plan {
+    let now = moment.now;
     if let Some(UnreadableEntry { uid, notice, .. }) = index.unreadable(key) {
         return Plan::Record(PendingEvent { key: key.clone(), uid: uid.clone(), notice: notice.clone() });
     }
@@ -157,30 +176,53 @@ pub fn plan_conversation(
         // A decision would be based on a version that has been replaced. The event of the new one is on its way.
         return wait(unheld.next);
     }
-    let Some(name) = entry.input.held_binding().filter(|_| unheld.status.state != Some(State::Closed)) else {
+    let Some(name) = entry.input.needed_binding() else {
         return plan_status(key, entry, unheld);
     };
-    if index.claim(name).is_none_or(|claim| claim.holder != *key) {
-        let is_first = first_candidate(index, name) == Some(key);
-        return Plan::Run(Job::Resolve(Box::new(ConversationLookup {
-            key: key.clone(),
-            entry: entry.clone(),
-            is_first,
-        })));
+    let Some(claim) = index.claim(name).filter(|claim| claim.holder == *key) else {
+        return plan_unbound(index, key, entry, name, now);
+    };
+    if !claim.admissions.iter().any(|admission| admission.uid == entry.uid) {
+        // The claim is not its claim until it records its UID.
+        return Plan::Wait { until: None, blocked_on: vec![Task::Claim(name.clone())] };
+    }
+    let bound = decide(&entry.input, Some(&BindingStatus::Held(name.clone())), now);
+    if entry.input.is_bound() || bound.status.address_binding_name.is_none() {
+        return plan_status(key, entry, bound);
     }
     // There are never two conversations with Bound=True, not even if somebody bypasses the admission policy: the other one loses
-    // the condition first. A write that is in progress or was just made, decided on an older claim, may still set it.
-    let rivals = || index.candidates(name).iter().filter(|other| *other != key);
-    let awaiting_watch = |other| index.open(other).is_some_and(|entry| entry.awaiting_watch);
-    if rivals().any(|other| is_in_progress(other) || awaiting_watch(other)) {
-        return wait(unheld.next);
+    // the condition first. A write that is in progress, was just made or may still take effect, decided on an older claim, may
+    // still set it.
+    let rivals = || {
+        let others = index.candidates(name).iter().filter(|other| *other != key);
+        others.filter_map(|other| Some((other, index.open(other)?))).filter(|(_, entry)| !entry.is_refused)
+    };
+    if rivals().any(|(other, entry)| is_in_progress(other) || entry.awaiting_watch) {
+        return wait(bound.next);
     }
-    let is_bound = |other: &&NamespacedName| index.open(other).is_some_and(|other| other.input.is_bound());
-    let blocked_on: Vec<Task> = rivals().filter(is_bound).cloned().map(Task::Conversation).collect();
+    let is_bound = |(_, entry): &(&NamespacedName, &Entry)| entry.input.is_bound();
+    let blocked_on: Vec<Task> = rivals().filter(is_bound).map(|(other, _)| Task::Conversation(other.clone())).collect();
     if !blocked_on.is_empty() {
-        return Plan::Wait { until: unheld.next, blocked_on };
+        return Plan::Wait { until: bound.next, blocked_on };
     }
-    plan_status(key, entry, decide(&entry.input, Some(&BindingStatus::Held(name.clone())), now))
+    // Writes of an earlier leader, decided on a claim that was deleted manually.
+    let of_earlier_leader = moment.leader_since.min(claim.since) + moment.grace_period;
+    let in_doubt_until =
+        |(_, entry): (_, &Entry)| entry.in_doubt_until.or_else(|| (!entry.was_written).then_some(of_earlier_leader));
+    if let Some(until) = rivals().filter_map(in_doubt_until).max().filter(|until| *until > moment.instant) {
+        return wait(Some(now.after(until.saturating_duration_since(moment.instant))));
+    }
+    plan_status(key, entry, bound)
+}
+
+/// The plan for a conversation that needs the binding `name`, whose claim, if there is one, names another conversation.
+fn plan_unbound(index: &Index, key: &NamespacedName, entry: &Entry, name: &BindingName, now: Time) -> Plan {
+    let is_first = index.claim(name).is_none() && index.next_candidate(name) == Some(key);
+    let waiting = decide(&entry.input, Some(&BindingStatus::HeldByAnother), now);
+    if !is_first && StatusWrite::of(key, entry, waiting).is_none() {
+        return wait(None);
+    }
+    Plan::Run(Job::Resolve(Box::new(ConversationLookup { key: key.clone(), entry: entry.clone(), is_first })))
 }
 
 fn plan_closed(index: &Index, key: &NamespacedName, now: Time) -> Plan {
@@ -189,13 +231,13 @@ fn plan_closed(index: &Index, key: &NamespacedName, now: Time) -> Plan {
         return plan_status(key, entry, decide(&entry.input, None, now));
     }
     match entry.input.expiry() {
-        Some(expiry) if expiry <= now => Plan::Run(Job::Delete(Deletion {
+        Some(expiry) if expiry <= now && !entry.input.is_being_deleted => Plan::Run(Job::Delete(Deletion {
             key: key.clone(),
             uid: entry.uid.clone(),
             version: entry.version.clone(),
             expiry,
         })),
-        expiry => wait(expiry),
+        expiry => wait(expiry.filter(|_| !entry.input.is_being_deleted)),
     }
 }
 
@@ -208,18 +250,10 @@ fn wait(until: Option<Time>) -> Plan {
     Plan::Wait { until, blocked_on: Vec::new() }
 }
 
-/// The first of the conversations that need a binding: the one that was bound, or else the oldest, or else the lowest UID.
-fn first_candidate<'a>(index: &'a Index, name: &BindingName) -> Option<&'a NamespacedName> {
-    index.candidates(name).iter().min_by_key(|key| {
-        let entry = index.open(key);
-        entry.map(|entry| (!entry.input.is_bound(), entry.input.creation_time, entry.uid.to_string()))
-    })
-}
-
 /// The plan for a claim.
 pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now: Instant) -> Plan {
     let Some(entry) = index.claim(name) else {
-        let first = first_candidate(index, name).cloned().map(Task::Conversation);
+        let first = index.next_candidate(name).cloned().map(Task::Conversation);
         return Plan::Wait { until: None, blocked_on: first.into_iter().collect() };
     };
     let Some(claim) = entry.claim(name).filter(|_| !index.is_settled(name)) else {
@@ -235,14 +269,24 @@ pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now
         }
     };
     let create_statuses = entry.admissions.iter().map(|known| (known.uid.clone(), create_status(known))).collect();
-    Plan::Run(Job::Release(Box::new(Release { claim, create_statuses })))
+    let successor = index.next_candidate(name).filter(|key| **key != entry.holder);
+    let successor = successor.and_then(|key| Some((key.clone(), index.open(key)?.uid.clone())));
+    Plan::Run(Job::Release(Box::new(Release { claim, create_statuses, successor })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::index::fixtures::{NAME, UID, claim, conversation, index, key, unreadable};
     use super::*;
+    use crate::api::State;
     use serde_json::json;
+
+    /// A moment at `now`, long after this replica started to lead.
+    fn at(now: Time) -> Moment {
+        let instant = Instant::now();
+        let grace_period = Duration::ZERO;
+        Moment { now, instant, leader_since: instant, grace_period }
+    }
 
     #[test]
     fn unreadable_conversation_is_reported_until_corrected() {
@@ -253,8 +297,8 @@ mod tests {
         let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(key("alice")));
         let affected = index.conversation_invalid(&unreadable("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
-        assert!(plan_all(&index, |_| false, Time::EPOCH).0.contains(&task));
-        let Plan::Record(pending) = plan_conversation(&index, &key("alice"), |_| false, Time::EPOCH) else {
+        assert!(plan_all(&index, |_| false, at(Time::EPOCH)).0.contains(&task));
+        let Plan::Record(pending) = plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)) else {
             panic!("no Event is planned");
         };
         assert!(pending.notice.note.contains("unknown channel") && pending.notice.reason.is_warning());
@@ -264,7 +308,7 @@ mod tests {
         );
         index.conversation_invalid(&unreadable("alice"), now);
         index.conversation_applied(&alice, now);
-        assert!(!matches!(plan_conversation(&index, &key("alice"), |_| false, Time::EPOCH), Plan::Record(_)));
+        assert!(!matches!(plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)), Plan::Record(_)));
     }
 
     #[test]
@@ -276,7 +320,7 @@ mod tests {
             index.conversation_applied(&conversation(number, number, spec), now);
         }
         let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(key(name)));
-        assert_eq!(plan_all(&index, |_| false, Time::EPOCH), (expected.to_vec(), Vec::new()));
+        assert_eq!(plan_all(&index, |_| false, at(Time::EPOCH)), (expected.to_vec(), Vec::new()));
     }
 
     #[test]
@@ -285,14 +329,15 @@ mod tests {
         let mut alice = conversation("alice", UID, json!({"contact": null, "timers": {"closeAfter": "10m"}}));
         index.conversation_applied(&alice, now);
         let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
-        let Plan::Run(Job::WriteStatus(write)) = plan_conversation(&index, &key("alice"), |_| false, created) else {
+        let Plan::Run(Job::WriteStatus(write)) = plan_conversation(&index, &key("alice"), |_| false, at(created))
+        else {
             panic!("no write is planned")
         };
         alice.status = Some(write.status);
         index.conversation_applied(&alice, now);
         let due = created.after(Duration::from_mins(10));
-        assert_eq!(plan_all(&index, |_| false, created), (Vec::new(), vec![(key("alice"), due)]));
-        assert_eq!(plan_all(&index, |_| false, due), (vec![Task::Conversation(key("alice"))], Vec::new()));
+        assert_eq!(plan_all(&index, |_| false, at(created)), (Vec::new(), vec![(key("alice"), due)]));
+        assert_eq!(plan_all(&index, |_| false, at(due)), (vec![Task::Conversation(key("alice"))], Vec::new()));
     }
 
     #[test]
@@ -302,7 +347,7 @@ mod tests {
         index.conversation_applied(&alice, now);
         index.claim_applied(&claim("alice", &[UID]), now);
         let plan =
-            |index: &Index, name: &str, others: bool| plan_conversation(index, &key(name), |_| others, Time::EPOCH);
+            |index: &Index, name: &str, others: bool| plan_conversation(index, &key(name), |_| others, at(Time::EPOCH));
         let Plan::Run(Job::WriteStatus(of_alice)) = plan(&index, "alice", false) else { panic!("no write is planned") };
         // Somebody deletes the claim, and bob claims the binding.
         index.conversation_applied(&conversation("bob", "u2", json!({})), now);
@@ -317,12 +362,135 @@ mod tests {
         assert!(matches!(plan(&index, "bob", false), Plan::Run(Job::WriteStatus(_))));
     }
 
+    /// An index with the claim of alice, who is bound, and with conversations that have been told that they wait, oldest first.
+    fn queue_for_alice(waiting: usize) -> Index {
+        let (mut index, now) = (index(), Instant::now());
+        index.claim_applied(&claim("alice", &[UID]), now);
+        let store = |index: &mut Index, mut object: crate::api::Conversation, status: BindingStatus| {
+            let input = crate::core::lifecycle::LifecycleInput::of(&object).unwrap();
+            object.status = Some(decide(&input, Some(&status), Time::EPOCH).status);
+            index.conversation_applied(&object, now);
+        };
+        let held = BindingStatus::Held(BindingName::existing(NAME.into()));
+        store(&mut index, conversation("alice", UID, json!({})), held);
+        for number in 0..waiting {
+            let name = format!("waiting-{number:04}");
+            let object = conversation(&name, &name, json!({"onConflict": "Wait"}));
+            store(&mut index, object, BindingStatus::HeldByAnother);
+        }
+        index
+    }
+
+    #[test]
+    fn change_of_a_claim_costs_nothing_for_those_that_wait() {
+        let (mut index, now) = (queue_for_alice(1_000), Instant::now());
+        let plan = |index: &Index, name: &str| plan_conversation(index, &key(name), |_| false, at(Time::EPOCH));
+        for name in ["waiting-0000", "waiting-0999"] {
+            assert!(matches!(plan(&index, name), Plan::Wait { until: None, blocked_on } if blocked_on.is_empty()));
+        }
+        let mut changed = claim("alice", &[UID]);
+        changed.resource_version = "10".into();
+        assert_eq!(index.claim_applied(&changed, now), [Task::Conversation(key("alice"))]);
+        let name = BindingName::existing(NAME.into());
+        let closed = conversation("alice", UID, json!({"state": "Closed"}));
+        let affected = index.conversation_applied(&closed, now);
+        assert_eq!(affected, [Task::Claim(name.clone()), Task::Conversation(key("alice"))]);
+        let Plan::Run(Job::Release(release)) = plan_claim(&index, &name, Duration::ZERO, now) else {
+            panic!("no release is planned")
+        };
+        assert_eq!(release.successor, Some((key("waiting-0000"), "waiting-0000".into())));
+        index.conversation_deleted(&closed.metadata, now);
+        let affected = index.claim_deleted(&name);
+        assert_eq!(affected, [Task::Conversation(key("waiting-0000"))], "only the first is asked");
+        assert!(matches!(plan(&index, "waiting-0000"), Plan::Run(Job::Resolve(lookup)) if lookup.is_first));
+        assert!(matches!(plan(&index, "waiting-0001"), Plan::Wait { .. }));
+    }
+
+    #[test]
+    fn successor_is_bound_after_every_rival_has_lost_the_condition() {
+        let (mut index, now) = (queue_for_alice(1), Instant::now());
+        let plan = |index: &Index, moment| plan_conversation(index, &key("waiting-0000"), |_| false, moment);
+        // Closed in its spec, without its contact and being deleted: its stored status still says Bound=True.
+        let mut alice = conversation("alice", UID, json!({}));
+        let input = crate::core::lifecycle::LifecycleInput::of(&alice).unwrap();
+        let held = BindingStatus::Held(BindingName::existing(NAME.into()));
+        alice.status = Some(decide(&input, Some(&held), Time::EPOCH).status);
+        let closed = {
+            let mut closed = alice.clone();
+            closed.spec.state = Some(State::Closed);
+            closed
+        };
+        let without_contact = {
+            let mut without_contact = alice.clone();
+            without_contact.spec.contact = None;
+            without_contact
+        };
+        let deleted = {
+            let mut deleted = alice;
+            deleted.metadata.deletion_timestamp = closed.metadata.creation_timestamp.clone();
+            deleted
+        };
+        index.claim_applied(&claim("waiting-0000", &["waiting-0000"]), now);
+        for released in [&closed, &without_contact, &deleted] {
+            index.conversation_applied(released, now);
+            let Plan::Wait { blocked_on, .. } = plan(&index, at(Time::EPOCH)) else { panic!("it is bound too early") };
+            assert_eq!(blocked_on, [Task::Conversation(key("alice"))]);
+            assert_eq!(index.claimant(&key("alice")), Some(Task::Conversation(key("waiting-0000"))));
+        }
+        // A status that the API server refuses to change does not block the others.
+        index.status_write_failed(&key("alice"), &"7".into(), None);
+        assert!(matches!(plan(&index, at(Time::EPOCH)), Plan::Run(Job::WriteStatus(write)) if write.is_bound));
+    }
+
+    #[test]
+    fn write_of_unknown_outcome_delays_the_rival() {
+        let (mut index, now) = (queue_for_alice(1), Instant::now());
+        index.claim_applied(&claim("waiting-0000", &["waiting-0000"]), now);
+        // alice lost the binding by a manual deletion of her claim, and her status says so; a write of the old one is under way.
+        let mut alice = conversation("alice", UID, json!({}));
+        let input = crate::core::lifecycle::LifecycleInput::of(&alice).unwrap();
+        alice.status = Some(decide(&input, Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
+        index.conversation_applied(&alice, now);
+        let minute = Duration::from_mins(1);
+        let at = |instant: Instant, leader_since: Instant| Moment {
+            now: Time::EPOCH,
+            instant,
+            leader_since,
+            grace_period: minute,
+        };
+        let plan = |index: &Index, moment| plan_conversation(index, &key("waiting-0000"), |_| false, moment);
+        let is_delayed = |plan| matches!(plan, Plan::Wait { until: Some(_), .. });
+        assert!(is_delayed(plan(&index, at(now, now))), "an earlier leader may have written");
+        assert!(!is_delayed(plan(&index, at(now + minute, now))));
+        index.status_written(&key("alice"), &"an older one".into());
+        assert!(!is_delayed(plan(&index, at(now, now))), "this leader has written since");
+        index.status_write_failed(&key("alice"), &"7".into(), Some(now + minute));
+        assert!(is_delayed(plan(&index, at(now, now))));
+        assert!(!is_delayed(plan(&index, at(now + minute, now))));
+        alice.metadata.resource_version = Some("8".into());
+        index.conversation_applied(&alice, now);
+        assert!(!is_delayed(plan(&index, at(now, now))), "the write was based on an older version");
+    }
+
+    #[test]
+    fn claim_that_does_not_record_its_holder_is_written_first() {
+        let (mut index, now) = (index(), Instant::now());
+        index.claim_applied(&claim("alice", &["another"]), now);
+        index.conversation_applied(&conversation("alice", UID, json!({})), now);
+        let Plan::Wait { blocked_on, .. } = plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)) else {
+            panic!("it is bound without a claim")
+        };
+        let name = BindingName::existing(NAME.into());
+        assert_eq!(blocked_on, [Task::Claim(name.clone())]);
+        assert!(matches!(plan_claim(&index, &name, Duration::ZERO, now), Plan::Run(Job::Release(_))));
+    }
+
     #[test]
     fn written_conversation_waits_for_its_watch_event() {
         let (mut index, now) = (index(), Instant::now());
         let mut alice = conversation("alice", UID, json!({"contact": null}));
         index.conversation_applied(&alice, now);
-        let plan = |index: &Index| plan_conversation(index, &key("alice"), |_| false, Time::EPOCH);
+        let plan = |index: &Index| plan_conversation(index, &key("alice"), |_| false, at(Time::EPOCH));
         let Plan::Run(Job::WriteStatus(write)) = plan(&index) else { panic!("no write is planned") };
         index.status_written(&key("alice"), &"an older one".into());
         assert!(matches!(plan(&index), Plan::Run(Job::WriteStatus(_))), "the write was on another version");

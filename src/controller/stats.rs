@@ -17,12 +17,19 @@ pub struct StatsKey {
     state: State,
     /// Time since which it has had no participant; `None` if it has one.
     unassigned_since: Option<Time>,
+    /// Time since which it has waited for its binding; `None` if it does not wait.
+    waiting_since: Option<Time>,
 }
 
 impl StatsKey {
     /// The group of the conversation with this input.
     pub fn of(input: &LifecycleInput) -> Self {
-        Self { channel: input.channel, state: input.state_in_effect(), unassigned_since: input.unassigned_since() }
+        Self {
+            channel: input.channel,
+            state: input.state_in_effect(),
+            unassigned_since: input.unassigned_since(),
+            waiting_since: input.waiting_since(),
+        }
     }
 }
 
@@ -33,10 +40,42 @@ pub struct Stats(Arc<Mutex<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     open: BTreeMap<(Channel, State), u64>,
-    unassigned: BTreeMap<Time, usize>,
-    unassigned_count: usize,
+    unassigned: Ages,
+    waiting: Ages,
     unreadable: usize,
     has_synced: bool,
+}
+
+/// A number of conversations, and since when each has been in some condition.
+#[derive(Debug, Default)]
+struct Ages {
+    since: BTreeMap<Time, usize>,
+    count: usize,
+}
+
+impl Ages {
+    fn add(&mut self, since: Option<Time>) {
+        if let Some(since) = since {
+            *self.since.entry(since).or_default() += 1;
+            self.count += 1;
+        }
+    }
+
+    fn remove(&mut self, since: Option<Time>) {
+        if let Some(since) = since
+            && let Some(count) = self.since.get_mut(&since)
+        {
+            *count -= 1;
+            self.count -= 1;
+            if *count == 0 {
+                self.since.remove(&since);
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<Time> {
+        self.since.keys().next().copied()
+    }
 }
 
 impl Stats {
@@ -45,20 +84,18 @@ impl Stats {
     }
 
     /// Counts a conversation, unless it is closed.
-    pub fn add(&self, StatsKey { channel, state, unassigned_since }: StatsKey) {
+    pub fn add(&self, StatsKey { channel, state, unassigned_since, waiting_since }: StatsKey) {
         if state == State::Closed {
             return;
         }
         let counts = &mut *self.counts();
         *counts.open.entry((channel, state)).or_default() += 1;
-        if let Some(since) = unassigned_since {
-            *counts.unassigned.entry(since).or_default() += 1;
-            counts.unassigned_count += 1;
-        }
+        counts.unassigned.add(unassigned_since);
+        counts.waiting.add(waiting_since);
     }
 
     /// Removes a conversation that was added with the same key.
-    pub fn remove(&self, StatsKey { channel, state, unassigned_since }: StatsKey) {
+    pub fn remove(&self, StatsKey { channel, state, unassigned_since, waiting_since }: StatsKey) {
         if state == State::Closed {
             return;
         }
@@ -66,15 +103,8 @@ impl Stats {
         if let Some(count) = counts.open.get_mut(&(channel, state)) {
             *count = count.saturating_sub(1);
         }
-        if let Some(since) = unassigned_since
-            && let Some(count) = counts.unassigned.get_mut(&since)
-        {
-            *count -= 1;
-            counts.unassigned_count -= 1;
-            if *count == 0 {
-                counts.unassigned.remove(&since);
-            }
-        }
+        counts.unassigned.remove(unassigned_since);
+        counts.waiting.remove(waiting_since);
     }
 
     /// Sets the number of stored conversations that cannot be parsed.
@@ -119,21 +149,29 @@ impl Collector for StatsCollector {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
-        gauge(
-            "unassigned_conversations",
-            "Open conversations without a participant",
-            u64::try_from(counts.unassigned_count).unwrap_or(u64::MAX),
-        )?;
-        let oldest = counts.unassigned.keys().next();
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let age = |ages: &Ages| ages.oldest().map_or(0, |since| self.clock.now().duration_since(since).as_secs());
+        let Counts { unassigned, waiting, .. } = counts;
+        gauge("unassigned_conversations", "Open conversations without a participant", number(unassigned.count))?;
         gauge(
             "oldest_unassigned_age_seconds",
-            "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
-            oldest.map_or(0, |since| self.clock.now().duration_since(*since).as_secs()),
+            "Time since which the longest unassigned open conversation has had no participant; 0 if there is none",
+            age(unassigned),
+        )?;
+        gauge(
+            "waiting_conversations",
+            "Open conversations that wait for a binding that another conversation holds",
+            number(waiting.count),
+        )?;
+        gauge(
+            "oldest_waiting_age_seconds",
+            "Time for which the longest waiting conversation has waited for its binding; 0 if there is none",
+            age(waiting),
         )?;
         gauge(
             "unreadable_conversations",
             "Stored conversations that cannot be read, about which nothing is done until they are corrected",
-            u64::try_from(counts.unreadable).unwrap_or(u64::MAX),
+            number(counts.unreadable),
         )
     }
 }
@@ -151,12 +189,13 @@ mod tests {
     /// The number of unassigned conversations, and the earliest time since which one is.
     fn unassigned(stats: &Stats) -> (usize, Option<Time>) {
         let counts = stats.counts();
-        (counts.unassigned_count, counts.unassigned.keys().next().copied())
+        (counts.unassigned.count, counts.unassigned.oldest())
     }
 
     #[test]
     fn conversations_are_counted_and_the_oldest_unassigned_is_known() {
-        let counted = |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since };
+        let counted =
+            |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since, waiting_since: None };
         let [first, second] = [1, 2].map(|millisecond| Time::EPOCH.after(Duration::from_millis(millisecond)));
         let stats = Stats::default();
         let all = [
@@ -193,15 +232,25 @@ mod tests {
             let samples = text.lines().filter(|line| !line.starts_with('#'));
             samples.filter(|line| !line.contains("_age_")).map(str::to_owned).collect::<Vec<_>>()
         };
-        let key = StatsKey { channel: Channel::Sms, state: State::Active, unassigned_since: Some(Time::EPOCH) };
+        let key = StatsKey {
+            channel: Channel::Sms,
+            state: State::Active,
+            unassigned_since: Some(Time::EPOCH),
+            waiting_since: None,
+        };
         stats.add(key);
         stats.set_unreadable(2);
-        let unsynced = ["switchboard_unassigned_conversations 0", "switchboard_unreadable_conversations 0"];
+        let unsynced = [
+            "switchboard_unassigned_conversations 0",
+            "switchboard_waiting_conversations 0",
+            "switchboard_unreadable_conversations 0",
+        ];
         assert_eq!(scrape(), unsynced);
         stats.set_synced();
         let synced = [
             r#"switchboard_conversations{channel="SMS",state="Active"} 1"#,
             "switchboard_unassigned_conversations 1",
+            "switchboard_waiting_conversations 0",
             "switchboard_unreadable_conversations 2",
         ];
         assert_eq!(scrape(), synced);

@@ -12,8 +12,7 @@ use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::binding::Binding;
-use crate::core::claim::{CreateStatus, ReleaseStep, Write, adopt, release};
-use crate::core::denial::{Disclosure, already_bound_message};
+use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
 use crate::kube_error;
 use crate::leader::Leadership;
@@ -71,7 +70,21 @@ pub enum JobOutcome {
     /// The claim is to be checked again when the grace period of its creates in flight is over.
     AwaitGrace,
     /// The job failed and is to be retried.
-    Retry(Backoff),
+    Retry {
+        /// The delay of the retry.
+        backoff: Backoff,
+        /// The write of a status that failed.
+        failed_write: Option<FailedWrite>,
+    },
+}
+
+/// A write of a status that failed.
+#[derive(Debug)]
+pub struct FailedWrite {
+    /// The version that it was based on.
+    pub version: Version,
+    /// Whether it may still take effect. Otherwise the API server refused it.
+    pub is_in_doubt: bool,
 }
 
 /// Why a job failed.
@@ -124,6 +137,15 @@ impl Worker {
     /// Runs `job` for `task`.
     pub async fn run(self, task: Task, job: Job) -> JobResult {
         let started = self.clock.monotonic();
+        let bound_on = match &job {
+            Job::WriteStatus(write) if write.is_bound => Some(write.version.clone()),
+            _ => None,
+        };
+        let written_on = match &job {
+            Job::WriteStatus(write) => Some(write.version.clone()),
+            Job::Resolve(lookup) => Some(lookup.entry.version.clone()),
+            Job::Delete(_) | Job::Release(_) => None,
+        };
         let result = timeout(JOB_TIMEOUT, self.attempt(job)).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
             Task::Conversation(_) => TaskKind::Conversation,
@@ -134,7 +156,13 @@ impl Worker {
         let outcome = result.unwrap_or_else(|error| {
             let class = error.class().as_str();
             tracing::warn!(error = %ErrorChain(&error), %task, class, "reconciliation failed; retrying");
-            JobOutcome::Retry(error.backoff())
+            let backoff = error.backoff();
+            // A write that says that the conversation is not bound does no harm, whenever it takes effect.
+            let failed_write = match backoff {
+                Backoff::Transient => bound_on.map(|version| FailedWrite { version, is_in_doubt: true }),
+                Backoff::Refused => written_on.map(|version| FailedWrite { version, is_in_doubt: false }),
+            };
+            JobOutcome::Retry { backoff, failed_write }
         });
         JobResult { task, outcome }
     }
@@ -149,7 +177,7 @@ impl Worker {
     }
 
     async fn write_status(&self, write: StatusWrite) -> Result<JobOutcome, Error> {
-        let StatusWrite { key, uid, version, notices, is_routine: _, status, next, due } = write;
+        let StatusWrite { key, uid, version, notices, is_routine: _, is_bound: _, status, next, due } = write;
         if !self.leadership.is_leader() {
             return Ok(JobOutcome::Done);
         }
@@ -187,9 +215,12 @@ impl Worker {
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         match conversations.delete(key.name(), &parameters).await {
-            Ok(_) => {
+            Ok(deleted) => {
                 tracing::debug!(conversation = %key, "deleted a closed conversation whose time to live has elapsed");
-                Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, vec![expired(expiry)]) })
+                // An object that finalizers keep is answered instead of a status.
+                let finalizers = deleted.left().and_then(|kept| kept.metadata.finalizers).unwrap_or_default();
+                let notice = expired(expiry, &finalizers);
+                Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, vec![notice]) })
             }
             Err(error) => unless_outdated(error),
         }
@@ -200,7 +231,7 @@ impl Worker {
         &self,
         ConversationLookup { key, entry, is_first }: ConversationLookup,
     ) -> Result<JobOutcome, Error> {
-        let Some(name) = entry.input.binding.clone() else {
+        let Some(name) = entry.input.needed_binding().cloned() else {
             return Ok(JobOutcome::Done);
         };
         let claim = match self.claims.read(&name).await? {
@@ -211,13 +242,10 @@ impl Worker {
             Some(claim) => claim,
         };
         let holder = self.claims.stored(&claim.holder).await?;
-        let Some(holder) = holder.filter(|holder| holder.held_binding.as_ref() == Some(&name)) else {
+        if !holder.is_some_and(|holder| claim.is_held_by(&holder)) {
             return Ok(JobOutcome::Enqueue(Task::Claim(name)));
-        };
-        let is_same_namespace = claim.holder.namespace == key.namespace();
-        let disclosure = if is_same_namespace { Disclosure::Full } else { Disclosure::OtherNamespace };
-        let message = already_bound_message(&claim.binding, &claim.holder, &holder, disclosure);
-        let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother(message)), self.clock.now());
+        }
+        let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother), self.clock.now());
         let next = decision.next;
         match StatusWrite::of(&key, &entry, decision) {
             Some(write) => self.write_status(*write).await,
@@ -246,11 +274,22 @@ impl Worker {
         Ok(JobOutcome::Done)
     }
 
-    async fn release(&self, Release { claim, create_statuses }: Release) -> Result<JobOutcome, Error> {
-        // The order matters: the claim came from the watch, and the conversation is read after it.
+    async fn release(&self, to_release: Release) -> Result<JobOutcome, Error> {
+        let Release { claim, create_statuses, successor } = to_release;
+        // The order matters: the claim came from the watch, and the conversations are read after it.
         let live = self.claims.stored(&claim.holder).await?;
         let create_status = |uid: &str| create_statuses.get(&Uid::from(uid)).copied().unwrap_or(CreateStatus::InFlight);
-        let write = match release(&claim, live.as_ref(), create_status) {
+        let now = self.clock.now();
+        let mut step = release(&claim, live.as_ref(), None, create_status, now);
+        if let (ReleaseStep::Write(Write::Delete { .. }), Some((key, uid))) = (&step, successor) {
+            let conversation = key.reference();
+            let live_successor = self.claims.stored(&conversation).await?;
+            let successor = live_successor
+                .filter(|live| Uid::from(live.uid.as_str()) == uid)
+                .map(|live| Successor { conversation, live });
+            step = release(&claim, live.as_ref(), successor.as_ref(), create_status, now);
+        }
+        let write = match step {
             ReleaseStep::Keep => return Ok(JobOutcome::Done),
             ReleaseStep::AwaitGrace => return Ok(JobOutcome::AwaitGrace),
             ReleaseStep::Write(write) => write,
@@ -258,9 +297,13 @@ impl Worker {
         if !self.leadership.is_leader() {
             return Ok(JobOutcome::Done);
         }
-        let is_release = matches!(write, Write::Delete { .. });
-        let message = if is_release { "releasing a claim" } else { "pruning a claim" };
-        tracing::debug!(conversation = %claim.holder, binding = %claim.name, "{message}");
+        let is_release = match &write {
+            Write::Delete { .. } => true,
+            Write::Replace { holder, .. } => *holder != claim.holder,
+            Write::Create { .. } => false,
+        };
+        let write_kind = if is_release { "release" } else { "prune" };
+        tracing::debug!(conversation = %claim.holder, binding = %claim.name, write_kind, "writing a claim");
         if self.claims.write(&claim.binding, write).await? == Outcome::Applied && is_release {
             let is_orphan = create_statuses.values().any(|create_status| *create_status == CreateStatus::Expired);
             self.metrics.released(is_orphan);

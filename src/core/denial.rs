@@ -131,23 +131,35 @@ pub fn already_exists(name: &str) -> Denial {
     }
 }
 
-/// It cannot be determined in time whether the binding is free.
+/// It cannot be determined in time whether the binding is free, for the reason `why`. A conversation outside `namespace`, that of
+/// the create, is not named.
 #[must_use]
-pub fn undecided(why: Undecided) -> Denial {
-    let why = match why {
-        Undecided::InFlight => "another create or a release of the same binding is in progress",
-        Undecided::AwaitingRelease => {
-            "earlier creates with this name were admitted but never stored, and their claim has not been released yet"
+pub fn undecided(why: &Undecided, namespace: &str) -> Denial {
+    let reason = match why {
+        Undecided::Release => "the binding is being released".to_owned(),
+        Undecided::Create { conversation, until, .. } => {
+            let conversation = if conversation.namespace == namespace {
+                format!("Conversation {conversation}")
+            } else {
+                "a Conversation in another namespace".to_owned()
+            };
+            format!(
+                "{conversation} is being created, or was not created after all, or was just deleted. If it does not appear, the \
+                 binding is released after {until}"
+            )
         }
-        Undecided::ApiServer => "the API server did not read or write the claim in time",
+        Undecided::NameTaken => "the Conversation was created meanwhile, and a retry updates it".to_owned(),
+        Undecided::ApiServer => "the API server did not read or write the claim in time".to_owned(),
     };
+    let seconds = why.retry_after().as_secs();
+    let unit = if seconds == 1 { "second" } else { "seconds" };
     Denial {
         code: 503,
         reason: "ServiceUnavailable",
-        message: format!("cannot determine yet whether the binding is free: {why}. Retry in 1 second."),
+        message: format!("cannot determine yet whether the binding is free: {reason}. Retry in {seconds} {unit}."),
         cause: None,
         name: None,
-        retry_after_seconds: Some(1),
+        retry_after_seconds: i32::try_from(seconds).ok(),
     }
 }
 
@@ -178,7 +190,7 @@ mod tests {
         let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
         let live = LiveConversation {
             uid: "a1".into(),
-            held_binding: Some(binding.name()),
+            needed_binding: Some(binding.name()),
             state: State::Inactive,
             participants: (1..=participants).map(|number| format!("agent-{number}")).collect(),
         };
@@ -205,7 +217,7 @@ mod tests {
         let participants = vec!["agent-7".to_owned()];
         let live = LiveConversation {
             uid: "a1".into(),
-            held_binding: Some(binding.name()),
+            needed_binding: Some(binding.name()),
             state: State::Active,
             participants,
         };

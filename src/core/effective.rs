@@ -1,4 +1,4 @@
-//! The state in effect and the binding that a conversation holds in it. The webhook, the claims and the controller all decide
+//! The state in effect and the binding that a conversation needs in it. The webhook, the claims and the controller all decide
 //! by these two definitions.
 
 use crate::api::State;
@@ -10,11 +10,11 @@ pub fn state_in_effect(requested: Option<State>, reported: Option<State>) -> Sta
     requested.unwrap_or_default().max(reported.unwrap_or_default())
 }
 
-/// The binding held by a conversation whose state in effect is `state` and whose spec names `binding`. A closed conversation holds
-/// none.
+/// The binding that a conversation needs whose state in effect is `state` and whose spec names `binding`. A closed conversation
+/// needs none, nor does one that is being deleted: a deletion cannot be taken back, whatever finalizer keeps the object.
 #[must_use]
-pub fn held_binding<B>(binding: Option<B>, state: State) -> Option<B> {
-    binding.filter(|_| state != State::Closed)
+pub fn needed_binding<B>(binding: Option<B>, state: State, is_being_deleted: bool) -> Option<B> {
+    binding.filter(|_| state != State::Closed && !is_being_deleted)
 }
 
 #[cfg(test)]
@@ -36,10 +36,11 @@ mod tests {
     }
 
     #[test]
-    fn binding_is_held_until_the_conversation_is_closed() {
-        assert_eq!(held_binding(Some("b"), State::Active), Some("b"));
-        assert_eq!(held_binding(Some("b"), State::Inactive), Some("b"));
-        assert_eq!(held_binding(Some("b"), State::Closed), None);
-        assert_eq!(held_binding(None::<&str>, State::Active), None);
+    fn binding_is_needed_until_closed_or_deleted() {
+        assert_eq!(needed_binding(Some("b"), State::Active, false), Some("b"));
+        assert_eq!(needed_binding(Some("b"), State::Inactive, false), Some("b"));
+        assert_eq!(needed_binding(Some("b"), State::Closed, false), None);
+        assert_eq!(needed_binding(Some("b"), State::Active, true), None);
+        assert_eq!(needed_binding(None::<&str>, State::Active, false), None);
     }
 }

@@ -45,6 +45,7 @@ impl AdmissionHandler {
         let decision = self.claims.admit(request, deadline).await;
         let outcome = match &decision {
             Decision::Allow => AdmissionOutcome::Allowed,
+            Decision::AllowWaiting => AdmissionOutcome::Waiting,
             Decision::Deny { .. } => AdmissionOutcome::Denied,
             Decision::AlreadyExists => AdmissionOutcome::AlreadyExists,
             Decision::Undecided(_) => AdmissionOutcome::Undecided,
@@ -57,9 +58,9 @@ impl AdmissionHandler {
             "decided a create"
         );
         let denial = match decision {
-            Decision::Allow => None,
+            Decision::Allow | Decision::AllowWaiting => None,
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
-            Decision::Undecided(why) => Some(denial::undecided(why)),
+            Decision::Undecided(why) => Some(denial::undecided(&why, &request.conversation.namespace)),
             Decision::Deny { holder, live } => {
                 let disclosure = if holder.namespace == request.conversation.namespace {
                     Disclosure::Full

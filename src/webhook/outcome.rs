@@ -12,6 +12,8 @@ use strum::{IntoStaticStr, VariantArray};
 pub enum AdmissionOutcome {
     /// The create is allowed and has a claim.
     Allowed,
+    /// The create is allowed without a claim: the conversation waits for its binding.
+    Waiting,
     /// The request is allowed and needs no claim.
     NoClaim,
     /// The create is denied with error 48031: another conversation holds the binding.
@@ -53,7 +55,7 @@ impl AdmissionOutcome {
 
     fn status(self) -> Option<StatusCode> {
         match self {
-            Self::Allowed | Self::NoClaim => Some(StatusCode::OK),
+            Self::Allowed | Self::Waiting | Self::NoClaim => Some(StatusCode::OK),
             Self::Denied | Self::Invalid => Some(StatusCode::FORBIDDEN),
             Self::AlreadyExists => Some(StatusCode::CONFLICT),
             Self::Undecided => Some(StatusCode::SERVICE_UNAVAILABLE),

@@ -86,6 +86,7 @@ struct WireObject<'a> {
 struct Metadata {
     name: Option<String>,
     uid: Option<String>,
+    generate_name: Option<String>,
     managed_fields: Option<Managers>,
 }
 
@@ -220,6 +221,8 @@ impl Review {
             uid: present(metadata.uid.as_ref(), "request.object.metadata.uid")?,
             // Every other create records an Update, even if the object already has managed fields.
             is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| managers.have_applied),
+            has_generated_name: metadata.generate_name.as_ref().is_some_and(|prefix| !prefix.is_empty()),
+            on_conflict: conversation.spec.on_conflict.unwrap_or_default(),
             is_dry_run: self.is_dry_run,
         }))
     }

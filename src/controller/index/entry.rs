@@ -24,6 +24,40 @@ pub struct Entry {
     pub list: u32,
     /// Whether its status was written and the watch has yet to show the new version.
     pub awaiting_watch: bool,
+    /// Whether the API server refused to write its status on this version.
+    pub is_refused: bool,
+    /// Whether this leader has written its status. No write of an earlier leader can take effect any more.
+    pub was_written: bool,
+    /// The end of the time in which a write of unknown outcome can still take effect on this version.
+    pub in_doubt_until: Option<Instant>,
+}
+
+impl Entry {
+    /// The entry of a conversation of which nothing else is known.
+    pub fn new(uid: Uid, version: Version, input: LifecycleInput, fingerprint: u64, list: u32) -> Self {
+        Self {
+            uid,
+            version,
+            input,
+            fingerprint,
+            list,
+            awaiting_watch: false,
+            is_refused: false,
+            was_written: false,
+            in_doubt_until: None,
+        }
+    }
+
+    /// Keeps what `before`, an entry of the same object, knows and the watch does not show.
+    pub fn follow(&mut self, before: &Self) {
+        if before.uid == self.uid {
+            self.was_written = before.was_written;
+            if before.version == self.version {
+                self.is_refused = before.is_refused;
+                self.in_doubt_until = before.in_doubt_until;
+            }
+        }
+    }
 }
 
 /// A conversation that cannot be parsed.
@@ -42,7 +76,8 @@ pub struct UnreadableEntry {
 /// A binding.
 #[derive(Debug, Default)]
 pub struct BindingEntry {
-    /// The open conversations whose spec names the binding: one, unless one was stored past the webhook.
+    /// The conversations that need the binding, or whose status still says that they hold it. The oldest comes first. Usually there
+    /// is one.
     pub candidates: Vec<NamespacedName>,
     /// The claim of the binding.
     pub claim: Option<ClaimEntry>,
@@ -54,6 +89,8 @@ pub struct ClaimEntry {
     uid: Uid,
     version: Version,
     is_being_deleted: bool,
+    /// When this replica first observed it.
+    pub since: Instant,
     /// The conversation that the claim names.
     pub holder: NamespacedName,
     /// The admitted creates that the claim records.
@@ -83,8 +120,11 @@ impl ClaimEntry {
             let known = before.and_then(|before| before.admissions.iter().find(|known| known.uid == uid));
             AdmissionEntry { since: known.map_or(now, |known| known.since), uid, time: *time }
         });
+        let uid = Uid::from(claim.uid.as_str());
+        let since = before.filter(|before| before.uid == uid).map_or(now, |before| before.since);
         Self {
-            uid: claim.uid.as_str().into(),
+            uid,
+            since,
             version: claim.resource_version.as_str().into(),
             is_being_deleted: claim.is_being_deleted,
             holder: NamespacedName::from(&claim.holder),

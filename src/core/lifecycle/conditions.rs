@@ -1,16 +1,17 @@
 //! The conditions of a conversation in a state.
 
 use super::LifecycleInput;
-use crate::api::{Condition, ConditionReason, ConditionStatus, ConditionType, State, Time};
+use crate::api::{Condition, ConditionReason, ConditionStatus, ConditionType, OnConflict, State, Time};
 use crate::core::binding::BindingName;
+use crate::core::denial::ALREADY_BOUND;
 
 /// Whether a conversation that needs its binding holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BindingStatus {
     /// The claim names this conversation.
     Held(BindingName),
-    /// The claim names another conversation, which holds the binding. The text is the message of the conditions.
-    HeldByAnother(String),
+    /// The claim names another conversation, which holds the binding.
+    HeldByAnother,
 }
 
 /// The conditions in `state`. A condition whose status is unchanged keeps its transition time.
@@ -22,8 +23,10 @@ pub(super) fn conditions(
 ) -> Vec<Condition> {
     use {ConditionReason as Reason, ConditionStatus as Status, ConditionType as Type};
     let is_closed = state == State::Closed;
-    let conflict = match binding_status {
-        Some(BindingStatus::HeldByAnother(text)) if input.binding.is_some() && !is_closed => Some(text.as_str()),
+    let conflict = match (binding_status, &input.binding) {
+        (Some(BindingStatus::HeldByAnother), Some(name)) if !is_closed && !input.is_being_deleted => {
+            Some(conflict(input.on_conflict, name))
+        }
         _ => None,
     };
     let (ready, bound) = if is_closed {
@@ -31,13 +34,22 @@ pub(super) fn conditions(
             (Status::True, Reason::Closed, "The conversation is closed"),
             (Status::False, Reason::Closed, "The conversation is closed and holds no binding"),
         )
+    } else if input.is_being_deleted {
+        (
+            (
+                Status::False,
+                Reason::Deleting,
+                "The conversation is being deleted; its finalizers still keep the object",
+            ),
+            (Status::False, Reason::Deleting, "The conversation is being deleted and holds no binding"),
+        )
     } else if input.binding.is_none() {
         (
             (Status::True, Reason::Unbound, "The conversation is open and has no contact, so it needs no binding"),
             (Status::False, Reason::NoContact, "The conversation has no contact, so it has no binding"),
         )
-    } else if let Some(conflict) = conflict {
-        ((Status::False, Reason::AddressAlreadyBound, conflict), (Status::False, Reason::AddressAlreadyBound, conflict))
+    } else if let Some((reason, message)) = &conflict {
+        ((Status::False, *reason, message.as_str()), (Status::False, *reason, message.as_str()))
     } else {
         (
             (Status::True, Reason::Bound, "The conversation is open and holds its binding"),
@@ -55,7 +67,8 @@ pub(super) fn conditions(
     } else {
         (Status::False, Reason::Assigned, "The conversation has at least one participant")
     };
-    let stalled = conflict.map(|conflict| (Type::Stalled, (Status::True, Reason::AddressAlreadyBound, conflict)));
+    let stalled = conflict.as_ref().filter(|(reason, _)| *reason == Reason::AddressAlreadyBound);
+    let stalled = stalled.map(|(reason, message)| (Type::Stalled, (Status::True, *reason, message.as_str())));
     [(Type::Ready, ready), (Type::Bound, bound), (Type::Unassigned, unassigned)]
         .into_iter()
         .chain(stalled)
@@ -71,6 +84,27 @@ pub(super) fn conditions(
             }
         })
         .collect()
+}
+
+/// Reason and message of a conversation whose binding another one holds. The message names the AddressBinding and not its holder,
+/// so that it does not change with the holder.
+fn conflict(on_conflict: OnConflict, name: &BindingName) -> (ConditionReason, String) {
+    match on_conflict {
+        OnConflict::Refuse => (
+            ConditionReason::AddressAlreadyBound,
+            format!(
+                "{ALREADY_BOUND}: another conversation holds the binding; AddressBinding {name} shows which one. This \
+                 conversation gets the binding as soon as it is free. If it is not needed, close or delete it."
+            ),
+        ),
+        OnConflict::Wait => (
+            ConditionReason::WaitingForBinding,
+            format!(
+                "The conversation waits for its binding; AddressBinding {name} shows the conversation that holds it. The \
+                 oldest waiting conversation gets the binding as soon as it is free."
+            ),
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +133,7 @@ mod tests {
         }
         assert_eq!(status.address_binding_name, None);
 
-        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let another = BindingStatus::HeldByAnother;
         let status = decide(&input(), Some(&another), at(1)).status;
         for (type_, expected) in [(T::Ready, S::False), (T::Bound, S::False), (T::Stalled, S::True)] {
             assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
@@ -109,7 +143,7 @@ mod tests {
 
     #[test]
     fn closed_or_unbound_conversation_is_never_stalled() {
-        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let another = BindingStatus::HeldByAnother;
         for input in [LifecycleInput { state: State::Closed, ..input() }, LifecycleInput { binding: None, ..input() }] {
             let status = decide(&input, Some(&another), at(1)).status;
             assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled), "{status:?}");
@@ -119,7 +153,7 @@ mod tests {
     #[test]
     fn stalled_is_present_only_while_true() {
         let mut input = input();
-        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let another = BindingStatus::HeldByAnother;
         input.status = PreviousStatus::of(&decide(&input, Some(&another), at(1)).status);
         let status = decide_at(&input, 2).status;
         assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled));

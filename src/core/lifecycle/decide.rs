@@ -2,7 +2,7 @@
 
 use super::conditions::{BindingStatus, conditions};
 use super::input::{LifecycleInput, PreviousStatus, end};
-use crate::api::{ConversationStatus, Deadlines, State, StateReason, Time};
+use crate::api::{ConversationStatus, Deadlines, Duration, State, StateReason, Time};
 
 /// The status in effect, and the time of its next change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +22,27 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     }
     let (last_activity_time, counted_activity_time) = activity(input, now);
     let has_new_activity = last_activity_time != before.last_activity_time;
+    let waits = match binding_status {
+        Some(BindingStatus::HeldByAnother) => true,
+        Some(BindingStatus::Held(_)) => false,
+        None => input.waiting_since().is_some(),
+    };
+    // The timers of a conversation that waited start at the moment at which it is bound.
+    let starts_anew = !waits && input.waiting_since().is_some();
+    let last_activity_time = if starts_anew { last_activity_time.max(Some(now)) } else { last_activity_time };
     let base = last_activity_time.unwrap_or(input.creation_time);
     let unassigned_time = input.is_unassigned.then(|| {
         // A conversation without a status has been unassigned since its creation.
         let is_new = before.observed_generation == 0;
-        before.unassigned_time.unwrap_or(if is_new { input.creation_time } else { now })
+        let before = before.unassigned_time.filter(|_| !starts_anew);
+        before.unwrap_or(if is_new { input.creation_time } else { now })
     });
-    let inactive_due = input.inactive_after.map(|after| end(base, after));
-    let close_due = input.close_after.map(|after| end(base, after));
-    let unassigned_due = unassigned_time.zip(input.close_unassigned_after).map(|(since, after)| end(since, after));
+    let has_timers = !waits && !input.is_being_deleted;
+    let after = |timer: Option<Duration>| timer.filter(|_| has_timers);
+    let inactive_due = after(input.inactive_after).map(|after| end(base, after));
+    let close_due = after(input.close_after).map(|after| end(base, after));
+    let unassigned_due =
+        unassigned_time.zip(after(input.close_unassigned_after)).map(|(since, after)| end(since, after));
     let is_due = |due: Option<Time>| due.is_some_and(|due| due <= now);
 
     let (state, reason) = if input.state == State::Closed {
@@ -61,7 +73,7 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     let close_time = [close_due, unassigned_due].into_iter().flatten().min().filter(|_| !is_closed);
     let deadlines = Deadlines { inactive_time, close_time };
     let held = match binding_status {
-        Some(BindingStatus::Held(name)) if !is_closed => Some(name.as_str().to_owned()),
+        Some(BindingStatus::Held(name)) if !is_closed && !input.is_being_deleted => Some(name.as_str().to_owned()),
         _ => None,
     };
     let kept_transition = before.state_transition_time.filter(|_| before.state == Some(state));
@@ -134,7 +146,7 @@ fn activity(input: &LifecycleInput, now: Time) -> (Option<Time>, Option<Time>) {
 mod tests {
     use super::super::fixtures::{at, condition, decide_at, held, input, live, seconds};
     use super::*;
-    use crate::api::{ConditionReason, ConditionStatus, ConditionType, Duration};
+    use crate::api::{ConditionReason, ConditionStatus, ConditionType, OnConflict};
     use proptest::prelude::*;
 
     #[test]
@@ -307,6 +319,57 @@ mod tests {
         assert_eq!((status.state, status.closed_time), (closed.state, closed.closed_time));
     }
 
+    /// Stores the status of a conversation whose binding another one holds.
+    fn wait_for_binding(input: &mut LifecycleInput, second: u64) -> ConversationStatus {
+        let status = decide(input, Some(&BindingStatus::HeldByAnother), at(second)).status;
+        input.status = PreviousStatus::of(&status);
+        status
+    }
+
+    #[test]
+    fn timers_do_not_run_while_waiting_and_start_when_bound() {
+        let mut input = LifecycleInput {
+            on_conflict: OnConflict::Wait,
+            is_unassigned: true,
+            inactive_after: seconds(10),
+            close_after: seconds(20),
+            close_unassigned_after: seconds(30),
+            ..input()
+        };
+        for second in [1, 1_000] {
+            let status = wait_for_binding(&mut input, second);
+            assert_eq!((status.state, &status.deadlines), (Some(State::Active), &None));
+            assert_eq!(condition(&status, ConditionType::Bound).1, ConditionReason::WaitingForBinding);
+            assert_eq!(decide(&input, None, at(second + 1)).next, None, "nothing happens by itself");
+        }
+        let status = live(&mut input, 2_000);
+        assert_eq!((status.last_activity_time, status.unassigned_time), (Some(at(2_000)), Some(at(2_000))));
+        let deadlines = Deadlines { inactive_time: Some(at(2_010)), close_time: Some(at(2_020)) };
+        assert_eq!((status.state, status.deadlines), (Some(State::Active), Some(deadlines)));
+        assert_eq!(live(&mut input, 2_001).last_activity_time, Some(at(2_000)), "they start once");
+        input.on_conflict = OnConflict::Refuse;
+        assert_eq!(
+            condition(&wait_for_binding(&mut input, 2_002), ConditionType::Ready),
+            (ConditionStatus::False, ConditionReason::AddressAlreadyBound)
+        );
+    }
+
+    #[test]
+    fn conversation_being_deleted_needs_no_binding_and_has_no_timers() {
+        let mut input = LifecycleInput { close_after: seconds(10), ..input() };
+        live(&mut input, 1);
+        input.is_being_deleted = true;
+        assert_eq!((input.needed_binding(), input.contended_binding()), (None, input.binding.as_ref()));
+        let status = live(&mut input, 1_000);
+        for type_ in [ConditionType::Ready, ConditionType::Bound] {
+            assert_eq!(condition(&status, type_), (ConditionStatus::False, ConditionReason::Deleting));
+        }
+        assert_eq!((status.state, status.deadlines, status.address_binding_name), (Some(State::Active), None, None));
+        assert_eq!(input.contended_binding(), None, "its status no longer says that it is bound");
+        input.state = State::Closed;
+        assert_eq!(live(&mut input, 1_001).state, Some(State::Closed));
+    }
+
     prop_compose! {
         fn any_input()(
             state in prop_oneof![Just(State::Active), Just(State::Inactive), Just(State::Closed)],
@@ -370,7 +433,11 @@ mod tests {
         fn state_follows_from_the_rules(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
             let mut input = base;
             let before = live(&mut input, first);
-            let mut then = LifecycleInput { status: PreviousStatus { reported_activity: then.status.reported_activity, ..input.status }, ..then };
+            // The schema allows to remove a contact, but not to add one.
+            let binding = then.binding.clone().filter(|_| input.binding.is_some());
+            let reported_activity = then.status.reported_activity;
+            let mut then =
+                LifecycleInput { binding, status: PreviousStatus { reported_activity, ..input.status }, ..then };
             let status = live(&mut then, first + later);
             let (now, activity) = (at(first + later), status.last_activity_time.unwrap_or(then.creation_time));
             let is_over = |since: Time, after: Option<Duration>| {

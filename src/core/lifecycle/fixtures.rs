@@ -1,7 +1,9 @@
 //! Inputs and helpers that the tests of the lifecycle share.
 
 use super::{BindingStatus, Decision, LifecycleInput, PreviousStatus, decide};
-use crate::api::{Channel, ConditionReason, ConditionStatus, ConditionType, ConversationStatus, Duration, State, Time};
+use crate::api::{
+    Channel, ConditionReason, ConditionStatus, ConditionType, ConversationStatus, Duration, OnConflict, State, Time,
+};
 use crate::core::binding::Binding;
 
 /// `second` seconds after the creation.
@@ -14,7 +16,9 @@ pub fn input() -> LifecycleInput {
     LifecycleInput {
         generation: 1,
         creation_time: at(0),
+        is_being_deleted: false,
         state: State::Active,
+        on_conflict: OnConflict::Refuse,
         channel: Channel::Sms,
         binding: Some(Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap().name()),
         is_unassigned: false,

@@ -1,7 +1,8 @@
 //! The input of the lifecycle: the parts of a stored conversation that the next status depends on.
 
 use crate::api::{
-    Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, State, StateReason, Time,
+    Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, OnConflict, State,
+    StateReason, Time,
 };
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
 use crate::core::effective;
@@ -13,8 +14,12 @@ pub struct LifecycleInput {
     pub generation: i64,
     /// Creation time of the conversation.
     pub creation_time: Time,
+    /// Whether it is being deleted and a finalizer keeps it.
+    pub is_being_deleted: bool,
     /// The state that the spec requests.
     pub state: State,
+    /// The handling of a binding that is not free.
+    pub on_conflict: OnConflict,
     /// The channel of both addresses.
     pub channel: Channel,
     /// The binding that the spec names; `None` without a contact. The addresses are not kept.
@@ -45,6 +50,8 @@ pub struct PreviousStatus {
     pub(super) last_activity_time: Option<Time>,
     pub(super) unassigned_time: Option<Time>,
     pub(super) closed_time: Option<Time>,
+    /// The binding that it holds. The index shares the text of equal names.
+    pub address_binding_name: Option<BindingName>,
     pub(super) conditions: PreviousConditions,
 }
 
@@ -70,7 +77,9 @@ impl LifecycleInput {
         Ok(Self {
             generation: conversation.metadata.generation.unwrap_or_default(),
             creation_time: creation_time.unwrap_or(Time::EPOCH),
+            is_being_deleted: conversation.metadata.deletion_timestamp.is_some(),
             state: spec.state.unwrap_or_default(),
+            on_conflict: spec.on_conflict.unwrap_or_default(),
             channel: spec.channel,
             binding: Binding::of(spec)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
@@ -82,10 +91,23 @@ impl LifecycleInput {
         })
     }
 
-    /// The binding that the conversation holds, according to its stored spec and status.
+    /// The binding that the conversation needs, according to its stored spec and status.
     #[must_use]
-    pub fn held_binding(&self) -> Option<&BindingName> {
-        effective::held_binding(self.binding.as_ref(), self.state_in_effect())
+    pub fn needed_binding(&self) -> Option<&BindingName> {
+        effective::needed_binding(self.binding.as_ref(), self.state_in_effect(), self.is_being_deleted)
+    }
+
+    /// The binding that the conversation needs, or that its stored status still says to be bound. As long as the status says so, no
+    /// other conversation may be told that it is bound.
+    #[must_use]
+    pub fn contended_binding(&self) -> Option<&BindingName> {
+        self.needed_binding().or_else(|| self.status.address_binding_name.as_ref().filter(|_| self.is_bound()))
+    }
+
+    /// Time since which the conversation has waited for its binding, according to the stored status; `None` if it does not wait.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Time> {
+        self.needed_binding().and_then(|_| self.status.since(ConditionType::Bound, ConditionStatus::False))
     }
 
     /// The state in effect, according to the stored spec and status.
@@ -148,6 +170,7 @@ impl PreviousStatus {
             last_activity_time: status.last_activity_time,
             unassigned_time: status.unassigned_time,
             closed_time: status.closed_time,
+            address_binding_name: status.address_binding_name.clone().map(BindingName::existing),
             conditions: status.conditions.iter().fold(PreviousConditions::default(), |mut previous, condition| {
                 previous.statuses[condition.type_ as usize] = Some(condition.status);
                 previous.since[condition.type_ as usize] = Some(condition.last_transition_time);
@@ -189,22 +212,22 @@ mod tests {
     #[test]
     fn held_bound_and_unassigned_follow_spec_and_status() {
         let mut input = LifecycleInput { is_unassigned: true, close_after: seconds(60), ..input() };
-        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), false));
+        assert_eq!((input.needed_binding(), input.is_bound()), (input.binding.as_ref(), false));
         assert_eq!(input.unassigned_since(), Some(at(0)), "there is no status yet");
         live(&mut input, 1);
-        assert_eq!((input.held_binding(), input.is_bound()), (input.binding.as_ref(), true));
+        assert_eq!((input.needed_binding(), input.is_bound()), (input.binding.as_ref(), true));
         assert!(input.status.has_notices_since(at(1)) && !input.status.has_notices_since(at(2)));
         input.is_unassigned = false;
         live(&mut input, 2);
         assert_eq!(input.unassigned_since(), None);
         assert_eq!(input.state_in_effect(), State::Active);
         assert_eq!(
-            LifecycleInput { state: State::Closed, ..input.clone() }.held_binding(),
+            LifecycleInput { state: State::Closed, ..input.clone() }.needed_binding(),
             None,
             "spec.state is Closed"
         );
         live(&mut input, 60);
-        assert_eq!((input.state_in_effect(), input.held_binding(), input.is_bound()), (State::Closed, None, false));
+        assert_eq!((input.state_in_effect(), input.needed_binding(), input.is_bound()), (State::Closed, None, false));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Notice {
 pub enum NoticeReason {
     /// Another conversation holds the binding.
     AddressAlreadyBound,
+    /// The conversation waited for its binding and holds it now.
+    Bound,
     /// The conversation has no participant.
     Unassigned,
     /// The conversation became Inactive.
@@ -40,6 +42,7 @@ impl NoticeReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AddressAlreadyBound => "AddressAlreadyBound",
+            Self::Bound => "Bound",
             Self::Unassigned => "Unassigned",
             Self::Inactive => "Inactive",
             Self::Reactivated => "Reactivated",
@@ -67,6 +70,9 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
                 NoticeReason::AddressAlreadyBound,
                 format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound has the details and the remedy"),
             ),
+            (Type::Bound, Status::True, _) if before.since(Type::Bound, Status::False).is_some() => {
+                (NoticeReason::Bound, "The conversation waited for its binding and holds it now".to_owned())
+            }
             (Type::Unassigned, Status::True, _) => (NoticeReason::Unassigned, condition.message.clone()),
             _ => return None,
         };
@@ -113,10 +119,16 @@ pub fn unreadable(creation_time: Time, error: &str) -> Notice {
     Notice { reason: NoticeReason::Unreadable, time: creation_time, note }
 }
 
-/// The notice of a conversation that was deleted because its time to live elapsed at `expiry`.
+/// The notice of a conversation that was deleted because its time to live elapsed at `expiry`. `finalizers` still keep the object.
 #[must_use]
-pub fn expired(expiry: Time) -> Notice {
-    let note = "The conversation is deleted because it has been closed for longer than ttlAfterClosed".to_owned();
+pub fn expired(expiry: Time, finalizers: &[String]) -> Notice {
+    let because = "because it had been closed for longer than ttlAfterClosed";
+    let note = if finalizers.is_empty() {
+        format!("The conversation was deleted {because}")
+    } else {
+        let finalizers = finalizers.join(", ");
+        format!("The conversation is being deleted {because}; its finalizers still keep the object: {finalizers}")
+    };
     Notice { reason: NoticeReason::TTLExpired, time: expiry, note }
 }
 
@@ -128,8 +140,10 @@ mod tests {
 
     #[test]
     fn reasons_are_spelled_as_in_the_api() {
-        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable};
-        let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
+        use NoticeReason::{
+            AddressAlreadyBound, Bound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable,
+        };
+        let reasons = [AddressAlreadyBound, Bound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
         for reason in reasons {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }
@@ -152,7 +166,7 @@ mod tests {
 
     #[test]
     fn note_gives_the_cause_and_no_address() {
-        let another = BindingStatus::HeldByAnother("48031: …".into());
+        let another = BindingStatus::HeldByAnother;
         let status = decide(&input(), Some(&another), at(1)).status;
         let [notice] = &new_notices(&PreviousStatus::default(), &status)[..] else { panic!("{status:?}") };
         assert_eq!(notice.reason, NoticeReason::AddressAlreadyBound);

@@ -8,7 +8,7 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use switchboard::api::{Condition, ConditionStatus, ConditionType, Conversation};
+use switchboard::api::{ConditionStatus, ConditionType, Conversation};
 use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
 
 /// What both make of an object: kstatus and Argo CD, and the text that the latter shows.
@@ -47,10 +47,10 @@ fn kstatus_and_argo_cd_read_every_situation_rightly() {
     }
 }
 
-fn message(conversation: &Conversation, type_: ConditionType) -> Option<String> {
-    let conditions = &conversation.status.as_ref()?.conditions;
-    let found = conditions.iter().find(|condition: &&Condition| condition.type_ == type_)?;
-    (found.status == ConditionStatus::True).then(|| found.message.clone())
+fn is_unbound(conversation: &Conversation) -> bool {
+    let conditions = conversation.status.iter().flat_map(|status| &status.conditions);
+    let mut bound = conditions.filter(|condition| condition.type_ == ConditionType::Bound);
+    bound.any(|condition| condition.status == ConditionStatus::False)
 }
 
 /// The data are what the operator writes, and not what somebody thought it would.
@@ -63,7 +63,7 @@ fn every_situation_is_one_that_the_operator_brings_about() {
             continue;
         }
         let held = input.binding.clone().map(BindingStatus::Held);
-        let holding = message(&stored, ConditionType::Stalled).map(BindingStatus::HeldByAnother).or(held);
+        let holding = if is_unbound(&stored) { Some(BindingStatus::HeldByAnother) } else { held };
         let status = stored.status.clone().unwrap();
         let decided = decide(&input, holding.as_ref(), status.state_transition_time.unwrap());
         assert_eq!(decided.status, status, "{}", path.display());

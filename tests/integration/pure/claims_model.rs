@@ -4,15 +4,24 @@
 mod model;
 
 use model::{
-    Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_VIOLATION, ONE_BOUND, ONE_HOLDER, RECORDED, REST,
+    BOUND_RECORDED, Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_VIOLATION, ONE_BOUND,
+    ONE_HOLDER, RECORDED, REST,
 };
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;
 
 /// The creates of a configuration, one per letter. `a` is a create of alice and `b` one of bob, which need the same binding. Upper case
-/// is a server-side apply, `x` and `y` are dry runs, and `u` and `v` bypass the webhook.
+/// is a server-side apply, `x` and `y` are dry runs, `u` and `v` bypass the webhook, `w` and `z` wait for the binding, and `n` and `m`
+/// read their name first.
 fn creates(letters: &str) -> Vec<Create> {
-    let plain = |place| Create { place, is_server_side_apply: false, is_dry_run: false, bypasses_webhook: false };
+    let plain = |place| Create {
+        place,
+        is_server_side_apply: false,
+        is_dry_run: false,
+        waits: false,
+        reads_name: false,
+        bypasses_webhook: false,
+    };
     let of = |letter| match letter {
         'a' => plain(0),
         'b' => plain(1),
@@ -22,6 +31,10 @@ fn creates(letters: &str) -> Vec<Create> {
         'y' => Create { is_dry_run: true, ..plain(1) },
         'u' => Create { bypasses_webhook: true, ..plain(0) },
         'v' => Create { bypasses_webhook: true, ..plain(1) },
+        'w' => Create { waits: true, ..plain(0) },
+        'z' => Create { waits: true, ..plain(1) },
+        'n' => Create { reads_name: true, ..plain(0) },
+        'm' => Create { reads_name: true, ..plain(1) },
         other => panic!("no create is called {other}"),
     };
     letters.chars().map(of).collect()
@@ -141,6 +154,34 @@ fn protocol_holds_for_manual_deletions_of_claims() {
     check(configuration, &[Coverage::Adopted, Coverage::Bound, Coverage::NotBound]);
 }
 
+#[test]
+fn protocol_holds_for_creates_that_wait() {
+    let budget = Budget { releases: 1, deletions: 1, ..Budget::default() };
+    let configuration = Configuration { budget, has_statuses: true, ..configuration("waiting", "az") };
+    check(configuration, &[Coverage::AllowedWaiting, Coverage::HandedOver, Coverage::NotBound, Coverage::Bound]);
+}
+
+#[test]
+fn protocol_holds_for_two_names_that_wait() {
+    let budget = Budget { releases: 1, ..Budget::default() };
+    let configuration = Configuration { budget, ..configuration("all wait", "wwz") };
+    check(configuration, &[Coverage::AllowedWaiting, Coverage::HandedOver, Coverage::Added]);
+}
+
+#[test]
+fn protocol_holds_for_names_that_are_read_first() {
+    let budget = Budget { deletions: 1, ..Budget::default() };
+    let configuration = Configuration { budget, ..configuration("names", "nnm") };
+    check(configuration, &[Coverage::NameRead, Coverage::AlreadyExists, Coverage::Released]);
+}
+
+#[test]
+fn protocol_holds_for_status_writes_of_unknown_outcome() {
+    let budget = Budget { doubts: 1, restarts: 1, manual_deletions: 1, ..Budget::default() };
+    let configuration = Configuration { budget, has_statuses: true, ..configuration("doubts", "uv") };
+    check(configuration, &[Coverage::InDoubt, Coverage::Bound, Coverage::NotBound]);
+}
+
 /// The large configurations, in the order of their size.
 #[test]
 #[ignore = "runs for long: make model"]
@@ -174,6 +215,10 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
     use Mutation as M;
     let deleted =
         || Configuration { budget: Budget { deletions: 1, ..Budget::default() }, ..configuration("deleted", "aab") };
+    let three_of_one_name = || Configuration {
+        budget: Budget { deletions: 1, ..Budget::default() },
+        ..configuration("three of one name", "aaa")
+    };
     let manual = || Configuration {
         budget: Budget { manual_deletions: 1, lists: 1, ..Budget::default() },
         has_statuses: true,
@@ -185,6 +230,22 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
     };
     let released =
         || Configuration { budget: Budget { releases: 1, ..Budget::default() }, ..configuration("released", "aabb") };
+    let waiting = || Configuration {
+        budget: Budget { releases: 1, deletions: 1, ..Budget::default() },
+        has_statuses: true,
+        ..configuration("waiting", "aaz")
+    };
+    let bypassed = || Configuration { has_statuses: true, ..configuration("bypassed", "aub") };
+    let doubted = || Configuration {
+        budget: Budget { doubts: 1, manual_deletions: 1, ..Budget::default() },
+        has_statuses: true,
+        ..configuration("doubted", "uv")
+    };
+    let restarted = || Configuration {
+        budget: Budget { restarts: 1, manual_deletions: 1, ..Budget::default() },
+        has_statuses: true,
+        ..configuration("restarted", "uv")
+    };
     vec![
         (M::AddReplaces, deleted(), ONE_HOLDER),
         (M::AddForgets, deleted(), ONE_HOLDER),
@@ -200,13 +261,21 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         (M::OldContentBelieved, deleted(), REST),
         (M::DeleteUnconditional, deleted(), ONE_HOLDER),
         (M::DeleteWithoutVersion, deleted(), ONE_HOLDER),
-        (M::PruneWithoutVersion, deleted(), RECORDED),
+        (M::PruneWithoutVersion, three_of_one_name(), RECORDED),
         (M::GraceSkipped, deleted(), ONE_HOLDER),
         (M::InFlightPruned, deleted(), ONE_HOLDER),
         (M::AdoptReplaces, deleted(), ONE_HOLDER),
         (M::BoundAtOnce, manual(), ONE_BOUND),
         (M::BoundMeanwhile, manual(), ONE_BOUND),
         (M::ListsForgetClaims, listed(), REST),
+        (M::DenialWithoutRecord, bypassed(), NO_VIOLATION),
+        (M::BoundWithoutRecord, bypassed(), BOUND_RECORDED),
+        (M::RivalForgotten, waiting(), ONE_BOUND),
+        (M::DoubtIgnored, doubted(), ONE_BOUND),
+        (M::EarlierLeaderIgnored, restarted(), ONE_BOUND),
+        (M::HandOverWithoutVersion, waiting(), RECORDED),
+        (M::HandOverTooEarly, waiting(), RECORDED),
+        (M::WaitingForgotten, waiting(), REST),
     ]
 }
 

@@ -35,6 +35,8 @@ pub enum Mutation {
     UndecidedReplaced,
     /// A 48031 is given because a claim names another conversation, without reading that conversation.
     DenialWithoutRead,
+    /// A 48031 is given because the conversation that a claim names is open, although the claim does not record it.
+    DenialWithoutRecord,
     /// A create that would have to wait is allowed.
     WaitAllows,
     /// A dry run is treated like any other create.
@@ -61,6 +63,20 @@ pub enum Mutation {
     BoundAtOnce,
     /// A conversation gets `Bound=True` while a status of the other one, decided on an older claim, is being written.
     BoundMeanwhile,
+    /// A conversation gets `Bound=True` although the claim that names it does not record its UID.
+    BoundWithoutRecord,
+    /// A conversation that no longer needs the binding is forgotten while its status still says `Bound=True`.
+    RivalForgotten,
+    /// A conversation gets `Bound=True` while a write of unknown outcome can still set it for the other one.
+    DoubtIgnored,
+    /// A new leader ignores the writes of the leader before it.
+    EarlierLeaderIgnored,
+    /// The binding is handed over at any resourceVersion of the claim.
+    HandOverWithoutVersion,
+    /// The binding is handed over while a create of the other name can still be stored.
+    HandOverTooEarly,
+    /// The leader deletes a claim for which a conversation waits, and does not ask that one.
+    WaitingForgotten,
     /// After a list of conversations, the claims of conversations that it does not show are not reconciled.
     ListsForgetClaims,
 }
@@ -76,6 +92,7 @@ impl Mutation {
                 | M::DeleteUnconditional
                 | M::DeleteWithoutVersion
                 | M::PruneWithoutVersion
+                | M::HandOverWithoutVersion
         )
     }
 }
@@ -115,10 +132,15 @@ pub enum Coverage {
     Bound,
     NotBound,
     AbandonedReviewWrote,
+    AllowedWaiting,
+    HandedOver,
+    RecordedLater,
+    NameRead,
+    InDoubt,
 }
 
 impl Coverage {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::Claimed,
         Self::Added,
         Self::TakenOver,
@@ -140,13 +162,19 @@ impl Coverage {
         Self::Bound,
         Self::NotBound,
         Self::AbandonedReviewWrote,
+        Self::AllowedWaiting,
+        Self::HandedOver,
+        Self::RecordedLater,
+        Self::NameRead,
+        Self::InDoubt,
     ];
 }
 
 /// The number of times that each unforced action can happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Budget {
-    /// Closings in the spec, and removals of the contact: the conversation stays in the watch and holds no binding.
+    /// Closings in the spec, removals of the contact, and deletions that a finalizer delays: the conversation stays in the watch and
+    /// needs no binding.
     pub releases: u8,
     /// Closings in the status: the conversation leaves the watch, and its name stays taken.
     pub closings: u8,
@@ -157,7 +185,9 @@ pub struct Budget {
     pub repeats: u8,
     /// Reviews that no client waits for: the client is gone, or the deadline has passed.
     pub abandoned: u8,
-    /// Restarts of leaders.
+    /// Writes of a leader whose outcome it does not learn: they take effect later or never.
+    pub doubts: u8,
+    /// Restarts of leaders, whose writes in flight take effect later or never.
     pub restarts: u8,
     /// Restarts of watches with a list.
     pub lists: u8,
@@ -225,6 +255,8 @@ pub enum Action {
     Reconcile(usize, Reconcile),
     Land(usize, usize),
     Lose(usize, usize),
+    /// The leader does not learn the outcome of a write, which is still in flight.
+    Doubt(usize, usize),
     Guess(Guess),
     LandOrphan(usize),
     LoseOrphan(usize),
@@ -282,8 +314,12 @@ impl ClaimsModel {
                     reviews.remove(review);
                 }
                 if counts {
-                    let is_admitted = answer == Decision::Allow && !self.configuration.creates[attempt].is_dry_run;
-                    *phase = if is_admitted { Phase::Admitted } else { Phase::Failed };
+                    *phase = match answer {
+                        _ if self.configuration.creates[attempt].is_dry_run => Phase::Failed,
+                        Decision::Allow => Phase::Admitted,
+                        Decision::AllowWaiting => Phase::AdmittedWaiting,
+                        Decision::Deny { .. } | Decision::AlreadyExists | Decision::Undecided(_) => Phase::Failed,
+                    };
                 }
             }
             (Err(violation), _) => cluster.violation = Some(violation),
@@ -313,8 +349,11 @@ impl ClaimsModel {
         cluster.attempts[attempt].phase = if is_stored { Phase::Stored } else { Phase::Failed };
     }
 
-    fn with_world<T>(&self, etcd: &mut Etcd, work: impl FnOnce(&mut World<'_>) -> T) -> T {
+    fn with_world<T>(&self, etcd: &mut Etcd, orphans: &[Job], work: impl FnOnce(&mut World<'_>) -> T) -> T {
+        let is_in_flight =
+            |place| orphans.iter().any(|job| matches!(job, Job::Status { place: of, bound: true, .. } if *of == place));
         work(&mut World {
+            orphaned_bound: [0, 1].map(is_in_flight),
             etcd,
             has_statuses: self.configuration.has_statuses,
             mutation: self.configuration.mutation,
@@ -360,7 +399,7 @@ impl ClaimsModel {
     fn settle(&self, cluster: &mut Cluster) -> bool {
         const ROUNDS: usize = 40;
         let Cluster { etcd, leaders, orphaned_writes, .. } = cluster;
-        self.with_world(etcd, |world| {
+        self.with_world(etcd, &[], |world| {
             for job in orphaned_writes.drain(..) {
                 leader::execute(job, world);
             }
@@ -382,16 +421,16 @@ impl ClaimsModel {
         let is_right = |(place, conversation): (Place, &abstraction::Conversation)| {
             claim.is_some_and(|claim| {
                 if claim.holder == place {
-                    claim.admissions.without(Uids::one(conversation.uid)).is_empty()
+                    claim.admissions == Uids::one(conversation.uid)
                         && (!has_statuses || conversation.bound == Some(true))
                 } else {
-                    conversation.bound == Some(false) && cluster.etcd.held_binding(claim.holder)
+                    (!has_statuses || conversation.bound == Some(false)) && cluster.etcd.holds_binding(claim.holder)
                 }
             })
         };
         let mut holding = (0..).zip(conversations).filter_map(|(place, stored)| Some((place, stored.as_ref()?)));
-        holding.all(|(place, conversation)| !conversation.held_binding || is_right((place, conversation)))
-            && claim.is_none_or(|claim| cluster.etcd.held_binding(claim.holder))
+        holding.all(|(place, conversation)| !conversation.needs_binding || is_right((place, conversation)))
+            && claim.is_none_or(|claim| cluster.etcd.holds_binding(claim.holder))
     }
 
     /// Whether the leaders come to rest consistently from this state. Checked while no client and no review is active.
@@ -447,6 +486,7 @@ fn forget_moot_writes(cluster: &mut Cluster) {
 
 /// Drops events that all watches have delivered, and renumbers the revisions, of which only equality is meaningful.
 fn canonicalize(cluster: &mut Cluster) {
+    let undecided = undecided(cluster);
     let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
     let delivered = |of: fn(&Leader) -> u8, length: usize| {
         leaders.iter().map(|leader| usize::from(of(leader))).min().unwrap_or(length)
@@ -485,6 +525,9 @@ fn canonicalize(cluster: &mut Cluster) {
         leader::job_versions(job, &mut visit);
     }
     etcd.revision = last;
+    // What a claim recorded matters only while the conversation is stored, or can still be.
+    let stored = etcd.conversations.iter().flatten().fold(Uids::NONE, |uids, stored| uids.and(Uids::one(stored.uid)));
+    etcd.recorded = etcd.recorded.within(stored.and(undecided));
 }
 
 impl Model for ClaimsModel {
@@ -528,7 +571,7 @@ impl Model for ClaimsModel {
                     }
                     attempt.reviews.len() - 1
                 }
-                Phase::Admitted => {
+                Phase::Admitted | Phase::AdmittedWaiting => {
                     actions.extend([Action::Store(index), Action::Fail(index)]);
                     attempt.reviews.len()
                 }
@@ -539,7 +582,7 @@ impl Model for ClaimsModel {
         }
         for place in [0, 1] {
             let Some(conversation) = etcd.stored(place) else { continue };
-            if conversation.held_binding && left.releases > 0 {
+            if conversation.needs_binding && left.releases > 0 {
                 actions.push(Action::Release(place));
             }
             if !conversation.is_hidden && left.closings > 0 {
@@ -566,6 +609,8 @@ impl Model for ClaimsModel {
             self.reconciles(cluster, index, actions);
             let under_way = (0..leader.jobs.len()).filter(|slot| leader.jobs[*slot].is_some());
             actions.extend(under_way.flat_map(|slot| [Action::Land(index, slot), Action::Lose(index, slot)]));
+            let in_doubt = (0..leader.jobs.len()).filter(|slot| left.doubts > 0 && leader.jobs[*slot].is_some());
+            actions.extend(in_doubt.map(|slot| Action::Doubt(index, slot)));
             if left.restarts > 0 {
                 actions.push(Action::Restart(index));
             }
@@ -607,13 +652,15 @@ impl Model for ClaimsModel {
             Action::Fail(index) => attempts[index].phase = Phase::Failed,
             Action::Release(place) => {
                 left.releases -= 1;
-                let conversation = abstraction::Conversation { held_binding: false, ..etcd.stored(place)? };
+                let conversation = abstraction::Conversation { needs_binding: false, ..etcd.stored(place)? };
                 etcd.change(place, conversation, has_statuses);
             }
             Action::Close(place) => {
                 left.closings -= 1;
-                let conversation =
-                    abstraction::Conversation { held_binding: false, is_hidden: true, ..etcd.stored(place)? };
+                let before = etcd.stored(place)?;
+                // The write of the status says `Bound=False`.
+                let bound = before.bound.map(|_| false);
+                let conversation = abstraction::Conversation { needs_binding: false, is_hidden: true, bound, ..before };
                 etcd.change(place, conversation, has_statuses);
             }
             Action::Delete(place) => {
@@ -626,18 +673,28 @@ impl Model for ClaimsModel {
             }
             Action::FinishClaimDeletion => etcd.delete_claim_manually(false),
             Action::Reconcile(index, reconcile) => {
-                self.with_world(etcd, |world| leaders[index].reconcile(reconcile, world));
+                self.with_world(etcd, orphaned_writes, |world| leaders[index].reconcile(reconcile, world));
             }
-            Action::Land(index, slot) => self.with_world(etcd, |world| leaders[index].land(slot, world)),
+            Action::Land(index, slot) => {
+                self.with_world(etcd, orphaned_writes, |world| leaders[index].land(slot, world));
+            }
             Action::Lose(index, slot) => leaders[index].lose(slot),
-            Action::Guess(guess) => orphaned_writes.push(self.with_world(etcd, |world| leader::guess(guess, world))?),
+            Action::Doubt(index, slot) => {
+                left.doubts -= 1;
+                self.cover(Coverage::InDoubt);
+                orphaned_writes.extend(leaders[index].doubt(slot));
+            }
+            Action::Guess(guess) => {
+                orphaned_writes.push(self.with_world(etcd, &[], |world| leader::guess(guess, world))?);
+            }
             Action::LandOrphan(index) => {
                 let job = orphaned_writes.remove(index);
-                self.with_world(etcd, |world| leader::execute(job, world));
+                self.with_world(etcd, &[], |world| leader::execute(job, world));
             }
             Action::LoseOrphan(index) => drop(orphaned_writes.remove(index)),
             Action::Restart(index) => {
                 left.restarts -= 1;
+                orphaned_writes.extend(leaders[index].jobs.iter_mut().filter_map(Option::take));
                 leaders[index].restart(etcd, self.configuration.mutation);
             }
             Action::ListConversations(index) => {
@@ -646,7 +703,7 @@ impl Model for ClaimsModel {
             }
             Action::ListClaims(index) => {
                 left.lists -= 1;
-                leaders[index].list_claims(etcd);
+                leaders[index].list_claims(etcd, self.configuration.mutation);
             }
         }
         if !self.configuration.mutation.is_some_and(Mutation::drops_preconditions) {
@@ -659,14 +716,25 @@ impl Model for ClaimsModel {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(ONE_HOLDER, |model: &Self, cluster: &Cluster| {
-                let is_admitted = |uid: u8| !model.configuration.creates[usize::from(uid)].bypasses_webhook;
-                model.has_manual_deletions() || cluster.etcd.holders(|conversation| is_admitted(conversation.uid)) <= 1
+                // A create that neither bypasses the webhook nor waits was admitted under a claim.
+                let is_claimed = |uid: u8| {
+                    let create = model.configuration.creates[usize::from(uid)];
+                    cluster.etcd.recorded.has(uid) || !create.bypasses_webhook && !create.waits
+                };
+                let is_holder = |stored: &abstraction::Conversation| stored.needs_binding && is_claimed(stored.uid);
+                model.has_manual_deletions() || cluster.etcd.count(is_holder) <= 1
             }),
             Property::always(RECORDED, |model: &Self, cluster: &Cluster| {
                 model.has_manual_deletions() || model.records_what_is_in_flight(cluster)
             }),
             Property::always(ONE_BOUND, |_, cluster: &Cluster| {
-                cluster.etcd.holders(|conversation| conversation.bound == Some(true)) <= 1
+                cluster.etcd.count(|conversation| conversation.bound == Some(true)) <= 1
+            }),
+            Property::always(BOUND_RECORDED, |_, cluster: &Cluster| {
+                let is_unrecorded = |conversation: &abstraction::Conversation| {
+                    conversation.bound == Some(true) && !cluster.etcd.recorded.has(conversation.uid)
+                };
+                cluster.etcd.count(is_unrecorded) == 0
             }),
             Property::always(NO_VIOLATION, |_, cluster: &Cluster| cluster.violation.is_none()),
             Property::always(REST, Self::comes_to_rest),
@@ -675,11 +743,13 @@ impl Model for ClaimsModel {
 }
 
 /// I1.
-pub const ONE_HOLDER: &str = "I1: at most one admitted conversation holds the binding";
+pub const ONE_HOLDER: &str = "I1: at most one open conversation has a UID that a claim ever recorded";
 /// The lemma from which I1 follows.
 pub const RECORDED: &str = "the claim records every create that was admitted and may still be stored";
 /// The weaker guarantee, which also holds if claims are deleted manually and conversations are created without the webhook.
-pub const ONE_BOUND: &str = "at most one conversation that holds the binding is Bound";
+pub const ONE_BOUND: &str = "at most one stored conversation is Bound";
+/// No conversation is told that it is bound on a claim that a release may delete at any moment.
+pub const BOUND_RECORDED: &str = "a claim recorded the UID of each conversation that is Bound";
 /// I4 and I5.
 pub const NO_VIOLATION: &str = "I4 and I5: no decision without a live read, no write in a dry run";
 /// I2 and I3.

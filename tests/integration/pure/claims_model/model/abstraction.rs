@@ -1,7 +1,8 @@
 //! The mapping between the small numbers of the model and the types of `switchboard::core::claim`. It decides nothing.
 
+use super::webhook::Create;
 use std::sync::LazyLock;
-use switchboard::api::{Admission, Channel, ConversationReference, State, Time};
+use switchboard::api::{Admission, Channel, ConversationReference, OnConflict, State, Time};
 use switchboard::core::binding::{Binding, BindingName};
 use switchboard::core::claim::{self, LiveConversation, Request};
 
@@ -70,8 +71,8 @@ pub struct Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conversation {
     pub uid: u8,
-    /// It is open and has a contact.
-    pub held_binding: bool,
+    /// It is open, has a contact and is not being deleted.
+    pub needs_binding: bool,
     /// Its status says Closed, so the watch does not show it.
     pub is_hidden: bool,
     /// Its condition Bound. Always `None` in configurations without statuses.
@@ -107,13 +108,16 @@ fn uids(admissions: &[Admission]) -> Uids {
     admissions.iter().fold(Uids::NONE, |uids, admission| uids.and(Uids::one(number(&admission.uid))))
 }
 
-pub fn request(conversation: Place, uid: u8, is_server_side_apply: bool, is_dry_run: bool) -> Request {
+pub fn request(create: Create, uid: u8) -> Request {
     Request {
         binding: BINDING.clone(),
-        conversation: reference(conversation),
+        conversation: reference(create.place),
         uid: uid.to_string(),
-        is_server_side_apply,
-        is_dry_run,
+        is_server_side_apply: create.is_server_side_apply,
+        // A name that is not read is one that the API server generated, or one that its cache does not show yet.
+        has_generated_name: !create.reads_name,
+        on_conflict: if create.waits { OnConflict::Wait } else { OnConflict::Refuse },
+        is_dry_run: create.is_dry_run,
     }
 }
 
@@ -147,8 +151,8 @@ impl From<Conversation> for LiveConversation {
     fn from(conversation: Conversation) -> Self {
         Self {
             uid: conversation.uid.to_string(),
-            held_binding: conversation.held_binding.then(|| NAME.clone()),
-            state: if conversation.held_binding { State::Active } else { State::Closed },
+            needed_binding: conversation.needs_binding.then(|| NAME.clone()),
+            state: if conversation.needs_binding { State::Active } else { State::Closed },
             participants: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! The API server and etcd: one revision counter, unique names, preconditions, and a watch of each kind.
 
-use super::abstraction::{Claim, Conversation, Place, Version, Write};
+use super::abstraction::{Claim, Conversation, Place, Uids, Version, Write};
 
 /// An event of the watch of conversations, whose selector is `status.state!=Closed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +19,8 @@ pub struct Etcd {
     pub claim_events: Vec<Option<Claim>>,
     /// The revision of the last write. It is made canonical after each step, since only equality is meaningful.
     pub revision: Version,
+    /// The UIDs that a claim ever recorded, among those that can still matter.
+    pub recorded: Uids,
 }
 
 /// The preconditions of a write. Only mutations omit some of them.
@@ -43,8 +45,10 @@ impl Etcd {
         self.conversations[usize::from(place)]
     }
 
-    pub fn held_binding(&self, place: Place) -> bool {
-        self.stored(place).is_some_and(|conversation| conversation.held_binding)
+    /// Whether the conversation at this place needs the binding, and the claim names it and records its UID.
+    pub fn holds_binding(&self, place: Place) -> bool {
+        self.stored(place)
+            .is_some_and(|conversation| conversation.needs_binding && self.records(place, conversation.uid))
     }
 
     /// Executes a write of the claim and returns `true`, or returns `false` if a precondition fails.
@@ -71,6 +75,7 @@ impl Etcd {
     }
 
     fn set_claim(&mut self, claim: Option<Claim>) {
+        self.recorded = self.recorded.and(claim.map_or(Uids::NONE, |claim| claim.admissions));
         self.claim = claim;
         self.claim_events.push(claim);
     }
@@ -88,7 +93,7 @@ impl Etcd {
         if self.stored(place).is_some() {
             return false;
         }
-        let conversation = Conversation { uid, held_binding: true, is_hidden: false, bound: None, version: 0 };
+        let conversation = Conversation { uid, needs_binding: true, is_hidden: false, bound: None, version: 0 };
         self.change(place, conversation, has_statuses);
         true
     }
@@ -112,13 +117,9 @@ impl Etcd {
         }
     }
 
-    /// The number of conversations that hold the binding and satisfy `counts`.
-    pub fn holders(&self, counts: impl Fn(&Conversation) -> bool) -> usize {
-        self.conversations
-            .iter()
-            .flatten()
-            .filter(|conversation| conversation.held_binding && counts(conversation))
-            .count()
+    /// The number of stored conversations that satisfy `counts`.
+    pub fn count(&self, counts: impl Fn(&Conversation) -> bool) -> usize {
+        self.conversations.iter().flatten().filter(|conversation| counts(conversation)).count()
     }
 
     /// Whether this write can no longer take effect, since no version recurs.

@@ -9,7 +9,7 @@ use super::abstraction::{self, Claim, Conversation, Place, Uids, Version, Write}
 use super::etcd::{Etcd, Event, Preconditions, claim_versions, write_versions};
 use super::{Coverage, Mutation};
 use switchboard::api::Time;
-use switchboard::core::claim::{CreateStatus, LiveConversation, ReleaseStep, adopt, release};
+use switchboard::core::claim::{CreateStatus, LiveConversation, ReleaseStep, Successor, adopt, release};
 
 /// The subject of a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +71,12 @@ pub struct Leader {
     tombstones: Uids,
     /// Whether a status was written that the watch has not shown yet.
     awaiting_watch: [bool; 2],
+    /// Whether a write of unknown outcome can still say that the conversation is bound, on the version in the cache.
+    in_doubt: [bool; 2],
+    /// Whether this leader has written the status of the conversation.
+    was_written: [bool; 2],
+    /// Whether there was a leader before, whose writes can still take effect.
+    has_predecessor: bool,
     pub conversations_delivered: u8,
     pub claims_delivered: u8,
     pub queued: Queued,
@@ -91,6 +97,9 @@ pub struct Reconcile {
 /// The environment of a leader.
 pub struct World<'a> {
     pub etcd: &'a mut Etcd,
+    /// Whether a write that says `Bound=True` is in flight and no leader knows its outcome. The grace period of such a write is not
+    /// over.
+    pub orphaned_bound: [bool; 2],
     pub has_statuses: bool,
     pub mutation: Option<Mutation>,
     pub cover: &'a mut dyn FnMut(Coverage),
@@ -100,13 +109,15 @@ pub struct World<'a> {
 fn next_release(
     claim: Claim,
     live: Option<Conversation>,
+    successor: Option<Place>,
     in_flight: Uids,
     expired: Uids,
     world: &mut World<'_>,
 ) -> ReleaseStep {
     let is_skipped = match world.mutation {
         Some(Mutation::GraceSkipped) => true,
-        Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.held_binding),
+        Some(Mutation::InFlightPruned) => live.is_some_and(|live| live.needs_binding),
+        Some(Mutation::HandOverTooEarly) => successor.is_some() && !live.is_some_and(|live| live.needs_binding),
         _ => false,
     };
     let create_status = |uid: &str| {
@@ -119,7 +130,12 @@ fn next_release(
             CreateStatus::InFlight
         }
     };
-    let step = release(&claim.into(), live.map(LiveConversation::from).as_ref(), create_status);
+    let successor = successor.and_then(|place| {
+        let live = world.etcd.stored(place)?.into();
+        Some(Successor { conversation: abstraction::reference(place), live })
+    });
+    let live = live.map(LiveConversation::from);
+    let step = release(&claim.into(), live.as_ref(), successor.as_ref(), create_status, Time::EPOCH);
     match step {
         ReleaseStep::Write(_) if !in_flight.within(expired).is_empty() => (world.cover)(Coverage::GraceOver),
         ReleaseStep::AwaitGrace => (world.cover)(Coverage::GraceAwaited),
@@ -151,12 +167,23 @@ pub fn execute(job: Job, world: &mut World<'_>) {
                 Some(Mutation::PruneWithoutVersion) if !is_delete && !is_create => {
                     Preconditions { version: false, ..Preconditions::ALL }
                 }
+                Some(Mutation::HandOverWithoutVersion) if !is_delete && !is_create => {
+                    Preconditions { version: false, ..Preconditions::ALL }
+                }
                 Some(Mutation::AdoptReplaces) => Preconditions { absence: false, ..Preconditions::ALL },
                 _ => Preconditions::ALL,
             };
+            let before = world.etcd.claim;
             if world.etcd.write(write, preconditions) {
+                let recorded_before = before.map_or(Uids::NONE, |before| before.admissions);
                 (world.cover)(match write {
                     Write::Create { .. } => Coverage::Adopted,
+                    Write::Replace { holder, .. } if before.is_some_and(|before| before.holder != holder) => {
+                        Coverage::HandedOver
+                    }
+                    Write::Replace { admissions, .. } if !admissions.without(recorded_before).is_empty() => {
+                        Coverage::RecordedLater
+                    }
                     Write::Replace { .. } => Coverage::Pruned,
                     Write::Delete { .. } => Coverage::Released,
                 });
@@ -195,7 +222,8 @@ pub fn guess(guess: Guess, world: &mut World<'_>) -> Option<Job> {
         Guess::Claim { expired } => {
             let claim = world.etcd.claim?;
             let live = world.etcd.stored(claim.holder);
-            write_of(next_release(claim, live, claim.admissions, expired, world))
+            let other = 1 - claim.holder;
+            write_of(next_release(claim, live, Some(other), claim.admissions, expired, world))
         }
         Guess::Conversation { place, uid } => world.etcd.claim.is_none().then(|| adoption(place, uid)),
     }
@@ -221,9 +249,9 @@ impl Leader {
 
     /// The process restarts, lists both kinds and enqueues all objects.
     pub fn restart(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
-        *self = Self::default();
+        *self = Self { has_predecessor: true, ..Self::default() };
         self.list_conversations(etcd, mutation);
-        self.list_claims(etcd);
+        self.list_claims(etcd, mutation);
         let conversations = [0, 1].map(|place: usize| self.conversations[place].is_some());
         self.queued = Queued { conversations, claim: self.claim.is_some() && !self.is_settled(), grace: false };
     }
@@ -232,8 +260,8 @@ impl Leader {
     pub fn list_conversations(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         for place in [0, 1] {
             match etcd.stored(place).filter(|conversation| !conversation.is_hidden) {
-                Some(conversation) => self.apply_conversation(place, conversation),
-                None => self.remove_conversation(place),
+                Some(conversation) => self.apply_conversation(place, conversation, mutation),
+                None => self.remove_conversation(place, mutation),
             }
         }
         self.queued.claim |=
@@ -242,10 +270,10 @@ impl Leader {
     }
 
     /// The watch of claims restarts with a list.
-    pub fn list_claims(&mut self, etcd: &Etcd) {
+    pub fn list_claims(&mut self, etcd: &Etcd, mutation: Option<Mutation>) {
         match etcd.claim {
-            Some(claim) => self.apply_claim(claim),
-            None => self.remove_claim(),
+            Some(claim) => self.apply_claim(claim, mutation),
+            None => self.remove_claim(mutation),
         }
         self.claims_delivered += self.undelivered(etcd).1;
     }
@@ -255,14 +283,14 @@ impl Leader {
             let event = etcd.conversation_events[usize::from(self.conversations_delivered)];
             self.conversations_delivered += 1;
             match event {
-                Event::Shown(place, conversation) => self.apply_conversation(place, conversation),
+                Event::Shown(place, conversation) => self.apply_conversation(place, conversation, mutation),
                 Event::Gone(place, _) if mutation == Some(Mutation::OldContentBelieved) => {
                     self.queued.conversations[usize::from(place)] = true;
                     self.queued.claim = true;
                 }
                 Event::Gone(place, conversation) => {
                     self.tombstones = self.tombstones.and(Uids::one(conversation.uid));
-                    self.remove_conversation(place);
+                    self.remove_conversation(place, mutation);
                 }
             }
         }
@@ -270,8 +298,8 @@ impl Leader {
             let event = etcd.claim_events[usize::from(self.claims_delivered)];
             self.claims_delivered += 1;
             match event {
-                Some(claim) => self.apply_claim(claim),
-                None => self.remove_claim(),
+                Some(claim) => self.apply_claim(claim, mutation),
+                None => self.remove_claim(mutation),
             }
         }
     }
@@ -281,62 +309,79 @@ impl Leader {
     }
 
     fn needs_binding(&self, place: Place) -> bool {
-        self.cached(place).is_some_and(|conversation| conversation.held_binding)
+        self.cached(place).is_some_and(|conversation| conversation.needs_binding)
     }
 
-    fn apply_conversation(&mut self, place: Place, conversation: Conversation) {
+    fn is_bound(&self, place: Place) -> bool {
+        self.cached(place).is_some_and(|conversation| conversation.bound == Some(true))
+    }
+
+    /// Whether it needs the binding, or its status still says that it is bound.
+    fn contends(&self, place: Place, mutation: Option<Mutation>) -> bool {
+        self.needs_binding(place) || self.is_bound(place) && mutation != Some(Mutation::RivalForgotten)
+    }
+
+    fn apply_conversation(&mut self, place: Place, conversation: Conversation, mutation: Option<Mutation>) {
+        let at = usize::from(place);
         if self.cached(place).is_some_and(|before| before.uid != conversation.uid) {
-            self.remove_conversation(place);
+            self.remove_conversation(place, mutation);
         }
-        let wanted = self.needs_binding(place);
-        self.conversations[usize::from(place)] = Some(conversation);
-        self.awaiting_watch[usize::from(place)] = false;
-        if wanted && !conversation.held_binding {
-            self.enqueue_rivals(place);
+        self.in_doubt[at] &= self.cached(place).is_some_and(|before| before.version == conversation.version);
+        let contended = self.contends(place, mutation);
+        self.conversations[at] = Some(conversation);
+        self.awaiting_watch[at] = false;
+        let contends = self.contends(place, mutation);
+        if contended && !contends {
+            self.enqueue_candidates(mutation);
+            self.queued.claim = true;
         }
-        if conversation.held_binding {
-            let other = 1 - place;
-            self.queued.conversations[usize::from(other)] |= self.needs_binding(other);
+        if contends {
+            self.enqueue_candidates(mutation);
             self.queued.claim |= !self.is_settled();
         }
-        self.queued.conversations[usize::from(place)] = true;
+        self.queued.conversations[at] = true;
     }
 
-    fn remove_conversation(&mut self, place: Place) {
-        if let Some(before) = self.conversations[usize::from(place)].take() {
-            self.awaiting_watch[usize::from(place)] = false;
+    fn remove_conversation(&mut self, place: Place, mutation: Option<Mutation>) {
+        let at = usize::from(place);
+        let contended = self.contends(place, mutation);
+        if let Some(before) = self.conversations[at].take() {
+            self.awaiting_watch[at] = false;
+            self.in_doubt[at] = false;
+            self.was_written[at] = false;
             self.tombstones = self.tombstones.and(Uids::one(before.uid));
-            if before.held_binding {
-                self.enqueue_rivals(place);
+            if contended {
+                self.enqueue_candidates(mutation);
+                self.queued.claim = true;
             }
-            self.queued.conversations[usize::from(place)] = true;
+            self.queued.conversations[at] = true;
         }
     }
 
-    fn enqueue_rivals(&mut self, place: Place) {
-        let other = 1 - place;
-        self.queued.conversations[usize::from(other)] |= self.needs_binding(other);
-        self.queued.claim = true;
-    }
-
-    fn apply_claim(&mut self, claim: Claim) {
+    fn apply_claim(&mut self, claim: Claim, mutation: Option<Mutation>) {
         self.claim = Some(claim);
-        self.enqueue_candidates();
+        self.enqueue_candidates(mutation);
         let waits = !self.in_flight().is_empty() && self.in_flight() == claim.admissions;
         self.queued.claim |= !waits && !self.is_settled();
         self.queued.grace |= !self.in_flight().is_empty();
     }
 
-    fn remove_claim(&mut self) {
+    fn remove_claim(&mut self, mutation: Option<Mutation>) {
         if let Some(claim) = self.claim.take() {
             self.tombstones = self.tombstones.without(claim.admissions);
         }
-        self.enqueue_candidates();
+        self.enqueue_candidates(mutation);
     }
 
-    fn enqueue_candidates(&mut self) {
+    /// Enqueues the candidate that the claim names, or else the next one, and those whose status does not say that they wait.
+    fn enqueue_candidates(&mut self, mutation: Option<Mutation>) {
+        let first = self.claim.map(|claim| claim.holder).or_else(|| self.next_candidate());
+        let first = first.filter(|_| mutation != Some(Mutation::WaitingForgotten));
         for place in [0, 1] {
-            self.queued.conversations[usize::from(place)] |= self.needs_binding(place);
+            let is_told =
+                self.needs_binding(place) && self.cached(place).is_some_and(|candidate| candidate.bound == Some(false));
+            self.queued.conversations[usize::from(place)] |=
+                self.contends(place, mutation) && (first == Some(place) || !is_told);
         }
     }
 
@@ -351,11 +396,11 @@ impl Leader {
     fn is_settled(&self) -> bool {
         self.claim.is_some_and(|claim| {
             self.cached(claim.holder)
-                .is_some_and(|holder| holder.held_binding && claim.admissions.without(Uids::one(holder.uid)).is_empty())
+                .is_some_and(|holder| holder.needs_binding && claim.admissions == Uids::one(holder.uid))
         })
     }
 
-    fn first_candidate(&self) -> Option<Place> {
+    fn next_candidate(&self) -> Option<Place> {
         let rank = |place: &Place| self.cached(*place).map(|candidate| (candidate.bound != Some(true), candidate.uid));
         [0, 1].into_iter().filter(|place| self.needs_binding(*place)).min_by_key(rank)
     }
@@ -384,7 +429,7 @@ impl Leader {
 
     fn reconcile_claim(&mut self, expired: Uids, world: &mut World<'_>) -> Option<Job> {
         let Some(claim) = self.claim else {
-            if let Some(first) = self.first_candidate() {
+            if let Some(first) = self.next_candidate() {
                 self.queued.conversations[usize::from(first)] = true;
             }
             return None;
@@ -413,48 +458,75 @@ impl Leader {
         expired: Uids,
         world: &mut World<'_>,
     ) -> Option<Job> {
-        let step = next_release(claim, live, self.in_flight(), expired, world);
+        let successor = self.next_candidate().filter(|place| *place != claim.holder);
+        let successor = successor.filter(|_| world.mutation != Some(Mutation::WaitingForgotten));
+        let step = next_release(claim, live, successor, self.in_flight(), expired, world);
         self.queued.grace |= step == ReleaseStep::AwaitGrace;
         write_of(step)
     }
 
     fn reconcile_conversation(&mut self, place: Place, world: &mut World<'_>) -> Option<Job> {
         let conversation = self.cached(place)?;
+        if self.awaiting_watch[usize::from(place)] {
+            return None;
+        }
         let status = |bound| {
             let is_news = match bound {
                 true => conversation.bound != Some(true),
-                // Without a contact, or closed in its spec, its status need not say `Bound=False` first.
-                false if conversation.held_binding => conversation.bound != Some(false),
+                // Without a contact, closed in its spec or being deleted, its status need not say `Bound=False` first.
+                false if conversation.needs_binding => conversation.bound != Some(false),
                 false => conversation.bound == Some(true),
             };
             let version = conversation.version;
             (world.has_statuses && is_news).then_some(Job::Status { place, version, bound })
         };
-        if !conversation.held_binding {
+        if !conversation.needs_binding {
             return status(false);
         }
-        if self.claim.is_none_or(|claim| claim.holder != place) {
+        let Some(claim) = self.claim.filter(|claim| claim.holder == place) else {
+            let is_first = self.claim.is_none() && self.next_candidate() == Some(place);
+            if !is_first && conversation.bound == Some(false) {
+                return None;
+            }
             return match world.etcd.claim {
-                None if self.first_candidate() == Some(place) => Some(adoption(place, conversation.uid)),
+                None if is_first => Some(adoption(place, conversation.uid)),
                 None => None,
                 Some(claim) if claim.holder == place => None,
-                Some(claim) if world.etcd.held_binding(claim.holder) => status(false),
+                Some(claim) if world.etcd.holds_binding(claim.holder) => status(false),
                 Some(_) => {
                     self.queued.claim = true;
                     None
                 }
             };
+        };
+        if !claim.admissions.has(conversation.uid) && world.mutation != Some(Mutation::BoundWithoutRecord) {
+            self.queued.claim = true;
+            return None;
         }
         let other = 1 - place;
-        let is_other_written = self.needs_binding(other)
-            && (self.jobs[usize::from(other)].is_some() || self.awaiting_watch[usize::from(other)]);
+        let at = usize::from(other);
+        if !self.contends(other, world.mutation) {
+            return status(true);
+        }
+        let is_other_written = self.jobs[at].is_some() || self.awaiting_watch[at];
         if is_other_written && world.mutation != Some(Mutation::BoundMeanwhile) {
             return None;
         }
-        let is_other_bound =
-            self.needs_binding(other) && self.cached(other).is_some_and(|other| other.bound == Some(true));
-        if is_other_bound && world.mutation != Some(Mutation::BoundAtOnce) {
-            self.queued.conversations[usize::from(other)] = true;
+        if self.is_bound(other) && world.mutation != Some(Mutation::BoundAtOnce) {
+            self.queued.conversations[at] = true;
+            return None;
+        }
+        let of_predecessor = self.has_predecessor && !self.was_written[at];
+        let is_in_doubt = match world.mutation {
+            Some(Mutation::DoubtIgnored) => of_predecessor,
+            Some(Mutation::EarlierLeaderIgnored) => self.in_doubt[at],
+            _ => self.in_doubt[at] || of_predecessor,
+        };
+        // Within its grace period, a write takes effect or fails, and the watch shows it.
+        let is_grace_over = !world.orphaned_bound[at] && world.etcd.stored(other) == self.cached(other);
+        if is_in_doubt && !is_grace_over {
+            // It is decided again at the end of the grace period.
+            self.queued.conversations[usize::from(place)] = true;
             return None;
         }
         status(true)
@@ -476,6 +548,7 @@ impl Leader {
                     let is_known = self.cached(place).is_some_and(|known| known.version == version);
                     let is_changed = world.etcd.stored(place).is_some_and(|stored| stored.version != version);
                     self.awaiting_watch[usize::from(place)] = is_known && is_changed;
+                    self.was_written[usize::from(place)] |= is_changed;
                 }
                 self.enqueue_waiting(slot);
             }
@@ -508,6 +581,16 @@ impl Leader {
             place => self.queued.conversations[place] = true,
         }
         self.enqueue_waiting(slot);
+    }
+
+    /// The outcome of a write is unknown. Returns the write, which is still in flight.
+    pub fn doubt(&mut self, slot: usize) -> Option<Job> {
+        let job = self.jobs[slot];
+        if let Some(Job::Status { place, version, bound: true }) = job {
+            self.in_doubt[usize::from(place)] |= self.cached(place).is_some_and(|known| known.version == version);
+        }
+        self.lose(slot);
+        job
     }
 
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {

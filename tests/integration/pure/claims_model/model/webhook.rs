@@ -8,7 +8,7 @@ use super::etcd::{Etcd, Preconditions, write_versions};
 use super::{Coverage, Mutation, StepViolation};
 use std::time::Duration;
 use switchboard::api::Time;
-use switchboard::core::claim::{AdmitStep, Decision, LiveConversation, Observation, admit};
+use switchboard::core::claim::{AdmitStep, Decision, LiveConversation, Observation, Source, admit};
 
 /// No create is overdue in the model: an overdue create only turns a write into a 503, which [`super::Action::GiveUp`] covers.
 const GRACE_PERIOD: Duration = Duration::from_mins(1);
@@ -19,6 +19,10 @@ pub struct Create {
     pub place: Place,
     pub is_server_side_apply: bool,
     pub is_dry_run: bool,
+    /// Whether it waits for a binding that is not free.
+    pub waits: bool,
+    /// Whether its name is read first. A name that is not read covers every outdated cache.
+    pub reads_name: bool,
     /// Whether it is sent while no webhook is installed.
     pub bypasses_webhook: bool,
 }
@@ -31,14 +35,20 @@ pub enum Phase {
     InReview,
     /// It was admitted, and will be stored or fail.
     Admitted,
+    /// It was admitted without a claim, and will be stored or fail.
+    AdmittedWaiting,
     /// It was stored, and can have been deleted since.
     Stored,
     Failed,
 }
 
+/// Whether a name is read live.
+pub type IsLive = bool;
+
 /// The next step of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
+    ReadName(IsLive),
     ReadClaim,
     ReadHolder(Claim),
     Write(Write),
@@ -59,7 +69,7 @@ impl Attempt {
 
     /// Whether it can still be stored.
     pub fn is_undecided(&self) -> bool {
-        matches!(self.phase, Phase::InReview | Phase::Admitted)
+        matches!(self.phase, Phase::InReview | Phase::Admitted | Phase::AdmittedWaiting)
     }
 
     pub fn is_active(&self) -> bool {
@@ -69,7 +79,7 @@ impl Attempt {
     pub fn versions(&mut self, visit: &mut impl FnMut(&mut Version)) {
         for step in &mut self.reviews {
             match step {
-                Step::ReadClaim => {}
+                Step::ReadName(_) | Step::ReadClaim => {}
                 Step::ReadHolder(claim) => super::etcd::claim_versions(claim, visit),
                 Step::Write(write) => write_versions(write, visit),
             }
@@ -102,6 +112,7 @@ impl Review<'_> {
         match self.decide(Observation::Nothing) {
             AdmitStep::Write(write) => self.perform(Step::Write(Write::from(&write))),
             AdmitStep::ReadClaim => self.perform(Step::ReadClaim),
+            AdmitStep::ReadName(source) => self.perform(Step::ReadName(source == Source::Live)),
             other => unreachable!("{other:?}"),
         }
     }
@@ -111,10 +122,11 @@ impl Review<'_> {
         let mut observed = self.observe(step)?;
         loop {
             observed = match self.decide(observed) {
-                AdmitStep::Wait => {
+                AdmitStep::Wait(_) => {
                     (self.cover)(Coverage::Wait);
                     Observation::Changed
                 }
+                AdmitStep::ReadName(source) => return Ok(Progress::Next(Step::ReadName(source == Source::Live))),
                 AdmitStep::ReadClaim => return Ok(Progress::Next(Step::ReadClaim)),
                 AdmitStep::ReadHolder(claim) => return Ok(Progress::Next(Step::ReadHolder(Claim::from(&claim)))),
                 AdmitStep::Write(write) => return Ok(Progress::Next(Step::Write(Write::from(&write)))),
@@ -126,10 +138,17 @@ impl Review<'_> {
 
     fn observe(&mut self, step: Step) -> Result<Observation, StepViolation> {
         Ok(match step {
-            Step::ReadClaim => Observation::Claim(self.etcd.claim.map(Into::into)),
-            Step::ReadHolder(claim) => {
-                Observation::Holder(claim.into(), self.etcd.stored(claim.holder).map(LiveConversation::from))
+            Step::ReadName(is_live) => {
+                let source = if is_live { Source::Live } else { Source::Cache };
+                Observation::Name(source, self.etcd.stored(self.create.place).is_some())
             }
+            Step::ReadClaim => Observation::Claim(self.etcd.claim.map(Into::into)),
+            Step::ReadHolder(claim) => Observation::Holder {
+                claim: claim.into(),
+                live: self.etcd.stored(claim.holder).map(LiveConversation::from),
+                // A longer wait equals a later step.
+                unchanged_for: Duration::MAX,
+            },
             Step::Write(write) => {
                 if self.create.is_dry_run {
                     return Err(StepViolation::DryRunWrote);
@@ -181,14 +200,14 @@ impl Review<'_> {
     /// The result of `admit`, except in mutations.
     fn decide(&mut self, mut seen: Observation) -> AdmitStep {
         let is_dry_run = self.create.is_dry_run && self.mutation != Some(Mutation::DryRunWrites);
-        let request = abstraction::request(self.create.place, self.uid, self.create.is_server_side_apply, is_dry_run);
+        let request = abstraction::request(Create { is_dry_run, ..self.create }, self.uid);
         match (self.mutation, &mut seen) {
-            (Some(Mutation::OursNeedsNoWrite), Observation::Holder(claim, _))
+            (Some(Mutation::OursNeedsNoWrite), Observation::Holder { claim, .. })
                 if claim.holder == request.conversation =>
             {
                 return AdmitStep::Decide(Decision::Allow);
             }
-            (Some(Mutation::UndecidedReplaced), Observation::Holder(claim, _))
+            (Some(Mutation::UndecidedReplaced), Observation::Holder { claim, .. })
                 if claim.holder != request.conversation =>
             {
                 claim.admissions.clear();
@@ -199,19 +218,28 @@ impl Review<'_> {
                 let uid = claim.admissions[0].uid.clone();
                 let stored = Conversation {
                     uid: abstraction::number(&uid),
-                    held_binding: true,
+                    needs_binding: true,
                     is_hidden: false,
                     bound: None,
                     version: 0,
                 };
-                seen = Observation::Holder(claim.clone(), Some(stored.into()));
+                seen = Observation::Holder {
+                    claim: claim.clone(),
+                    live: Some(stored.into()),
+                    unchanged_for: Duration::MAX,
+                };
+            }
+            (Some(Mutation::DenialWithoutRecord), Observation::Holder { claim, live: Some(live), .. })
+                if claim.holder != request.conversation && live.needed_binding.is_some() =>
+            {
+                return AdmitStep::Decide(Decision::Deny { holder: claim.holder.clone(), live: live.clone() });
             }
             _ => {}
         }
         let has_claim = matches!(&seen, Observation::Claim(Some(claim)) if claim.admits(&request.uid));
         let step = admit(&request, seen, Time::EPOCH, GRACE_PERIOD);
         match (self.mutation, step) {
-            (Some(Mutation::WaitAllows), AdmitStep::Wait) => AdmitStep::Decide(Decision::Allow),
+            (Some(Mutation::WaitAllows), AdmitStep::Wait(_)) => AdmitStep::Decide(Decision::Allow),
             (_, step) => {
                 if has_claim && step == AdmitStep::Decide(Decision::Allow) {
                     (self.cover)(Coverage::RepeatedReview);
@@ -225,7 +253,12 @@ impl Review<'_> {
     fn check(&mut self, step: Step, answer: Decision) -> Result<Progress, StepViolation> {
         let read = match step {
             Step::ReadHolder(claim) => Some(claim.holder),
+            Step::ReadName(true) => Some(self.create.place),
             _ => None,
+        };
+        let is_holder = |holder: Place| {
+            let stored = self.etcd.stored(holder).filter(|stored| stored.needs_binding);
+            matches!((step, stored), (Step::ReadHolder(claim), Some(stored)) if claim.admissions.has(stored.uid))
         };
         match &answer {
             Decision::Allow if self.create.is_dry_run => (self.cover)(Coverage::DryRunAllowed),
@@ -234,7 +267,7 @@ impl Review<'_> {
             }
             Decision::Deny { holder, .. } => {
                 let holder = abstraction::place(holder);
-                if read != Some(holder) || !self.etcd.held_binding(holder) || holder == self.create.place {
+                if read != Some(holder) || !is_holder(holder) || holder == self.create.place {
                     return Err(StepViolation::DeniedWithoutHolder);
                 }
                 (self.cover)(if self.create.is_dry_run { Coverage::DryRunDenied } else { Coverage::Denied });
@@ -243,8 +276,13 @@ impl Review<'_> {
                 if read != Some(self.create.place) || self.etcd.stored(self.create.place).is_none() {
                     return Err(StepViolation::DeniedWithoutHolder);
                 }
-                (self.cover)(Coverage::AlreadyExists);
+                (self.cover)(match step {
+                    Step::ReadName(_) => Coverage::NameRead,
+                    _ => Coverage::AlreadyExists,
+                });
             }
+            Decision::AllowWaiting if !self.create.waits => return Err(StepViolation::AllowedWithoutClaim),
+            Decision::AllowWaiting => (self.cover)(Coverage::AllowedWaiting),
             Decision::Allow | Decision::Undecided(_) => {}
         }
         Ok(Progress::Answered(answer))
