@@ -67,8 +67,8 @@ pub struct Controller {
     grace_period: Duration,
     /// Whether this replica was the leader at the last check. The queue of a standby is empty.
     is_leader: bool,
-    /// When this replica started to lead.
-    leader_since: Instant,
+    /// The end of the time in which writes of an earlier leader can still take effect.
+    earlier_writes_until: Instant,
 }
 
 impl Controller {
@@ -100,7 +100,7 @@ impl Controller {
             event_recorder,
             grace_period,
             is_leader: false,
-            leader_since: clock.monotonic(),
+            earlier_writes_until: clock.monotonic(),
         }
     }
 
@@ -163,7 +163,8 @@ impl Controller {
     fn follow_leadership(&mut self) {
         let was_leader = std::mem::replace(&mut self.is_leader, self.leadership.is_leader());
         if self.is_leader && !was_leader {
-            self.leader_since = self.clock.monotonic();
+            let grace_period = if self.leadership.follows_a_crash() { self.grace_period } else { Duration::ZERO };
+            self.earlier_writes_until = self.clock.monotonic() + grace_period;
             self.index.leadership_started();
             let (tasks, deadlines) = plan_all(&self.index, |key| self.is_in_progress(key), self.moment());
             for task in tasks {
@@ -258,8 +259,7 @@ impl Controller {
         Moment {
             now: self.clock.now(),
             instant: self.clock.monotonic(),
-            leader_since: self.leader_since,
-            grace_period: self.grace_period,
+            earlier_writes_until: self.earlier_writes_until,
         }
     }
 

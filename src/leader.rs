@@ -49,19 +49,35 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Leadership {
     clock: Clock,
-    leader_until: watch::Receiver<Option<Instant>>,
+    term: watch::Receiver<Option<Term>>,
+}
+
+/// The current term of this replica as the leader.
+#[derive(Clone, Copy, Debug)]
+struct Term {
+    /// It ends then unless the Lease is renewed.
+    until: Instant,
+    /// Whether the leader before it released the Lease, after its last write. Otherwise its Lease expired, and writes of it may still
+    /// be in flight.
+    is_after_release: bool,
 }
 
 impl Leadership {
     /// Whether this replica may write now.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.leader_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
+        self.term.borrow().is_some_and(|term| self.clock.monotonic() < term.until)
+    }
+
+    /// Whether writes of an earlier leader may still be in flight, because it did not release the Lease.
+    #[must_use]
+    pub fn follows_a_crash(&self) -> bool {
+        self.term.borrow().is_some_and(|term| !term.is_after_release)
     }
 
     /// Waits until the Lease is acquired, renewed or lost.
     pub async fn changed(&mut self) {
-        if self.leader_until.changed().await.is_err() {
+        if self.term.changed().await.is_err() {
             // The elector has ended, so the process is about to exit.
             std::future::pending::<()>().await;
         }
@@ -102,7 +118,9 @@ pub struct LeaderElector {
     is_owner_fixed: bool,
     settings: Settings,
     clock: Clock,
-    leader_until: watch::Sender<Option<Instant>>,
+    term: watch::Sender<Option<Term>>,
+    /// Whether the leader before the current term released the Lease.
+    is_after_release: bool,
     observed: Option<Observed>,
 }
 
@@ -179,7 +197,7 @@ impl LeaderElector {
     /// An elector, and the leadership that it maintains.
     #[must_use]
     pub fn new(client: Client, settings: Settings, clock: Clock) -> (Self, Leadership) {
-        let (leader_until, receiver) = watch::channel(None);
+        let (term, receiver) = watch::channel(None);
         let (leases, reviews) = (Api::namespaced(client.clone(), &settings.namespace), Api::all(client));
         let elector = Self {
             leases,
@@ -188,10 +206,11 @@ impl LeaderElector {
             is_owner_fixed: false,
             settings,
             clock,
-            leader_until,
+            term,
+            is_after_release: true,
             observed: None,
         };
-        (elector, Leadership { clock, leader_until: receiver })
+        (elector, Leadership { clock, term: receiver })
     }
 
     /// Competes until `shutdown`, and releases the Lease after `stopped`, when this replica no longer writes.
@@ -253,11 +272,11 @@ impl LeaderElector {
     }
 
     fn is_leader(&self) -> bool {
-        self.leader_until.borrow().is_some_and(|until| self.clock.monotonic() < until)
+        self.term.borrow().is_some_and(|term| self.clock.monotonic() < term.until)
     }
 
     fn lead_until(&self, until: Option<Instant>) {
-        let (is_leader, was_leader) = (until.is_some(), self.leader_until.borrow().is_some());
+        let (is_leader, was_leader) = (until.is_some(), self.term.borrow().is_some());
         if is_leader != was_leader {
             let identity = &self.settings.identity;
             if is_leader {
@@ -266,7 +285,8 @@ impl LeaderElector {
                 tracing::info!(%identity, "no longer leading");
             }
         }
-        self.leader_until.send_replace(until);
+        let is_after_release = self.is_after_release;
+        self.term.send_replace(until.map(|until| Term { until, is_after_release }));
     }
 
     /// Attempts to acquire or renew the Lease. Returns whether this replica holds it afterwards. If this replica has never observed a
@@ -355,6 +375,13 @@ impl LeaderElector {
         let now = MicroTime(self.clock.now().timestamp());
         let spec = before.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let is_renewal = spec.holder_identity.as_deref() == Some(&self.settings.identity);
+        if !self.is_leader() {
+            // Without a Lease, there was no leader, unless this replica has observed one that is gone.
+            self.is_after_release = match &before {
+                Some(_) => spec.holder_identity.as_deref().is_none_or(str::is_empty),
+                None => self.observed.is_none(),
+            };
+        }
         let transitions = i32::from(!is_renewal && before.is_some());
         let spec = LeaseSpec {
             holder_identity: Some(self.settings.identity.clone()),

@@ -1,7 +1,8 @@
 //! The CRDs as they are installed: derived from the types by `kube` and `schemars`, and completed where neither can express a rule.
 
 use super::{
-    AddressBinding, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation, State, StateReason, rules,
+    AddressBinding, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation, OnConflict, State,
+    StateReason, rules,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -87,10 +88,11 @@ fn on_one_line(paragraph: &str) -> String {
 }
 
 /// The schemas of the enums with the documentation of their variants, which `kube` drops from the schemas of fields.
-fn documented_enums() -> [Value; 6] {
+fn documented_enums() -> [Value; 7] {
     [
         schemars::schema_for!(Channel),
         schemars::schema_for!(State),
+        schemars::schema_for!(OnConflict),
         schemars::schema_for!(StateReason),
         schemars::schema_for!(ConditionType),
         schemars::schema_for!(ConditionStatus),

@@ -126,10 +126,8 @@ pub struct Moment {
     pub now: Time,
     /// The same moment by the monotonic clock.
     pub instant: Instant,
-    /// When this replica started to lead.
-    pub leader_since: Instant,
-    /// The time within which a write takes effect or fails.
-    pub grace_period: Duration,
+    /// The end of the time in which writes of an earlier leader can still take effect.
+    pub earlier_writes_until: Instant,
 }
 
 /// The work of a new leader: the tasks, beginning with the conversations that have a deadline, in the order of their deadlines;
@@ -205,10 +203,9 @@ pub fn plan_conversation(
     if !blocked_on.is_empty() {
         return Plan::Wait { until: bound.next, blocked_on };
     }
-    // Writes of an earlier leader, decided on a claim that was deleted manually.
-    let of_earlier_leader = moment.leader_since.min(claim.since) + moment.grace_period;
-    let in_doubt_until =
-        |(_, entry): (_, &Entry)| entry.in_doubt_until.or_else(|| (!entry.was_written).then_some(of_earlier_leader));
+    let in_doubt_until = |(_, entry): (_, &Entry)| {
+        entry.in_doubt_until.or_else(|| (!entry.was_written).then_some(moment.earlier_writes_until))
+    };
     if let Some(until) = rivals().filter_map(in_doubt_until).max().filter(|until| *until > moment.instant) {
         return wait(Some(now.after(until.saturating_duration_since(moment.instant))));
     }
@@ -284,8 +281,7 @@ mod tests {
     /// A moment at `now`, long after this replica started to lead.
     fn at(now: Time) -> Moment {
         let instant = Instant::now();
-        let grace_period = Duration::ZERO;
-        Moment { now, instant, leader_since: instant, grace_period }
+        Moment { now, instant, earlier_writes_until: instant }
     }
 
     #[test]
@@ -455,8 +451,7 @@ mod tests {
         let at = |instant: Instant, leader_since: Instant| Moment {
             now: Time::EPOCH,
             instant,
-            leader_since,
-            grace_period: minute,
+            earlier_writes_until: leader_since + minute,
         };
         let plan = |index: &Index, moment| plan_conversation(index, &key("waiting-0000"), |_| false, moment);
         let is_delayed = |plan| matches!(plan, Plan::Wait { until: Some(_), .. });

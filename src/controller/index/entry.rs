@@ -89,8 +89,6 @@ pub struct ClaimEntry {
     uid: Uid,
     version: Version,
     is_being_deleted: bool,
-    /// When this replica first observed it.
-    pub since: Instant,
     /// The conversation that the claim names.
     pub holder: NamespacedName,
     /// The admitted creates that the claim records.
@@ -120,11 +118,8 @@ impl ClaimEntry {
             let known = before.and_then(|before| before.admissions.iter().find(|known| known.uid == uid));
             AdmissionEntry { since: known.map_or(now, |known| known.since), uid, time: *time }
         });
-        let uid = Uid::from(claim.uid.as_str());
-        let since = before.filter(|before| before.uid == uid).map_or(now, |before| before.since);
         Self {
-            uid,
-            since,
+            uid: claim.uid.as_str().into(),
             version: claim.resource_version.as_str().into(),
             is_being_deleted: claim.is_being_deleted,
             holder: NamespacedName::from(&claim.holder),

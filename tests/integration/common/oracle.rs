@@ -103,8 +103,10 @@ struct Conversation {
     uid: String,
     /// The binding that it has, or had before its contact was removed.
     binding: Option<Binding>,
-    /// Open, and with a contact.
-    holds: bool,
+    /// Open, with a contact, and not being deleted.
+    needs: bool,
+    /// Whether it was created with `onConflict: Wait`, so that it may be stored without a claim.
+    waits: bool,
     /// The condition Bound: `True`, `False` or `Unknown`.
     bound: String,
     /// Whether that was decided on the spec that is stored.
@@ -122,7 +124,8 @@ struct Claim {
 struct Ledger {
     claim: Option<Claim>,
     stored: BTreeSet<Place>,
-    holders: BTreeSet<Place>,
+    /// Those that need the binding.
+    needy: BTreeSet<Place>,
     /// Those that the status calls bound.
     bound: BTreeSet<Place>,
     tenures: Vec<HoldInterval>,
@@ -252,7 +255,7 @@ impl Oracle {
     pub fn stuck(&self) -> Vec<String> {
         let claims = self.ledgers.iter().filter_map(|(binding, ledger)| {
             let claim = ledger.claim.as_ref()?;
-            let is_held = ledger.holders.contains(&claim.holder);
+            let is_held = ledger.needy.contains(&claim.holder);
             (!is_held).then(|| {
                 format!("I3: claim {} names {}, which does not hold {binding}", claim.name, claim.holder)
                     + &self.history_of(binding)
@@ -269,7 +272,7 @@ impl Oracle {
             Some(format!("I2: {place} {why}{}", history.unwrap_or_default()))
         });
         let undecided = self.ledgers.iter().filter_map(|(binding, ledger)| {
-            let claim = ledger.claim.as_ref().filter(|claim| ledger.holders.contains(&claim.holder))?;
+            let claim = ledger.claim.as_ref().filter(|claim| ledger.needy.contains(&claim.holder))?;
             let holder = self.conversations.get(&claim.holder)?;
             let others: Vec<_> = claim.uids.iter().filter(|uid| **uid != holder.uid).collect();
             (!others.is_empty()).then(|| {
@@ -285,13 +288,13 @@ impl Oracle {
         if !conversation.is_current {
             return Some(format!("has no condition Bound for its spec yet: it says {bound}"));
         }
-        let binding = conversation.binding.as_ref().filter(|_| conversation.holds);
+        let binding = conversation.binding.as_ref().filter(|_| conversation.needs);
         let Some(binding) = binding else {
-            return (bound != "False").then(|| format!("holds nothing and is Bound={bound}"));
+            return (bound != "False").then(|| format!("needs nothing and is Bound={bound}"));
         };
         let ledger = self.ledgers.get(binding);
         match ledger.and_then(|ledger| ledger.claim.as_ref()) {
-            None => Some(format!("holds {binding}, and no claim names it")),
+            None => Some(format!("needs {binding}, and no claim names it")),
             Some(claim) if claim.holder == *place => {
                 (bound != "True").then(|| format!("has the claim {} and is Bound={bound}", claim.name))
             }
@@ -326,12 +329,13 @@ impl Oracle {
         if !is_consistent {
             return Err(Violation(format!("the history has a gap before {event:?}")));
         }
-        let held = before.as_ref().is_some_and(|conversation| conversation.holds);
-        let holds = now.as_ref().is_some_and(|conversation| conversation.holds);
+        let needed = before.as_ref().is_some_and(|conversation| conversation.needs);
+        let needs = now.as_ref().is_some_and(|conversation| conversation.needs);
+        let waits = now.as_ref().is_some_and(|conversation| conversation.waits);
         let binding = now.as_ref().or(before.as_ref()).and_then(|conversation| conversation.binding.clone());
         let line = format!("{:>7} {:<8} {place} {}", event.revision, word(event.change), describe(now.as_ref()));
         let uid = now.as_ref().map(|now| now.uid.clone()).unwrap_or_default();
-        let is_bound = now.as_ref().is_some_and(|now| now.bound == "True" && (now.holds || now.is_current));
+        let is_bound = now.as_ref().is_some_and(|now| now.bound == "True");
         if let Some(now) = now {
             self.conversations.insert(place.clone(), now);
         }
@@ -344,16 +348,13 @@ impl Oracle {
         } else {
             ledger.stored.insert(place.clone());
         }
-        if holds && !held {
-            ledger.holders.insert(place.clone());
-            ledger.tenures.push(HoldInterval {
-                place: place.clone(),
-                uid: uid.clone(),
-                from: event.revision,
-                until: None,
-            });
-        } else if held && !holds {
-            ledger.holders.remove(&place);
+        if needs && !needed {
+            ledger.needy.insert(place.clone());
+            if !waits {
+                ledger.begin_tenure(&place, &uid, event.revision);
+            }
+        } else if needed && !needs {
+            ledger.needy.remove(&place);
             for tenure in ledger.tenures.iter_mut().filter(|tenure| tenure.place == place) {
                 tenure.until.get_or_insert(event.revision);
             }
@@ -363,9 +364,10 @@ impl Oracle {
         } else {
             ledger.bound.remove(&place);
         }
-        if holds && !held {
+        if needs && !needed && !waits {
             self.check_is_claimed(&binding, &place, &uid)?;
         }
+        self.begin_tenure_of_waiting(&binding);
         self.check(&binding)?;
         if event.change == Change::Deleted {
             self.tidy(&binding);
@@ -385,6 +387,20 @@ impl Oracle {
         Err(self.violation(binding, format_args!("I1: {place} ({uid}) was stored without a claim that records it")))
     }
 
+    /// One that waits holds the binding from the moment at which it is stored and a claim records it.
+    fn begin_tenure_of_waiting(&mut self, binding: &Binding) {
+        let Some(ledger) = self.ledgers.get_mut(binding) else { return };
+        let Some(claim) = &ledger.claim else { return };
+        let Some(stored) = self.conversations.get(&claim.holder).filter(|stored| stored.waits && stored.needs) else {
+            return;
+        };
+        let (place, uid) = (claim.holder.clone(), stored.uid.clone());
+        let has_begun = ledger.tenures.iter().any(|tenure| tenure.uid == uid);
+        if claim.uids.contains(&uid) && !has_begun {
+            ledger.begin_tenure(&place, &uid, self.revision);
+        }
+    }
+
     fn check(&self, binding: &Binding) -> Result<(), Violation> {
         let Some(ledger) = self.ledgers.get(binding) else { return Ok(()) };
         if ledger.bound.len() > 1 {
@@ -395,16 +411,28 @@ impl Oracle {
         if !self.are_claims_guarded {
             return Ok(());
         }
-        let admitted: BTreeSet<_> = ledger.holders.iter().filter(|place| !(self.is_unseen)(place)).cloned().collect();
+        // One that waits holds the binding once a claim has recorded it.
+        let is_admitted = |place: &&Place| {
+            let stored = self.conversations.get(*place);
+            let is_recorded = stored.is_some_and(|stored| !stored.waits || self.recorded.contains(&stored.uid));
+            is_recorded && !(self.is_unseen)(place)
+        };
+        let admitted: BTreeSet<_> = ledger.needy.iter().filter(is_admitted).cloned().collect();
         if admitted.len() > 1 {
             return Err(
                 self.violation(binding, format_args!("I1: more than one holds the binding: {}", list(&admitted)))
             );
         }
-        let is_named = |place: &Place| ledger.claim.as_ref().is_some_and(|claim| claim.holder == *place);
-        if let Some(place) = ledger.bound.intersection(&ledger.holders).find(|place| !is_named(place)) {
+        let is_recorded = |place: &Place| {
+            let uid = self.conversations.get(place).map(|stored| &stored.uid);
+            ledger
+                .claim
+                .as_ref()
+                .is_some_and(|claim| claim.holder == *place && uid.is_some_and(|uid| claim.uids.contains(uid)))
+        };
+        if let Some(place) = ledger.bound.intersection(&ledger.needy).find(|place| !is_recorded(place)) {
             return Err(
-                self.violation(binding, format_args!("I1: {place} has Bound=True, and the claim does not name it"))
+                self.violation(binding, format_args!("I1: {place} has Bound=True, and the claim does not record it"))
             );
         }
         Ok(())
@@ -452,8 +480,11 @@ impl Oracle {
         let ledger = self.ledgers.entry(binding.clone()).or_default();
         ledger.note(line);
         let former = std::mem::replace(&mut ledger.claim, claim);
+        let conversations = &self.conversations;
         let loser = former.filter(|former| {
-            ledger.holders.contains(&former.holder)
+            let uid = conversations.get(&former.holder).map(|stored| &stored.uid);
+            ledger.needy.contains(&former.holder)
+                && uid.is_some_and(|uid| former.uids.contains(uid))
                 && ledger.claim.as_ref().is_none_or(|claim| claim.holder != former.holder)
         });
         if let Some(former) = loser
@@ -463,6 +494,7 @@ impl Oracle {
             return Err(self.violation(&binding, text));
         }
         self.check_dry_runs(&binding)?;
+        self.begin_tenure_of_waiting(&binding);
         self.check(&binding)?;
         if event.change == Change::Deleted {
             self.tidy(&binding);
@@ -486,6 +518,10 @@ impl Oracle {
 }
 
 impl Ledger {
+    fn begin_tenure(&mut self, place: &Place, uid: &str, from: u64) {
+        self.tenures.push(HoldInterval { place: place.clone(), uid: uid.to_owned(), from, until: None });
+    }
+
     fn note(&mut self, line: String) {
         self.trail.push_back(line);
         if self.trail.len() > SHOWN {
@@ -506,12 +542,15 @@ impl Conversation {
             })
         };
         let binding = binding();
-        let is_open = spec["state"] != "Closed" && status["state"] != "Closed";
+        let is_open = spec["state"] != "Closed"
+            && status["state"] != "Closed"
+            && object["metadata"]["deletionTimestamp"].is_null();
         let conditions = status["conditions"].as_array().into_iter().flatten();
         let bound = conditions.into_iter().find(|condition| condition["type"] == "Bound");
         Self {
             uid: text(&object["metadata"]["uid"]).unwrap_or_default(),
-            holds: is_open && binding.is_some(),
+            needs: is_open && binding.is_some(),
+            waits: before.map_or(spec["onConflict"] == "Wait", |before| before.waits),
             binding: binding.or_else(|| before?.binding.clone()),
             bound: bound.and_then(|bound| text(&bound["status"])).unwrap_or_else(|| "Unknown".to_owned()),
             is_current: bound.is_some_and(|bound| bound["observedGeneration"] == object["metadata"]["generation"]),
@@ -548,10 +587,11 @@ fn word(change: Change) -> &'static str {
 }
 
 fn describe(conversation: Option<&Conversation>) -> String {
-    let Some(Conversation { uid, holds, bound, is_current, .. }) = conversation else { return String::new() };
-    let holds = if *holds { "holds" } else { "does not hold" };
+    let Some(Conversation { uid, needs, waits, bound, is_current, .. }) = conversation else { return String::new() };
+    let needs = if *needs { "needs it" } else { "does not need it" };
+    let waits = if *waits { ", may wait" } else { "" };
     let stale = if *is_current { "" } else { " (of an older spec)" };
-    format!("{uid} {holds}, Bound={bound}{stale}")
+    format!("{uid} {needs}{waits}, Bound={bound}{stale}")
 }
 
 fn list(places: &BTreeSet<Place>) -> String {

@@ -153,7 +153,7 @@ fn creates_of_one_name_may_share_a_claim() {
 #[test]
 fn two_holders_are_rejected_with_the_piece_of_history_that_shows_them() {
     let violation = History::of_alice().stored("bob", "b1").breaks("I1: sales/bob (b1) was stored without a claim");
-    for line in ["at revision 103", "100 created  claim names sales/alice", "101 created  sales/alice a1 holds"] {
+    for line in ["at revision 103", "100 created  claim names sales/alice", "101 created  sales/alice a1 needs it"] {
         assert!(violation.contains(line), "{line:?} is not in {violation}");
     }
     History::of_alice().reclaimed("bob", &["b1"]).breaks("I1: the claim was taken from sales/alice");
@@ -191,7 +191,7 @@ fn two_that_call_themselves_bound_are_rejected_also_where_claims_are_changed_by_
 fn one_that_calls_itself_bound_without_a_claim_is_rejected() {
     let unseen = Oracle::default().unseen_by_webhooks(|_| true);
     let history = History::default().stored("alice", "a1").changed("alice", bound("a1", "True"));
-    history.breaks_for(unseen, "I1: sales/alice has Bound=True, and the claim does not name it");
+    history.breaks_for(unseen, "I1: sales/alice has Bound=True, and the claim does not record it");
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_status_that_does_not_say_what_is_so_is_no_rest() {
     history().is_not_at_rest("sales/alice has no condition Bound for its spec yet");
     history().changed("alice", bound("a1", "False")).is_not_at_rest("has the claim chat-1 and is Bound=False");
     let lying = Stored { state: "Closed", ..bound("a1", "True") };
-    history().changed("alice", lying).released().is_not_at_rest("holds nothing and is Bound=True");
+    history().changed("alice", lying).released().is_not_at_rest("needs nothing and is Bound=True");
 }
 
 #[test]
