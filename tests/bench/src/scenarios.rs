@@ -26,7 +26,7 @@ pub struct Scenario {
 pub const ALL: &[Scenario] = &[
     Scenario { number: 1, title: "creates a second", run: creates::run },
     Scenario { number: 2, title: "created and Ready", run: ready::run },
-    Scenario { number: 3, title: "latency by what is stored", run: latency::run },
+    Scenario { number: 3, title: "latency by stored conversations", run: latency::run },
     Scenario { number: 4, title: "races for one binding", run: races::run },
     Scenario { number: 5, title: "memory", run: memory::run },
     Scenario { number: 6, title: "restart", run: restart::run },

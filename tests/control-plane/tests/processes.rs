@@ -106,8 +106,8 @@ fn owner(ending: &str) -> (std::process::Child, Vec<u32>, PathBuf) {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let owned = lines.find_map(|line| Some(line.unwrap().split_once("owns: ")?.1.to_owned())).unwrap();
-    let (data, ids) = owned.split_once(' ').unwrap();
+    let line = lines.find_map(|line| Some(line.unwrap().split_once("owns: ")?.1.to_owned())).unwrap();
+    let (data, ids) = line.split_once(' ').unwrap();
     let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
     assert!(ids.iter().all(|id| runs(*id)) && Path::new(data).exists());
     (owner, ids, PathBuf::from(data))

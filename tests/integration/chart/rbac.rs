@@ -88,7 +88,7 @@ struct Request {
 }
 
 /// The operator's requests in the log so far, except two that the roles system:public-info-viewer and system:basic-user permit to
-/// every user: the version of the server, and SelfSubjectReviews.
+/// every user: the version of the server, and `SelfSubjectReview`s.
 fn requests(log: &Path) -> Vec<Request> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     // The last line may be incomplete.
