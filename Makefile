@@ -74,7 +74,7 @@ fuzz: require ## Random input for what strangers can send: reviews, addresses, d
 
 generate: require api-docs ## Write the generated files: crds/ and docs/api.md from the Rust types, the chart's documentation and renderings
 	cargo run --locked -- crds --directory crds
-	UPDATE=1 cargo test --locked --quiet --test integration -- the_readme the_schema_says each_case
+	UPDATE=1 cargo test --locked --quiet --test integration -- chart_readme_is schema_describes each_case_matches
 
 api-docs: require ## Write docs/api.md, the reference of the API, from the Rust types
 	UPDATE=1 cargo test --locked --quiet --test integration -- pure::api_reference

@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn released_lease_is_free_and_one_without_a_holder_is_not() {
+    fn released_lease_is_free_but_lease_without_holder_is_not() {
         assert_eq!(observed("", 1).held_until("us", false, OURS), None);
         let emptied = observed("", 15);
         let bare = Observed { lease: Lease::default(), ..emptied.clone() };
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn deleted_lease_is_ours_only_while_we_lead() {
+    fn deleted_lease_is_held_only_while_leading() {
         let ours = observed("us", 15);
         let gone = Observed { is_gone: true, ..ours.clone() };
         let end = Some(gone.since + OURS);

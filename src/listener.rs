@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn unspecified_address_is_every_address_of_the_machine() {
+    async fn unspecified_address_accepts_ipv4_and_ipv6() {
         let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.expect("IPv4");
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn address_in_use_is_not_bound_in_part() {
+    async fn bind_fails_if_one_address_family_is_in_use() {
         let taken = bind("[::]:0".parse().unwrap()).await.unwrap();
         let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), taken.local_addr().unwrap().port());
         assert_eq!(bind(address).await.unwrap_err().kind(), ErrorKind::AddrInUse);

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn task_that_ends_before_it_is_cancelled_ends_the_process() {
+    async fn task_that_ends_before_cancellation_ends_the_process() {
         let (mut supervisor, signals) = supervisor();
         let (shutdown, closing) = (supervisor.shutdown(), supervisor.closing());
         // The webhook ends with the controller, while API servers still call it.

@@ -375,7 +375,7 @@ mod tests {
 
     /// The names that serde writes are those of the API.
     #[test]
-    fn names_are_those_that_are_serialized() {
+    fn names_match_the_serialized_values() {
         for channel in Channel::VARIANTS {
             assert_eq!(serde_json::to_value(channel).unwrap(), channel.as_str());
             assert_eq!(channel.to_string(), channel.as_str());

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_secret_is_reissued_with_the_certificate_that_is_served() {
+    fn lost_secret_is_reissued_with_the_served_certificate() {
         let known = new_state(hour(0));
         assert_eq!(step(None, Some(&known), &spec(), true, hour(1)), Step::Reissue);
         assert_eq!(step(None, Some(&known), &spec(), true, hour(30)), Step::Issue, "it has expired");
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_staged_before_the_retirement_outlives_it() {
+    fn certificate_staged_before_a_retirement_stays_trusted() {
         let state = new_state(hour(0)).reissued(issued(hour(1)), b"", hour(1)).staged(issued(hour(2)), hour(2));
         assert_eq!(count(&state), 3);
         let retired = state.promoted().retired();

@@ -356,7 +356,7 @@ mod tests {
     use crate::certificates::tls::Validity;
 
     #[test]
-    fn ip_address_is_canonical_as_in_certificates() {
+    fn ip_addresses_are_formatted_as_in_certificates() {
         for (name, expected) in [("FD00:0::1", "fd00::1"), ("10.0.0.1", "10.0.0.1"), ("hook.example", "hook.example")] {
             let issued = issue(&[canonical(name)], Clock.now(), Duration::from_hours(30)).unwrap();
             assert_eq!(Validity::of(&issued.pair.certificate).unwrap().names, [expected]);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn interval_grows_with_reconciliations_that_write() {
+    fn interval_grows_with_each_reconciliation_that_writes() {
         assert_eq!([0, 1, 2, 3].map(spacing), [100, 100, 200, 400].map(Duration::from_millis));
         assert!(spacing(u32::MAX) > RESYNC_INTERVAL);
     }

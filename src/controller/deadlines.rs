@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn deadline_in_ten_years_is_due_in_ten_years() {
+    fn deadline_in_ten_years_is_kept_to_the_millisecond() {
         let mut deadlines = Deadlines::default();
         deadlines.set(&"a", Some(Time::EPOCH.after(TEN_YEARS)));
         let just_before = Time::EPOCH.after(TEN_YEARS).before(MILLISECOND);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_follow_a_clock_that_jumps() {
+    fn deadlines_follow_clock_jumps() {
         let mut deadlines = Deadlines::default();
         deadlines.set(&"a", Some(at(100)));
         deadlines.set(&"b", Some(at(200)));

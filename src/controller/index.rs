@@ -524,14 +524,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn claim_is_returned_as_it_was_applied() {
+    fn claim_is_returned_unchanged() {
         let (mut index, claim) = (index(), claim("alice", &[UID, "of another kind"]));
         index.claim_applied(&claim, Instant::now());
         assert_eq!(index.claim(&claim.name).unwrap().claim(&claim.name), Some(claim));
     }
 
     #[test]
-    fn objects_missing_from_a_list_are_gone() {
+    fn objects_missing_from_a_list_are_removed() {
         let (mut index, now) = (index(), Instant::now());
         index.conversation_applied(&conversation("alice", UID, json!({})), now);
         index.claim_applied(&claim("alice", &[UID]), now);
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn list_enqueues_claim_whose_conversation_was_never_shown() {
+    fn list_enqueues_claim_without_its_conversation() {
         let (mut index, now) = (index(), Instant::now());
         let task = Task::Claim(BindingName::existing(NAME.into()));
         assert!(!index.claim_applied(&claim("alice", &[UID]), now).contains(&task), "it waits for its create");

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_kept_and_differ() {
+    fn uids_and_versions_in_other_formats_are_kept_as_text() {
         for other in [UUID.to_uppercase(), UUID.replace('-', ""), format!("-{UUID}"), String::new()] {
             assert_ne!(Uid::from(other.as_str()), Uid::from(UUID));
             assert_eq!(Uid::from(other.as_str()).to_string(), other);
@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_is_reproduced(text in ".{0,40}", bytes in any::<[u8; 16]>(), number in any::<u64>()) {
+        fn uids_and_versions_convert_to_the_same_text(text in ".{0,40}", bytes in any::<[u8; 16]>(), number in any::<u64>()) {
             prop_assert_eq!(Uid::from(text.as_str()).to_string(), text.clone());
             prop_assert_eq!(Version::from(text.as_str()).to_string(), text);
             prop_assert_eq!(Uid::from(Uid::Uuid(bytes).to_string().as_str()), Uid::Uuid(bytes));

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn conversations_are_counted_and_the_oldest_unassigned_is_known() {
+    fn conversations_and_the_oldest_unassigned_are_counted() {
         let counted =
             |state, unassigned_since| StatsKey { channel: Channel::Sms, state, unassigned_since, waiting_since: None };
         let [first, second] = [1, 2].map(|millisecond| Time::EPOCH.after(Duration::from_millis(millisecond)));

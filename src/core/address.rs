@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_rejected_with_the_canonical_one() {
+    fn other_spellings_are_rejected_with_the_canonical_spelling() {
         use {Channel as C, Role as R};
         for (channel, role, text, canonical) in [
             (C::Sms, R::Contact, "", None),

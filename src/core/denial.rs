@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_message_makes_flux_delete_the_object() {
+    fn messages_do_not_make_flux_delete_the_object() {
         for message in [
             denial(0, Disclosure::Full).message,
             denial(2, Disclosure::Full).message,

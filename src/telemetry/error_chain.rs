@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_source_is_not_repeated() {
+    fn text_of_a_source_is_shown_once() {
         let inner = link("no answer", Link { text: "timed out", source: None });
         for (error, expected) in [
             (link("no answer", inner), "no answer: timed out"),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_of_the_api_server_is_no_debug_dump() {
+    fn api_server_error_is_shown_without_debug_format() {
         let expected = "leases \"switchboard\" is forbidden (403 Forbidden)";
         assert_eq!(ErrorChain(&forbidden()).to_string(), expected);
         assert_eq!(ErrorChain(&claims::Error::from(forbidden())).to_string(), expected);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_refused_or_unreadable_are_not_quoted() {
+    fn rejected_and_unreadable_values_are_not_quoted() {
         const ADDRESS: &str = "+15558675310";
         let cause = StatusCause {
             reason: "FieldValueInvalid".to_owned(),

@@ -148,7 +148,7 @@ mod tests {
     use crate::webhook::test_server::{TestServer, all, last, request, send};
 
     #[tokio::test]
-    async fn panic_in_the_handler_is_a_500_and_keeps_the_connection() {
+    async fn panic_in_the_handler_returns_500_and_keeps_connection() {
         let served = TestServer::start(Limits::default()).await;
         let answers = served.ask(&format!("{}{}", request("panic"), last("else"))).await;
         let codes: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn body_above_the_limit_is_a_413_with_or_without_length() {
+    async fn body_above_the_limit_returns_413_with_or_without_length() {
         let served = TestServer::start(Limits { body_bytes: 8, ..Limits::default() }).await;
         let answer = served.ask(&last("123456789")).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_above_the_budget_are_a_429_and_small_ones_not() {
+    async fn large_bodies_above_the_budget_return_429_but_not_small_ones() {
         let served =
             TestServer::start(Limits { small_body_bytes: 4, large_bodies_bytes: 16, ..Limits::default() }).await;
         let large = last("a large body");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn review_whose_client_goes_away_is_counted_as_cancelled() {
+    async fn review_of_a_disconnected_client_is_counted_as_cancelled() {
         let limits = Limits { concurrency: 1, small_body_bytes: 5, large_bodies_bytes: 6, ..Limits::default() };
         let served = TestServer::start(limits).await;
         // While its body is read, and while it is answered.
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn review_above_the_concurrency_limit_is_a_429() {
+    async fn review_above_the_concurrency_limit_returns_429() {
         let served = TestServer::start(Limits { concurrency: 1, ..Limits::default() }).await;
         let mut first = served.in_flight().await;
         served.release.notify_one();

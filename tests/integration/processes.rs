@@ -16,6 +16,7 @@ mod logs;
 mod races;
 mod rules;
 mod runtime;
+mod same_name;
 mod shutdown;
 mod start;
 mod waiting;

@@ -1,11 +1,11 @@
-//! Reads the manifests of `tests/testdata`, whose README says how to write them.
+//! Reads the manifests of `tests/testdata`. Its README describes their format.
 
 pub mod examples;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// The repository, where cargo runs tests.
+/// The root of the repository, in which cargo runs tests.
 pub fn root() -> &'static Path {
     Path::new(".")
 }
@@ -16,9 +16,9 @@ fn directory() -> PathBuf {
 
 /// A file of `admitted/` or `refused/`.
 pub struct Manifest {
-    /// Its name, as people look for it.
+    /// The folder and the name of the file.
     pub file: String,
-    /// What the complaints about the last document quote; empty where all documents are admitted.
+    /// The expected error messages for the last document. Empty if all documents are admitted.
     pub refused: Vec<String>,
     /// Its documents, in order.
     pub documents: Vec<Document>,
@@ -26,13 +26,13 @@ pub struct Manifest {
 
 /// One document of a manifest.
 pub struct Document {
-    /// How it is written.
+    /// The request that writes it.
     pub by: Verb,
-    /// What is written.
+    /// The body of the request.
     pub object: Value,
 }
 
-/// How a document is written.
+/// The request that writes a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// POST.
@@ -65,7 +65,7 @@ impl Verb {
         })
     }
 
-    /// Whether what is written is a whole object and its spec, as opposed to a part of one.
+    /// Whether the request contains a whole object with its spec, not only a part.
     pub fn is_whole(self) -> bool {
         matches!(self, Self::Create | Self::Replace | Self::Apply)
     }
@@ -79,25 +79,27 @@ impl Manifest {
         let comments = |document: &str, key: &str| -> Vec<String> {
             document.lines().filter_map(|line| line.strip_prefix(&format!("# {key}: "))).map(str::to_owned).collect()
         };
-        assert!(text.starts_with("# "), "{file}: the first line must say what the file shows");
+        assert!(text.starts_with("# "), "{file}: the first line must be a comment that describes the file");
         let refused = comments(&text, "refused");
         assert_eq!(
             folder == "refused",
             !refused.is_empty(),
-            "{file}: refused, and only refused, manifests have `# refused:`"
+            "{file}: only manifests in refused/ have `# refused:`, and each must have it"
         );
         let mut names = Vec::new();
         let documents = text.split("\n---\n").map(|document| {
-            let object: Value = serde_saphyr::from_str(document)
-                .unwrap_or_else(|error| panic!("{file}: not readable as YAML: {error}"));
-            let name =
-                object["metadata"]["name"].as_str().unwrap_or_else(|| panic!("{file}: a name is missing")).to_owned();
+            let object: Value =
+                serde_saphyr::from_str(document).unwrap_or_else(|error| panic!("{file}: invalid YAML: {error}"));
+            let name = object["metadata"]["name"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{file}: a document has no name"))
+                .to_owned();
             let is_new = !names.contains(&name);
             names.push(name);
             let by = match &comments(document, "by")[..] {
                 [] if is_new => Verb::Create,
                 [] => Verb::Replace,
-                [verb] => Verb::read(verb).unwrap_or_else(|| panic!("{file}: `# by: {verb}` means nothing")),
+                [verb] => Verb::read(verb).unwrap_or_else(|| panic!("{file}: unknown verb in `# by: {verb}`")),
                 _ => panic!("{file}: more than one `# by:` above a document"),
             };
             Document { by, object }
@@ -107,7 +109,7 @@ impl Manifest {
     }
 }
 
-/// The manifests in `folder`, by name.
+/// The manifests in `folder`, in the order of their names.
 pub fn manifests(folder: &str) -> Vec<Manifest> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(directory().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -118,15 +120,15 @@ pub fn manifests(folder: &str) -> Vec<Manifest> {
 
 /// One row of `addresses.yaml`, for one channel and one role.
 pub struct AddressCase {
-    /// The channel, as the API spells it.
+    /// The channel, in the spelling of the API.
     pub channel: String,
     /// `contact` or `proxy`.
     pub role: &'static str,
-    /// The address, filled up to its length.
+    /// The address, padded to the `length` of the row.
     pub address: String,
-    /// What the refusal quotes, where it is refused.
+    /// The expected text of the refusal; `None` if the address is admitted.
     pub refused: Option<String>,
-    /// The canonical spelling that the refusal shows, where it shows one.
+    /// The canonical spelling in the refusal, if it contains one.
     pub write: Option<String>,
 }
 
@@ -144,7 +146,7 @@ pub fn addresses() -> Vec<AddressCase> {
             None => vec!["contact", "proxy"],
             Some("contact") => vec!["contact"],
             Some("proxy") => vec!["proxy"],
-            Some(role) => panic!("{role} is no role"),
+            Some(role) => panic!("unknown role {role}"),
         };
         for channel in row["channels"].as_array().unwrap() {
             for &role in &roles {
@@ -163,9 +165,9 @@ pub fn addresses() -> Vec<AddressCase> {
 
 /// One row of `durations.yaml`.
 pub struct DurationCase {
-    /// The duration, as it is written.
+    /// The duration as text.
     pub duration: String,
-    /// What it means, or what the refusal quotes.
+    /// Its milliseconds, or the expected text of the refusal.
     pub meaning: Result<u64, String>,
 }
 
@@ -176,20 +178,20 @@ pub fn durations() -> Vec<DurationCase> {
         meaning: match (row["milliseconds"].as_u64(), row["refused"].as_str()) {
             (Some(milliseconds), None) => Ok(milliseconds),
             (None, Some(refused)) => Err(refused.to_owned()),
-            _ => panic!("{row}: either `milliseconds` or `refused`"),
+            _ => panic!("{row}: needs either `milliseconds` or `refused`"),
         },
     };
     rows("durations.yaml").iter().map(case).collect()
 }
 
-/// The rows of `instants.yaml`: the instant, and what the refusal quotes where it is refused.
+/// The rows of `instants.yaml`: the instant, and the expected texts of the refusal; `None` if it is admitted.
 pub fn instants() -> Vec<(String, Option<Vec<String>>)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let refused = |row: &Value| row.get("refused").map(|words| words.as_array().unwrap().iter().map(text).collect());
     rows("instants.yaml").iter().map(|row| (text(&row["instant"]), refused(row))).collect()
 }
 
-/// `value` without its null fields, which are absent ones.
+/// `value` without null fields, which are equal to absent ones.
 pub fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_of_the_two_close_timers_closes() {
+    fn earlier_close_timer_closes_the_conversation() {
         let input = LifecycleInput {
             close_after: seconds(50),
             close_unassigned_after: seconds(60),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn corrected_future_report_leaves_no_trace() {
+    fn corrected_future_report_replaces_the_activity_time() {
         let mut input = input();
         input.status.reported_activity = Some(at(1_000));
         live(&mut input, 5);
@@ -404,7 +404,7 @@ mod tests {
         }
 
         #[test]
-        fn state_changes_at_the_next_deadline_and_not_before(base in any_input(), first in 0_u64..200) {
+        fn state_changes_exactly_at_the_next_deadline(base in any_input(), first in 0_u64..200) {
             let mut input = base;
             // The first decision clamps a report in the future.
             let status = live(&mut input, first);
@@ -420,7 +420,7 @@ mod tests {
         }
 
         #[test]
-        fn closed_is_never_left(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+        fn closed_conversation_is_never_reopened(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
             let mut input = base;
             let status = live(&mut input, first);
             let mut then = LifecycleInput { status: input.status, ..then };
@@ -430,7 +430,7 @@ mod tests {
         }
 
         #[test]
-        fn state_follows_from_the_rules(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
+        fn state_matches_the_documented_rules(base in any_input(), first in 0_u64..200, then in any_input(), later in 0_u64..200) {
             let mut input = base;
             let before = live(&mut input, first);
             // The schema allows to remove a contact, but not to add one.

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_by_activity_are_routine() {
+    fn status_is_routine_if_only_activity_changed() {
         let mut input = LifecycleInput { inactive_after: seconds(10), close_after: seconds(60), ..input() };
         live(&mut input, 1);
         input.status.reported_activity = Some(at(5));

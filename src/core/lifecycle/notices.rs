@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn notice_is_new_once() {
+    fn notice_is_new_in_one_decision_only() {
         let mut input =
             LifecycleInput { is_unassigned: true, inactive_after: seconds(10), close_after: seconds(20), ..input() };
         let mut recorded = Vec::new();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn note_gives_the_cause_and_no_address() {
+    fn note_names_the_cause_but_no_address() {
         let another = BindingStatus::HeldByAnother;
         let status = decide(&input(), Some(&another), at(1)).status;
         let [notice] = &new_notices(&PreviousStatus::default(), &status)[..] else { panic!("{status:?}") };

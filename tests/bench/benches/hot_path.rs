@@ -1,11 +1,7 @@
-//! Nanoseconds and allocations of what each admission and each look at a conversation costs, network and API server left out:
+//! Measures nanoseconds and allocations of each admission and of each lifecycle decision, without network and API server:
 //! `cargo bench -p bench`.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "what is measured here succeeds, or the measurement means nothing"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a measurement is valid only if every step succeeds")]
 
 use divan::{AllocProfiler, Bencher, black_box};
 use serde_json::Value;
@@ -17,7 +13,7 @@ use switchboard::core::denial::{Denial, Disclosure, already_bound};
 use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
 use switchboard::webhook::{Review, ReviewKind, respond};
 
-/// As an API server sends it: 3 KB, of which the bookkeeping of fields is the larger part.
+/// A review from an API server: 3 KB, mostly `managedFields`.
 const REVIEW: &[u8] = include_bytes!("review.json");
 const GRACE_PERIOD: Duration = Duration::from_mins(1);
 
@@ -44,7 +40,7 @@ fn conversation() -> Conversation {
     serde_json::from_value(review["request"]["object"].clone()).unwrap()
 }
 
-fn refusal() -> Denial {
+fn denial() -> Denial {
     let holder = ConversationReference { namespace: "sales".to_owned(), name: "alice-before".to_owned() };
     let stored = LiveConversation {
         uid: "u".to_owned(),
@@ -55,20 +51,20 @@ fn refusal() -> Denial {
     already_bound(&request().binding, &holder, &stored, Disclosure::Full)
 }
 
-/// Reads a review and finds what it asks for.
+/// Parses a review and determines its kind.
 #[divan::bench]
 fn admission_1_parse(bencher: Bencher) {
     bencher.bench(|| Review::parse(black_box(REVIEW)).unwrap().kind().unwrap());
 }
 
-/// The name of the claim on a binding.
+/// Computes the name of the claim on a binding.
 #[divan::bench]
 fn admission_2_name(bencher: Bencher) {
     let conversation = conversation();
     bencher.bench(|| Binding::of(&black_box(&conversation).spec).unwrap().unwrap().name());
 }
 
-/// The steps of a create whose binding is free: the write, and the answer.
+/// Decides the two steps of a create whose binding is free: the write, and the answer.
 #[divan::bench]
 fn admission_3_decide(bencher: Bencher) {
     let request = request();
@@ -78,31 +74,31 @@ fn admission_3_decide(bencher: Bencher) {
     });
 }
 
-/// The bytes that allow a create.
+/// Encodes the answer that allows a create.
 #[divan::bench]
 fn admission_4_allow(bencher: Bencher) {
     let review = review();
     bencher.bench(|| respond(black_box(&review), None).unwrap());
 }
 
-/// The bytes that refuse one, with the message and the structured cause.
+/// Encodes the answer that denies a create, with the message and the structured cause.
 #[divan::bench]
-fn admission_4_refuse(bencher: Bencher) {
+fn admission_4_deny(bencher: Bencher) {
     let review = review();
-    bencher.with_inputs(refusal).bench_values(|refusal| respond(black_box(&review), Some(refusal)).unwrap());
+    bencher.with_inputs(denial).bench_values(|denial| respond(black_box(&review), Some(denial)).unwrap());
 }
 
-/// What the lifecycle needs of a conversation that a watch has shown.
+/// Extracts the input of the lifecycle from a conversation.
 #[divan::bench]
-fn lifecycle_1_facts(bencher: Bencher) {
+fn lifecycle_1_input(bencher: Bencher) {
     let conversation = conversation();
     bencher.bench(|| LifecycleInput::of(black_box(&conversation)).unwrap());
 }
 
-/// The status of a new conversation, and when it will change by itself.
+/// Decides the status of a new conversation and its next deadline.
 #[divan::bench]
 fn lifecycle_2_decide(bencher: Bencher) {
     let input = LifecycleInput::of(&conversation()).unwrap();
-    let holding = BindingStatus::Held(request().binding.name());
-    bencher.bench(|| decide(black_box(&input), Some(&holding), Time::EPOCH));
+    let binding_status = BindingStatus::Held(request().binding.name());
+    bencher.bench(|| decide(black_box(&input), Some(&binding_status), Time::EPOCH));
 }

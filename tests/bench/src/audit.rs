@@ -1,4 +1,4 @@
-//! The audit log of an API server: who called what, counted by somebody else than the one who called.
+//! The audit log of an API server. It counts the calls of each user independently of the callers.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
-/// What is logged: every call of a person or of a service account, when it has been answered.
+/// Logs every answered call of a user or of a service account.
 const POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -21,17 +21,17 @@ rules:
 - {level: Metadata}
 ";
 
-/// A log that an API server writes.
+/// The log of an API server.
 pub struct AuditLog {
     policy: PathBuf,
     log: PathBuf,
     read: usize,
 }
 
-/// What was called, without who and when.
+/// A kind of call, without its user and its time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Call {
-    /// Whether the operator called.
+    /// Whether the operator made the call.
     pub by_operator: bool,
     /// The verb, such as `create`.
     pub verb: String,
@@ -40,7 +40,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Whether something was stored by it.
+    /// Whether the call stores an object.
     pub fn is_write(&self) -> bool {
         matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
     }
@@ -68,17 +68,17 @@ struct ObjectReference {
 }
 
 impl AuditLog {
-    /// One that will be in this directory.
+    /// Prepares a log in this directory.
     pub fn in_directory(directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         let (policy, log) = (directory.join("audit-policy.yaml"), directory.join("audit.log"));
         fs::write(&policy, POLICY).map_err(Error::io("write", &policy))?;
-        // What an earlier run left.
+        // Removes the log of an earlier run.
         fs::write(&log, "").map_err(Error::io("write", &log))?;
         Ok(Self { policy, log, read: 0 })
     }
 
-    /// By these flags an API server writes it.
+    /// The flags with which an API server writes the log.
     pub fn flags(&self) -> Vec<String> {
         vec![
             format!("--audit-policy-file={}", self.policy.display()),
@@ -86,11 +86,11 @@ impl AuditLog {
         ]
     }
 
-    /// How often each call was made since the last time this was asked. What is asked only for show, as a dry run, is left out, and
-    /// so are the reviews of tokens and rights, which store nothing.
+    /// Counts the calls of each kind since the last call of this function. It ignores dry runs, and reviews of tokens and permissions,
+    /// because they store nothing.
     pub fn calls(&mut self) -> Result<BTreeMap<Call, usize>> {
         let text = fs::read_to_string(&self.log).map_err(Error::io("read", &self.log))?;
-        // A line that is being written is left for the next time.
+        // An incomplete last line is read at the next call.
         let end = text.rfind('\n').map_or(self.read, |end| end + 1);
         let mut calls = BTreeMap::new();
         for line in text[self.read..end].lines() {

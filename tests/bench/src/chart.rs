@@ -1,18 +1,18 @@
-//! The rows that have a target as a picture, SVG: how much of its target each takes up. Pure.
+//! Draws the rows with a target as an SVG: each bar shows a share of its target. Pure.
 
 use crate::report::{Row, Summary, Target, figure, target};
 
-/// In pixels, as all lengths here.
+/// All lengths are in pixels.
 const WIDTH: f64 = 860.0;
 const LINE: f64 = 30.0;
 const TOP: f64 = 56.0;
-/// Where the bars begin, and how far they go.
+/// The start of the bars, and their maximum length.
 const LEFT: f64 = 430.0;
 const BAR: f64 = 250.0;
-/// What the end of the longest bar stands for.
+/// The share of the target at the end of the longest bar.
 const LONGEST: f64 = 1.5;
 
-/// Follows the reader's choice of light or dark, as the page that shows it does.
+/// Uses the light or dark colour scheme of the reader.
 const STYLE: &str = "\
 text{font:13px system-ui,sans-serif;fill:#1f2328}.small{font-size:11px;fill:#59636e}.end{text-anchor:end}\
 .met{fill:#1a7f37}.missed{fill:#cf222e}.track{fill:#d1d9e0;opacity:.4}.line{stroke:#59636e;stroke-dasharray:3 3}\
@@ -20,9 +20,9 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}.small{font-size:11px;fill:#596
 @media(prefers-color-scheme:dark){text{fill:#f0f6fc}.small{fill:#9198a1}.met{fill:#3fb950}.missed{fill:#f85149}\
 .track{fill:#3d444d}.line{stroke:#9198a1}.spread{stroke:#f0f6fc}}";
 
-/// One bar a row: left of the dashed line the target is met, and the shorter the bar, the better.
+/// Draws one bar per row. A bar that ends left of the dashed line meets its target, and shorter is better.
 pub fn draw(rows: &[Row], caption: &str) -> String {
-    let bars: Vec<_> = rows.iter().filter_map(|row| Some((row, row.target?, row.judged()?))).collect();
+    let bars: Vec<_> = rows.iter().filter_map(|row| Some((row, row.target?, row.compared()?))).collect();
     let bottom = bars.iter().fold(TOP, |bottom, _| bottom + LINE);
     let height = bottom + 30.0;
     let head = format!(
@@ -58,7 +58,7 @@ fn bar(row: &Row, bound: Target, summary: Summary, y: f64) -> String {
     let share = |figure: f64| match bound {
         Target::AtLeast(least) => least / figure,
         Target::AtMost(most) if most > 0.0 => figure / most,
-        // A figure that is to be nothing takes up all of it, or none.
+        // A target of zero has no share, so the figure itself is drawn.
         Target::AtMost(_) => figure,
     };
     let class = if row.is_met() == Some(true) { "met" } else { "missed" };
@@ -83,7 +83,7 @@ fn bar(row: &Row, bound: Target, summary: Summary, y: f64) -> String {
     )
 }
 
-/// Where a share of the target ends.
+/// The position of a share of the target.
 fn at(share: f64) -> f64 {
     (LEFT + BAR * (share / LONGEST).clamp(0.0, 1.0)).round()
 }
@@ -98,7 +98,7 @@ mod tests {
     use crate::report::Unit;
 
     #[test]
-    fn a_bar_ends_left_of_the_line_exactly_if_the_target_is_met() {
+    fn bar_ends_left_of_the_line_if_the_target_is_met() {
         let rows = [
             Row::pairs(1, "creates", Unit::PerSecond, &[(50.0, 100.0)]).target(Target::AtLeast(0.45)),
             Row::pairs(6, "restart <&>", Unit::Seconds, &[(16.0, 10.0)]).target(Target::AtMost(1.5)),

@@ -1,43 +1,43 @@
-//! What can end a benchmark.
+//! The errors of the benchmark.
 
 use std::{io, path::Path};
 
-/// Why a scenario could not be measured.
+/// The reason why a scenario could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The control plane or the operator did not start.
     #[error("{0}")]
     ControlPlane(#[from] control_plane::Error),
-    /// The API server or etcd did not do what was asked.
+    /// A request to the API server or to etcd failed.
     #[error("{0}")]
     Api(#[from] kube::Error),
     /// The kubeconfig of the control plane cannot be used.
     #[error("the kubeconfig of the control plane cannot be used: {0}")]
     Kubeconfig(#[from] kube::config::KubeconfigError),
-    /// Something is no JSON, or another one than expected.
-    #[error("what was stored or answered cannot be read: {0}")]
+    /// An object or an answer is not the expected JSON.
+    #[error("an object or an answer cannot be parsed: {0}")]
     Json(#[from] serde_json::Error),
-    /// A file or a process could not be had.
+    /// An operation on a file or a process failed.
     #[error("cannot {doing}: {source}")]
     Io {
-        /// What was being done, as in "write /some/file".
+        /// The operation, as in "write /some/file".
         doing: String,
         /// The system's error.
         source: io::Error,
     },
     /// A task of the benchmark panicked.
-    #[error("a task ended badly: {0}")]
+    #[error("a task panicked: {0}")]
     Task(#[from] tokio::task::JoinError),
-    /// What was to be measured did not come about.
+    /// The measured behaviour did not occur.
     #[error("{0}")]
     Unexpected(String),
 }
 
-/// What a part of the benchmark comes to.
+/// The result of a part of the benchmark.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// For `map_err`: says what was being done to a file when the system refused.
+    /// For `map_err`: adds the operation and the file to an error of the system.
     pub fn io(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let doing = format!("{doing} {}", path.display());
         move |source| Self::Io { doing, source }

@@ -1,5 +1,5 @@
-//! etcd itself, by the JSON gateway that it has on its client port: for what would take the API server minutes. Nothing here is
-//! measured.
+//! A client of etcd that uses the JSON gateway on its client port, for operations that would take minutes through the API server. The
+//! benchmark does not measure them.
 
 use std::net::SocketAddr;
 
@@ -11,42 +11,42 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
-/// Where the API server keeps both kinds.
+/// The prefix under which the API server stores conversations.
 pub const CONVERSATIONS: &str = "/registry/switchboard.dev/conversations/";
-/// The same for claims.
+/// The prefix under which the API server stores claims.
 pub const CLAIMS: &str = "/registry/switchboard.dev/addressbindings/";
 
-/// As many operations as etcd takes in a transaction unless told otherwise.
+/// The default limit of etcd for operations in a transaction.
 const BATCH: usize = 128;
-/// How many transactions are under way at once.
+/// The number of concurrent transactions.
 const CONCURRENCY: usize = 8;
 
-/// One etcd.
+/// A client of one etcd.
 #[derive(Clone)]
 pub struct Etcd {
     client: Client,
 }
 
 impl Etcd {
-    /// The one that listens there.
+    /// Creates a client of the etcd at this address.
     pub fn at(address: SocketAddr) -> Result<Self> {
         let url = format!("http://{address}").parse();
-        let url = url.map_err(|error| Error::Unexpected(format!("{address} makes no URL: {error}")))?;
+        let url = url.map_err(|error| Error::Unexpected(format!("{address} is not a valid URL: {error}")))?;
         Ok(Self { client: Client::try_from(Config::new(url))? })
     }
 
-    /// What is stored under a key, as the API server wrote it.
+    /// Reads the object under a key, as the API server wrote it.
     pub async fn read(&self, key: &str) -> Result<Value> {
         let answer = self.call("range", &json!({"key": encode(key)})).await?;
         let stored = answer["kvs"][0]["value"].as_str().unwrap_or_default();
         let bytes = BASE64.decode(stored.as_bytes()).unwrap_or_default();
         if bytes.is_empty() {
-            return Err(Error::Unexpected(format!("etcd has nothing under {key}")));
+            return Err(Error::Unexpected(format!("etcd has no object under {key}")));
         }
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    /// Stores objects under their keys, many in one transaction.
+    /// Stores objects under their keys, with many objects in one transaction.
     pub async fn write(&self, objects: impl Iterator<Item = (String, Value)>) -> Result<()> {
         let puts = objects.map(|(key, value)| {
             json!({"request_put": {"key": encode(&key), "value": BASE64.encode(value.to_string().as_bytes())}})
@@ -56,9 +56,9 @@ impl Etcd {
         written.buffer_unordered(CONCURRENCY).try_collect().await
     }
 
-    /// Removes whatever has a key that begins so.
+    /// Removes all objects whose key has this prefix.
     pub async fn clear(&self, prefix: &str) -> Result<()> {
-        // The prefixes here end in a character that is not the last of its alphabet.
+        // The last byte of the prefixes is less than 255.
         let mut end = prefix.as_bytes().to_vec();
         if let Some(last) = end.last_mut() {
             *last += 1;
@@ -71,7 +71,7 @@ impl Etcd {
         let body = serde_json::to_vec(body)?;
         let request = Request::post(format!("/v3/kv/{method}")).body(body);
         let request =
-            request.map_err(|error| Error::Unexpected(format!("/v3/kv/{method} makes no request: {error}")))?;
+            request.map_err(|error| Error::Unexpected(format!("/v3/kv/{method} is not a valid request: {error}")))?;
         Ok(self.client.request(request).await?)
     }
 }

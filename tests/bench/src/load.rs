@@ -1,4 +1,4 @@
-//! Many clients at once, each doing one piece of work after another.
+//! Concurrent clients, each of which processes one item of work after another.
 
 use std::{
     sync::{
@@ -12,22 +12,22 @@ use tokio::task::JoinSet;
 
 use crate::{error::Result, report::as_f64};
 
-/// How long it all took.
+/// The durations of a run.
 pub struct Drive {
-    /// From the start of the first piece of work to the end of the last, in seconds.
+    /// The time from the start of the first item to the end of the last one, in seconds.
     pub seconds: f64,
-    /// How long each piece took, in milliseconds.
+    /// The duration of each item, in milliseconds.
     pub milliseconds: Vec<f64>,
 }
 
 impl Drive {
-    /// Pieces of work a second.
+    /// Items per second.
     pub fn rate(&self) -> f64 {
         as_f64(self.milliseconds.len()) / self.seconds
     }
 }
 
-/// Does the pieces of work from 0 to `count`, as many at once as there are clients: whoever is free takes the next.
+/// Processes the items from 0 to `count`. Each client takes the next item when it is free.
 pub async fn drive<C, W, F>(clients: &[C], count: usize, work: W) -> Result<Drive>
 where
     C: Clone + Send + 'static,

@@ -1,5 +1,5 @@
-//! The webhook that one writes first: it looks whether another open conversation has the binding, and lets the create pass if none has.
-//! Nothing is claimed, so two that look at the same moment both pass. Here to be measured, and to be counted.
+//! The simplest webhook, as a baseline: it looks up another open conversation with the binding, and allows the create if it finds none.
+//! It makes no claim, so it allows two concurrent creates. The benchmark measures its speed and counts its duplicates.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -30,14 +30,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, Result};
 
-/// Answers until it is dropped.
+/// A webhook that answers until it is dropped.
 pub struct Lookup {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Lookup {
-    /// One that looks by `client`, with a certificate of `authority`.
+    /// Starts a webhook that uses `client` for lookups and a certificate of `authority`.
     pub async fn start(client: Client, authority: &Authority) -> Result<Self> {
         let tls = TlsAcceptor::from(Arc::new(tls(&authority.issue("lookup")?)?));
         let listening = async {
@@ -54,7 +54,7 @@ impl Lookup {
         Ok(Self { address, task })
     }
 
-    /// Where it is called.
+    /// The URL of the webhook.
     pub fn url(&self) -> String {
         format!("https://{}/", self.address)
     }
@@ -81,7 +81,7 @@ fn tls(certificate: &ServingCertificate) -> Result<ServerConfig> {
 }
 
 async fn serve(stream: TcpStream, tls: TlsAcceptor, client: Client) {
-    // A connection that breaks is an answer less, which the API server reports.
+    // The API server reports an error if the connection breaks.
     let _ = stream.set_nodelay(true);
     let Ok(stream) = tls.accept(stream).await else { return };
     let service = service_fn(move |request| answer(request, client.clone()));
@@ -90,10 +90,10 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, client: Client) {
 
 async fn answer(request: Request<Incoming>, client: Client) -> Result<Response<Full<Bytes>>> {
     let body = request.into_body().collect().await;
-    let body = body.map_err(|error| Error::Unexpected(format!("a review broke off: {error}")))?.to_bytes();
+    let body = body.map_err(|error| Error::Unexpected(format!("a review is incomplete: {error}")))?.to_bytes();
     let review: AdmissionReview<Conversation> = serde_json::from_slice(&body)?;
     let request: AdmissionRequest<Conversation> =
-        review.try_into().map_err(|_| Error::Unexpected("a review asks for nothing".to_owned()))?;
+        review.try_into().map_err(|_| Error::Unexpected("a review has no request".to_owned()))?;
     let mut response = AdmissionResponse::from(&request);
     if let Some(conversation) = &request.object
         && is_bound(client, conversation).await?
@@ -104,7 +104,7 @@ async fn answer(request: Request<Incoming>, client: Client) -> Result<Response<F
     Ok(Response::new(Full::from(serde_json::to_vec(&response.into_review())?)))
 }
 
-/// Whether another open conversation has the binding, as far as is stored.
+/// Whether another stored open conversation has the binding.
 async fn is_bound(client: Client, conversation: &Conversation) -> Result<bool> {
     let spec = &conversation.spec;
     let Some(contact) = &spec.contact else { return Ok(false) };

@@ -1,4 +1,4 @@
-//! On what it was measured.
+//! The machine of a measurement.
 
 use std::{fs, path::Path, process::Command, thread};
 
@@ -7,28 +7,28 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// The machine and the versions of what ran on it.
+/// The machine and the versions of the programs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
     /// The name of the processor.
     pub processor: String,
-    /// How many threads run at once.
+    /// The number of hardware threads.
     pub cores: usize,
     /// The memory, in bytes.
     pub memory: u64,
-    /// The kernel.
+    /// The version of the kernel.
     pub kernel: String,
-    /// The operator.
+    /// The version of the operator.
     pub switchboard: String,
-    /// The API server.
+    /// The version of the API server.
     pub kubernetes: String,
-    /// Its store.
+    /// The version of etcd.
     pub etcd: String,
 }
 
 impl Machine {
-    /// This one, with the operator whose binary is `operator`.
+    /// Describes this machine, with the operator at this path.
     pub fn here(operator: &Path) -> Result<Self> {
         let [kubernetes, etcd] = tools::ensure([Tool::KubeApiserver, Tool::Etcd])?;
         let first = |path: &str, name: &str| {
@@ -48,7 +48,7 @@ impl Machine {
         })
     }
 
-    /// In one line.
+    /// The description in one line.
     pub fn line(&self) -> String {
         let Self { processor, cores, memory, kernel, switchboard, kubernetes, etcd } = self;
         format!(
@@ -59,7 +59,7 @@ impl Machine {
     }
 }
 
-/// The last word of the first line that a binary says of its version.
+/// The last word of the first line of `--version`.
 fn version(binary: &Path) -> Result<String> {
     let output = Command::new(binary).arg("--version").output().map_err(Error::io("run", binary))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

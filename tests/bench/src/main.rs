@@ -1,7 +1,7 @@
-//! `make bench`: what switchboard costs, against what the same API server does without it, on this machine.
+//! `make bench`: measures the cost of switchboard, compared with the same API server without it, on this machine.
 //!
-//! Ours and its baseline alternate in one run, on one etcd with fsync and one API server, and what counts is the ratio within each
-//! pair: so the figures hold on a machine that is noisy or slow. CONTRIBUTING.md says how to run it.
+//! Switchboard and its baseline alternate in one run, on one etcd with fsync and one API server. Only the ratio within each pair counts,
+//! so the figures hold on a noisy or slow machine. CONTRIBUTING.md describes the commands.
 
 mod audit;
 mod chart;
@@ -36,7 +36,7 @@ use world::Bench;
 
 use error::{Error, Result};
 
-/// Where the results are written, from the root of the repository.
+/// The directory of the results.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench");
 
 fn main() -> ExitCode {
@@ -50,11 +50,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is written as JSON.
+/// The results as JSON.
 #[derive(Serialize)]
 struct Results<'a> {
     machine: &'a Machine,
-    /// Whether the numbers were too small to say much.
+    /// Whether the numbers were too small for a measurement.
     quick: bool,
     rows: &'a [Row],
 }
@@ -68,10 +68,10 @@ fn bench(options: Options) -> Result<()> {
     let runtime = runtime.map_err(Error::io("start threads for", &operator))?;
     let quick = options.quick;
     let mut bench = Bench { options, progress: Progress::new(scenarios.len()), runtime, operator, machine };
-    // A client is bound to a runtime from the moment it is made.
+    // A client needs the runtime when it is created.
     let entered = bench.runtime.handle().clone();
     let _entered = entered.enter();
-    // Beside the last real measurement, and not in its place.
+    // A quick run does not overwrite the results of the last full run.
     let directory = Path::new(RESULTS).join(if bench.options.quick { "quick" } else { "" });
     fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     let directory = fs::canonicalize(&directory).map_err(Error::io("find", &directory))?;
@@ -79,19 +79,19 @@ fn bench(options: Options) -> Result<()> {
     for scenario in scenarios {
         bench.progress.begin(scenario.number, scenario.title);
         let measured = (scenario.run)(&bench)?;
-        // A check that everything works says nothing of the targets.
+        // A quick run does not compare with targets.
         rows.extend(measured.into_iter().map(|row| if quick { Row { target: None, ..row } } else { row }));
-        // Each time, so that a run that is broken off was not for nothing.
+        // Writes after each scenario, so that an interrupted run keeps its results.
         Results { machine: &bench.machine, quick, rows: &rows }.write(&directory)?;
         bench.progress.end();
     }
     println!("{}\n\n{}", bench.machine.line(), report::table(&rows));
-    println!("Also as results.md, results.json and results.svg in {}", directory.display());
+    println!("Written to results.md, results.json and results.svg in {}", directory.display());
     Ok(())
 }
 
 impl Results<'_> {
-    /// Writes them as data, as a table and as a picture.
+    /// Writes the results as JSON, as a table and as an SVG.
     fn write(&self, directory: &Path) -> Result<()> {
         let Self { machine, rows, .. } = self;
         write(&directory.join("results.json"), &format!("{}\n", serde_json::to_string_pretty(self)?))?;
@@ -104,7 +104,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::io("write", path))
 }
 
-/// Cargo puts the operator beside this program.
+/// Cargo writes the operator to the directory of this program.
 fn operator() -> Result<PathBuf> {
     let own = env::current_exe().map_err(Error::io("find", Path::new("this program")))?;
     Ok(own.with_file_name("switchboard"))

@@ -1,5 +1,4 @@
-//! What a client sees who watches: how many conversations of a namespace are Ready, or Closed and since when, and how many claims
-//! there are.
+//! A client that watches: it records which conversations of a namespace are Ready, when they were Closed, and which claims exist.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,26 +21,26 @@ use crate::{
     world::TIMEOUT,
 };
 
-/// What was seen so far.
+/// The observations so far.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// The conversations that are Ready, or were.
+pub struct Observed {
+    /// The conversations that are or were Ready.
     pub ready: HashSet<String>,
-    /// When each conversation was first seen to be Closed.
+    /// The time at which each conversation was first observed as Closed.
     pub closed: HashMap<String, Instant>,
-    /// The claims that there are.
+    /// The existing claims.
     pub claims: HashSet<String>,
     has_listed: bool,
 }
 
-/// Watches until it is dropped.
+/// A watch that runs until it is dropped.
 pub struct Observer {
-    seen: watch::Receiver<Seen>,
+    seen: watch::Receiver<Observed>,
     task: JoinHandle<()>,
 }
 
 impl Observer {
-    /// Watches the conversations of a namespace. Returns when it sees what there is already.
+    /// Watches the conversations of a namespace. Returns after the first list.
     pub async fn of_conversations(client: Client, namespace: &str) -> Result<Self> {
         let api = Api::<Conversation>::namespaced(client, namespace);
         Self::start(api, |seen, conversation, is_gone| {
@@ -60,7 +59,7 @@ impl Observer {
         .await
     }
 
-    /// Watches the claims. Returns when it sees what there is already.
+    /// Watches the claims. Returns after the first list.
     pub async fn of_claims(client: Client) -> Result<Self> {
         Self::start(Api::<AddressBinding>::all(client), |seen, claim, is_gone| {
             let name = claim.name_any();
@@ -73,21 +72,21 @@ impl Observer {
         .await
     }
 
-    async fn start<K>(api: Api<K>, saw: impl Fn(&mut Seen, K, bool) + Send + 'static) -> Result<Self>
+    async fn start<K>(api: Api<K>, record: impl Fn(&mut Observed, K, bool) + Send + 'static) -> Result<Self>
     where
         K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
     {
-        let (sender, seen) = watch::channel(Seen::default());
+        let (sender, seen) = watch::channel(Observed::default());
         let task = tokio::spawn(async move {
             let mut events = Box::pin(watcher(api, watcher::Config::default()).default_backoff());
             while let Some(event) = events.next().await {
-                // The watch goes on by itself after an interruption.
+                // The watch recovers after an error.
                 let Ok(event) = event else { continue };
                 sender.send_modify(|seen| match event {
                     Event::Init => {}
                     Event::InitDone => seen.has_listed = true,
-                    Event::InitApply(object) | Event::Apply(object) => saw(seen, object, false),
-                    Event::Delete(object) => saw(seen, object, true),
+                    Event::InitApply(object) | Event::Apply(object) => record(seen, object, false),
+                    Event::Delete(object) => record(seen, object, true),
                 });
             }
         });
@@ -96,12 +95,12 @@ impl Observer {
         Ok(observer)
     }
 
-    /// Returns what was seen once it is as `is_so` says.
-    pub async fn wait_until(&mut self, what: &str, is_so: impl Fn(&Seen) -> bool) -> Result<Seen> {
-        match timeout(TIMEOUT, self.seen.wait_for(is_so)).await {
+    /// Waits until `condition` is true, and returns the observations.
+    pub async fn wait_until(&mut self, what: &str, condition: impl Fn(&Observed) -> bool) -> Result<Observed> {
+        match timeout(TIMEOUT, self.seen.wait_for(condition)).await {
             Ok(Ok(seen)) => Ok(seen.clone()),
-            Ok(Err(_)) => Err(Error::Unexpected(format!("the watch ended before it showed {what}"))),
-            Err(_) => Err(Error::Unexpected(format!("{what} did not come about in {} s", TIMEOUT.as_secs()))),
+            Ok(Err(_)) => Err(Error::Unexpected(format!("the watch ended before: {what}"))),
+            Err(_) => Err(Error::Unexpected(format!("waited {} s for: {what}", TIMEOUT.as_secs()))),
         }
     }
 }

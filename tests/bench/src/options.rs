@@ -1,18 +1,18 @@
-//! What is asked for, by the environment, as `make bench NAME=value` sets it.
+//! The options in the environment, as `make bench NAME=value` sets them.
 
 use std::env;
 
-/// What to measure, and how much of it.
+/// The selection of scenarios and their size.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A check that everything works, in minutes: small numbers, which say little.
+    /// A quick run checks that every scenario works. Its numbers are too small for a measurement.
     pub quick: bool,
-    /// These scenarios alone, by their numbers; empty: all of them.
+    /// The numbers of the selected scenarios; empty for all of them.
     pub only: Vec<u8>,
 }
 
 impl Options {
-    /// `QUICK=1`, `ONLY=1,8`.
+    /// Reads `QUICK=1` and `ONLY=1,8`.
     pub fn from_environment() -> Result<Self, String> {
         let quick = match text("QUICK")?.as_str() {
             "" | "0" => false,
@@ -27,28 +27,28 @@ impl Options {
         Ok(Self { quick, only })
     }
 
-    /// Whether this scenario is asked for.
+    /// Whether this scenario is selected.
     pub fn wants(&self, scenario: u8) -> bool {
         self.only.is_empty() || self.only.contains(&scenario)
     }
 
-    /// The number for a real measurement, or the one for a check that everything works.
+    /// The number for a full run or for a quick run.
     pub fn pick(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
 
-    /// How many conversations many are.
+    /// The number of conversations in a large state.
     pub fn many(&self) -> usize {
         self.pick(100_000, 1000)
     }
 
-    /// How many conversations are stored where it is measured what they cost: some, and many. Of a check, many alone.
+    /// The numbers of stored conversations in scenarios that measure their cost. A quick run has only one.
     pub fn sizes(&self) -> Vec<usize> {
         let some = (!self.quick).then_some(10_000);
         some.into_iter().chain([self.many()]).collect()
     }
 
-    /// How many pairs are measured.
+    /// The number of measured pairs.
     pub fn pairs(&self) -> usize {
         self.pick(5, 1)
     }
@@ -56,5 +56,5 @@ impl Options {
 
 fn text(name: &str) -> Result<String, String> {
     let value = env::var_os(name).unwrap_or_default();
-    value.into_string().map_err(|value| format!("{name} is {}, which is no text", value.display()))
+    value.into_string().map_err(|value| format!("{name} is {}, which is not UTF-8", value.display()))
 }

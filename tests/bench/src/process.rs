@@ -1,4 +1,4 @@
-//! What a process costs, from `/proc`.
+//! The processor time and memory of a process, from `/proc`.
 
 use std::{fs, path::PathBuf};
 
@@ -6,23 +6,23 @@ use control_plane::Server;
 
 use crate::error::{Error, Result};
 
-/// How many ticks of `/proc/PID/stat` are a second: on Linux the same for every user program.
+/// Ticks per second in `/proc/PID/stat`. Linux uses this value for all user programs.
 const TICKS: f64 = 100.0;
 
-/// Processor time so far, in seconds, of all threads, in user and kernel mode.
+/// The processor time so far, in seconds, of all threads in user and kernel mode.
 pub fn processor_seconds(server: &Server) -> Result<f64> {
     let (path, text) = read(server, "stat")?;
-    // The name of the program, in parentheses, may have spaces. After it utime and stime are the 12th and the 13th.
+    // The name of the program, in parentheses, may contain spaces. utime and stime are the 12th and the 13th field after it.
     let after_name = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
     let ticks: Vec<f64> =
         after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
     match ticks[..] {
         [user, system] => Ok((user + system) / TICKS),
-        _ => Err(Error::Unexpected(format!("{} has another form: {text}", path.display()))),
+        _ => Err(Error::Unexpected(format!("{} has an unexpected format: {text}", path.display()))),
     }
 }
 
-/// Memory that is resident, in bytes: now, and at its peak.
+/// The resident memory in bytes: now, and its peak.
 pub fn resident_bytes(server: &Server) -> Result<(f64, f64)> {
     let (path, text) = read(server, "status")?;
     let kilobytes = |name: &str| {
@@ -31,7 +31,7 @@ pub fn resident_bytes(server: &Server) -> Result<(f64, f64)> {
     };
     match (kilobytes("VmRSS:"), kilobytes("VmHWM:")) {
         (Ok(now), Ok(peak)) => Ok((now * 1024.0, peak * 1024.0)),
-        _ => Err(Error::Unexpected(format!("{} has another form: {text}", path.display()))),
+        _ => Err(Error::Unexpected(format!("{} has an unexpected format: {text}", path.display()))),
     }
 }
 

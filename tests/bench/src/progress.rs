@@ -1,14 +1,14 @@
-//! Says on stderr what is being done: one line that is overwritten on a terminal, a line a step elsewhere.
+//! Shows the progress on stderr: one line that is updated on a terminal, otherwise one line per step.
 
 use std::{
     io::{IsTerminal, Write, stderr},
     time::Instant,
 };
 
-/// How wide the bar is, in characters.
+/// The width of the bar in characters.
 const WIDTH: usize = 20;
 
-/// What has been done of what there is to do.
+/// The progress of the run.
 pub struct Progress {
     started: Instant,
     is_terminal: bool,
@@ -18,7 +18,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing yet, of so many scenarios.
+    /// Starts with this number of scenarios.
     pub fn new(scenarios: usize) -> Self {
         Self {
             started: Instant::now(),
@@ -29,13 +29,13 @@ impl Progress {
         }
     }
 
-    /// A scenario begins.
+    /// Shows that a scenario begins.
     pub fn begin(&mut self, number: u8, title: &str) {
         self.scenario = format!("{number}. {title}");
         self.step("starting");
     }
 
-    /// A scenario has come to its end.
+    /// Shows that the scenario is complete.
     pub fn end(&mut self) {
         self.done += 1;
         self.step("done");
@@ -44,18 +44,18 @@ impl Progress {
         }
     }
 
-    /// A pair was measured: said at once, since the table comes late.
+    /// Shows a measured pair immediately, because the table is printed at the end.
     pub fn pair(&self, pair: usize, (ours, baseline): (f64, f64)) {
         self.step(&format!("pair {pair}: {ours:.2} ÷ {baseline:.2} = {:.2}", ours / baseline));
     }
 
-    /// The scenario goes on with this.
+    /// Shows the current step of the scenario.
     pub fn step(&self, what: &str) {
         let seconds = self.started.elapsed().as_secs();
         let full = WIDTH * self.done / self.scenarios.max(1);
         let bar = format!("{}{}", "█".repeat(full), "░".repeat(WIDTH - full));
         let line = format!("{bar} {:>2}:{:02} {}: {what}", seconds / 60, seconds % 60, self.scenario);
-        // A progress line that cannot be written is no reason to stop.
+        // A failed write of a progress line must not stop the run.
         let _ = if self.is_terminal { write!(stderr(), "\r\x1b[K{line}") } else { writeln!(stderr(), "{line}") };
         let _ = stderr().flush();
     }

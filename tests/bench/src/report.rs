@@ -1,11 +1,11 @@
-//! What was measured and what it comes to: pairs, ratios, medians, targets, and the table of them. Pure.
+//! The measured figures and their evaluation: pairs, ratios, medians, targets and the table. Pure.
 
 use serde::Serialize;
 
-/// What a figure is counted in, and so how it is printed.
+/// The unit of a figure, which also determines its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Unit {
-    /// How many in a second.
+    /// Operations per second.
     #[serde(rename = "1/s")]
     PerSecond,
     /// Seconds.
@@ -17,12 +17,12 @@ pub enum Unit {
     /// Bytes of memory.
     #[serde(rename = "B")]
     Bytes,
-    /// A number of things.
+    /// A count.
     #[serde(rename = "")]
     Count,
 }
 
-/// What a figure is to be. Of a row with a baseline it is the ratio that counts, else the figure itself.
+/// The target of a row. It applies to the ratio if the row has a baseline, otherwise to the figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
@@ -32,14 +32,14 @@ pub enum Target {
     AtMost(f64),
 }
 
-/// The middle, the least and the greatest of some figures.
+/// The median, the minimum and the maximum of some figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// The middle one, or what lies halfway between the two in the middle.
+    /// The middle figure, or the mean of the two middle ones.
     pub median: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The greatest.
+    /// The maximum.
     pub max: f64,
 }
 
@@ -47,51 +47,51 @@ pub struct Summary {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Row {
-    /// The number of the scenario that measured it.
+    /// The number of the scenario.
     pub scenario: u8,
-    /// What was measured.
+    /// The name of the measurement.
     pub name: String,
-    /// What the figures are counted in.
+    /// The unit of the figures.
     pub unit: Unit,
-    /// What switchboard needs or reaches, one figure a run.
+    /// The figures of switchboard, one per run.
     pub ours: Vec<f64>,
-    /// What it is held against, run by run in turn with ours. Empty: nothing, the figure stands for itself.
+    /// The figures of the baseline, measured alternately with ours. Empty if there is no baseline.
     pub baseline: Vec<f64>,
-    /// What it is to be.
+    /// The target, if there is one.
     pub target: Option<Target>,
 }
 
 impl Row {
-    /// Figures with a baseline, as pairs that were measured one right after the other.
+    /// A row with a baseline, from pairs of consecutive measurements.
     pub fn pairs(scenario: u8, name: impl Into<String>, unit: Unit, pairs: &[(f64, f64)]) -> Self {
         let (ours, baseline) = pairs.iter().copied().unzip();
         Self { scenario, name: name.into(), unit, ours, baseline, target: None }
     }
 
-    /// Figures that stand for themselves.
+    /// A row without a baseline.
     pub fn figures(scenario: u8, name: impl Into<String>, unit: Unit, figures: &[f64]) -> Self {
         Self { scenario, name: name.into(), unit, ours: figures.to_vec(), baseline: Vec::new(), target: None }
     }
 
-    /// The same, with what it is to be.
+    /// Sets the target.
     pub fn target(self, target: Target) -> Self {
         Self { target: Some(target), ..self }
     }
 
-    /// Ours ÷ baseline, pair by pair; nothing without a baseline.
+    /// Ours ÷ baseline for each pair; `None` without a baseline.
     pub fn ratio(&self) -> Option<Summary> {
         let ratios: Vec<f64> = self.ours.iter().zip(&self.baseline).map(|(ours, baseline)| ours / baseline).collect();
         Summary::of(&ratios)
     }
 
-    /// The figure that the target is about.
-    pub fn judged(&self) -> Option<Summary> {
+    /// The figures that are compared with the target.
+    pub fn compared(&self) -> Option<Summary> {
         self.ratio().or_else(|| Summary::of(&self.ours))
     }
 
-    /// Whether the median reaches the target; nothing without one.
+    /// Whether the median meets the target; `None` without a target.
     pub fn is_met(&self) -> Option<bool> {
-        let median = self.judged()?.median;
+        let median = self.compared()?.median;
         Some(match self.target? {
             Target::AtLeast(bound) => median >= bound,
             Target::AtMost(bound) => median <= bound,
@@ -100,7 +100,7 @@ impl Row {
 }
 
 impl Summary {
-    /// Of some figures; nothing of none.
+    /// Summarizes figures; `None` if there are none.
     pub fn of(figures: &[f64]) -> Option<Self> {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -112,7 +112,7 @@ impl Summary {
     }
 }
 
-/// The figure below which `share` of `figures` lie, such as 0.99; 0 of none.
+/// The percentile of `figures` at `share`, such as 0.99; 0 if there are none.
 pub fn percentile(figures: &[f64], share: f64) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -122,11 +122,11 @@ pub fn percentile(figures: &[f64], share: f64) -> f64 {
 
 /// A count as a figure.
 pub fn as_f64(count: usize) -> f64 {
-    // Nothing that is counted here comes near 2^32.
+    // The counts are far below 2^32.
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// A figure with as many digits as mean something, and its unit.
+/// A figure with its significant digits and its unit.
 pub fn figure(value: f64, unit: Unit) -> String {
     match unit {
         Unit::PerSecond => format!("{}/s", digits(value)),
@@ -148,11 +148,11 @@ fn digits(value: f64) -> String {
         _ => 3,
     };
     let text = format!("{value:.decimals$}");
-    // `2.00` of a count, or of a median of whole numbers, says no more than `2`.
+    // Removes trailing zeros: `2.00` becomes `2`.
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// What a target asks for, as `≥ 0.45` or `≤ 1 s`.
+/// A target as text: `≥ 0.45` or `≤ 1 s`.
 pub fn target(row: &Row) -> Option<String> {
     let has_baseline = !row.baseline.is_empty();
     let bound = |bound| if has_baseline { digits(bound) } else { figure(bound, row.unit) };
@@ -162,7 +162,7 @@ pub fn target(row: &Row) -> Option<String> {
     })
 }
 
-/// The table, as Markdown that reads well in a terminal too.
+/// Formats the table as Markdown with aligned columns.
 pub fn table(rows: &[Row]) -> String {
     let head = ["#", "what", "ours", "baseline", "ratio", "min … max", "target", ""].map(str::to_owned);
     let mut lines = vec![head];
@@ -207,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+    fn median_of_an_even_count_is_between_the_middle_figures() {
         assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 8.0]), Some(Summary { median: 3.0, min: 1.0, max: 8.0 }));
         assert_eq!(Summary::of(&[4.0, 1.0, 8.0]), Some(Summary { median: 4.0, min: 1.0, max: 8.0 }));
         assert_eq!(Summary::of(&[]), None);
     }
 
     #[test]
-    fn a_percentile_is_one_of_the_figures() {
+    fn percentile_is_one_of_the_figures() {
         let figures: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         assert!((percentile(&figures, 0.5) - 100.0).abs() < f64::EPSILON);
         assert!((percentile(&figures, 0.99) - 198.0).abs() < f64::EPSILON);
@@ -224,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_taken_within_each_pair_and_not_of_medians() {
-        // Medians 200 and 200, but each pair differs by a factor.
+    fn ratio_is_computed_per_pair_and_not_from_medians() {
+        // Both medians are 200, but the figures of each pair differ.
         let row = ratio(&[(100.0, 200.0), (200.0, 400.0), (400.0, 100.0)], Target::AtLeast(0.5));
         assert_eq!(row.ratio(), Some(Summary { median: 0.5, min: 0.5, max: 4.0 }));
         assert_eq!(row.is_met(), Some(true));
     }
 
     #[test]
-    fn a_target_is_a_bound_from_below_or_from_above_of_the_ratio_or_else_of_the_figure() {
+    fn target_bounds_the_ratio_or_the_figure_without_a_baseline() {
         assert_eq!(ratio(&[(44.0, 100.0)], Target::AtLeast(0.45)).is_met(), Some(false));
         assert_eq!(ratio(&[(46.0, 100.0)], Target::AtMost(0.45)).is_met(), Some(false));
         let figures = Row::figures(7, "lateness", Unit::Seconds, &[0.5]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_have_the_digits_that_mean_something() {
+    fn figures_are_printed_with_significant_digits() {
         let cases = [
             (1234.5, Unit::PerSecond, "1234/s"),
             (12.34, Unit::Milliseconds, "12.3 ms"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_says_what_was_reached_and_what_was_not() {
+    fn table_shows_whether_each_target_is_met() {
         let rows = [
             ratio(&[(46.0, 100.0), (50.0, 100.0), (40.0, 100.0)], Target::AtLeast(0.45)),
             Row::figures(7, "lateness", Unit::Seconds, &[1.5]).target(Target::AtMost(1.0)),

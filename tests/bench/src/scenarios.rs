@@ -1,4 +1,4 @@
-//! What is measured: a file a scenario.
+//! The scenarios, one per file.
 
 mod alternatives;
 mod calls;
@@ -12,21 +12,21 @@ mod restart;
 
 use crate::{error::Result, report::Row, world::Bench};
 
-/// Something that is measured.
+/// A scenario of the benchmark.
 pub struct Scenario {
-    /// By which it is asked for.
+    /// The number that selects it.
     pub number: u8,
-    /// What it measures, in a few words.
+    /// A short description.
     pub title: &'static str,
-    /// Measures it.
+    /// Runs the measurement.
     pub run: fn(&Bench) -> Result<Vec<Row>>,
 }
 
-/// All of them.
+/// All scenarios.
 pub const ALL: &[Scenario] = &[
     Scenario { number: 1, title: "creates a second", run: creates::run },
     Scenario { number: 2, title: "created and Ready", run: ready::run },
-    Scenario { number: 3, title: "latency by what is stored", run: latency::run },
+    Scenario { number: 3, title: "latency by stored conversations", run: latency::run },
     Scenario { number: 4, title: "races for one binding", run: races::run },
     Scenario { number: 5, title: "memory", run: memory::run },
     Scenario { number: 6, title: "restart", run: restart::run },

@@ -1,6 +1,6 @@
-//! Large states. One conversation and its claim are made through the API server; copies of what it stored of them are written into
-//! etcd under other names, which takes seconds where the API server would take minutes. The data directory is kept in the cache and
-//! copied by each scenario that begins with it.
+//! Creates large states. It creates one conversation and its claim through the API server, and writes copies of the stored objects with
+//! other names into etcd. This takes seconds instead of minutes. The data directory is kept in the cache, and each scenario that needs it
+//! uses a copy.
 
 use std::{
     fs,
@@ -23,27 +23,27 @@ use crate::{
     etcd::{CLAIMS, CONVERSATIONS, Etcd},
     machine::Machine,
     workload::{BareClient, Batch, binding},
-    world::{Bench, administrator, create_namespace, wait_for_the_caches},
+    world::{Bench, administrator, create_namespace, wait_for_caches},
 };
 
-/// To be raised when the same input is to be seeded differently.
+/// Increase it when the same input must produce another state.
 const VERSION: u32 = 1;
-/// Where the conversations are.
+/// The namespace of the conversations.
 pub const NAMESPACE: &str = "bench-seeded";
-/// From the root of the repository.
+/// The directory of the CRDs, relative to the root of the repository.
 const CRDS: &str = "crds";
 
-/// How many conversations are stored.
+/// The state: the number of stored conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {
-    /// Open, with a claim, a status that is as it should be, and a timer that is due in years.
+    /// Open, each with a claim, a correct status, and a timer that is due in years.
     Open(usize),
-    /// Closed, and so without a claim.
+    /// Closed, without claims.
     Closed(usize),
 }
 
 impl Seed {
-    /// The data directory of an etcd that holds it, made now if it is not in the cache; none of nothing.
+    /// Returns the data directory of an etcd with this state, and creates it if it is not in the cache. `None` for the empty state.
     pub fn data(self, bench: &Bench) -> Result<Option<PathBuf>> {
         let (Self::Open(count) | Self::Closed(count)) = self;
         if count == 0 {
@@ -57,14 +57,14 @@ impl Seed {
         Ok(Some(data))
     }
 
-    /// Changes with whatever determines what is stored.
+    /// The key in the cache. It depends on every input of the state.
     fn key(self, machine: &Machine) -> Result<String> {
         let template = self.template().conversation(0)?;
         let crds = repository::root()?.join(CRDS);
         let parts = [
             format!("{VERSION} {self:?} {} {}", machine.kubernetes, machine.etcd),
             serde_json::to_string(&template)?,
-            // What the operator decides must be what is stored, or it would write everything anew.
+            // The stored status must equal the decision of the operator; otherwise the operator would write all statuses again.
             serde_json::to_string(&decided(&template)?)?,
             read(&crds.join("conversations.yaml"))?,
             read(&crds.join("addressbindings.yaml"))?,
@@ -73,7 +73,7 @@ impl Seed {
         Ok(HEXLOWER.encode(&hash.as_ref()[..8]))
     }
 
-    /// A batch of its own, which no scenario's is.
+    /// A batch that no scenario uses.
     fn template(self) -> Batch {
         match self {
             Self::Open(_) => Batch::seeded(NAMESPACE).close_after("8760h"),
@@ -89,16 +89,16 @@ impl Seed {
         bench.runtime.block_on(async {
             let client = administrator(&control_plane).await?;
             create_namespace(&client, NAMESPACE).await?;
-            // Being established comes a moment before being served.
-            wait_for_the_caches(&control_plane).await?;
+            // The API server serves the kinds a moment after they are established.
+            wait_for_caches(&control_plane).await?;
             let etcd = Etcd::at(control_plane.etcd().address())?;
             let template = Template::make(&BareClient::new(client), &etcd, &batch).await?;
-            // It would be told of each copy.
+            // Otherwise the API server would receive a watch event for each copy.
             control_plane.api_server(0).kill();
             template.copy(&etcd, 1..count, |_, _| {}).await
         })?;
         control_plane.etcd().stop();
-        // Complete or not there: renamed when it is.
+        // The rename makes sure that only a complete directory exists.
         let partial = data.with_extension(format!("{}", process::id()));
         control_plane::copy_directory(&control_plane.etcd_data(), &partial)?;
         fs::rename(&partial, data).map_err(Error::io("write", data))
@@ -113,8 +113,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// The conversation with number 0 of a batch, with the claim that it holds, if it is open, and the status that the operator would
-    /// write.
+    /// Creates the conversation with number 0 of a batch, its claim if it is open, and the status that the operator would write.
     pub async fn make(client: &BareClient, etcd: &Etcd, batch: &Batch) -> Result<Self> {
         let conversation = batch.conversation(0)?;
         let is_open = conversation.spec.state != Some(State::Closed);
@@ -138,10 +137,10 @@ impl Template {
         Ok(template)
     }
 
-    /// When the conversation, and so each copy, was created.
+    /// The creation time of the conversation and of each copy.
     pub fn creation_time(&self) -> Result<Time> {
         let text = self.conversation["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
-        text.parse().map_err(|error| Error::Unexpected(format!("a creationTimestamp is {text:?}: {error}")))
+        text.parse().map_err(|error| Error::Unexpected(format!("invalid creationTimestamp {text:?}: {error}")))
     }
 
     /// The name of the copy with this number.
@@ -149,7 +148,7 @@ impl Template {
         Ok(self.batch.conversation(number)?.metadata.name.unwrap_or_default())
     }
 
-    /// Stores copies with these numbers, each changed by `edit`, which is told the number.
+    /// Stores copies with these numbers. `edit` changes the copy with the given number.
     pub async fn copy(
         &self,
         etcd: &Etcd,
@@ -194,21 +193,21 @@ impl Template {
 }
 
 fn key_of_conversation(batch: &Batch, conversation: &Conversation) -> String {
-    let place = batch.place(conversation);
-    format!("{CONVERSATIONS}{}/{}", place.namespace, place.name)
+    let reference = batch.reference(conversation);
+    format!("{CONVERSATIONS}{}/{}", reference.namespace, reference.name)
 }
 
 fn key_of_claim(conversation: &Conversation) -> Result<String> {
     Ok(format!("{CLAIMS}{}", binding(conversation)?.name()))
 }
 
-/// The status that the operator gives a conversation that was created in 1970.
+/// The status that the operator decides for a conversation that was created in 1970.
 fn decided(conversation: &Conversation) -> Result<Value> {
     let metadata = ObjectMeta { generation: Some(1), ..conversation.metadata.clone() };
     let input = LifecycleInput::of(&Conversation { metadata, ..conversation.clone() });
     let input = input.map_err(|error| Error::Unexpected(error.to_string()))?;
-    let holding = BindingStatus::Held(binding(conversation)?.name());
-    Ok(serde_json::to_value(decide(&input, Some(&holding), Time::EPOCH).status)?)
+    let binding_status = BindingStatus::Held(binding(conversation)?.name());
+    Ok(serde_json::to_value(decide(&input, Some(&binding_status), Time::EPOCH).status)?)
 }
 
 fn apply_crds(control_plane: &ControlPlane) -> Result<()> {

@@ -1,5 +1,5 @@
-//! The conversations that are made, and what a bare client writes in place of the operator: the same objects, claims, statuses and
-//! events, from the same functions where the operator has them.
+//! The conversations of the benchmark, and a bare client that writes the same objects, claims, statuses and events as the operator, with
+//! the functions of the operator.
 
 use std::sync::{
     Arc,
@@ -26,44 +26,44 @@ use switchboard::{
 
 use crate::error::{Error, Result};
 
-/// What the names of the claims begin with whose conversations are made here: their channel.
+/// The prefix in the names of the claims of these conversations: their channel.
 pub const CLAIM_PREFIX: &str = "sms";
 
-/// Many conversations of one namespace, each for a binding that no other batch uses.
+/// Conversations of one namespace, each for a binding that no other batch uses.
 #[derive(Clone, Debug)]
 pub struct Batch {
     namespace: Arc<str>,
     serial: u32,
     close_after: Option<Arc<str>>,
-    /// Of so many conversations one has no participant; 0: none.
+    /// Every conversation with a multiple of this number has no participant; 0 if all have one.
     unassigned: usize,
     is_closed: bool,
 }
 
 impl Batch {
-    /// A new one. Each of its conversations has a participant and no timer.
+    /// Creates a batch. Each of its conversations has a participant and no timer.
     pub fn new(namespace: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let serial = COUNT.fetch_add(1, Ordering::Relaxed);
         Self { namespace: namespace.into(), serial, close_after: None, unassigned: 0, is_closed: false }
     }
 
-    /// The one that is stored before anything is measured: the same at each call.
+    /// The batch of a seeded state. It is the same at each call.
     pub fn seeded(namespace: &str) -> Self {
         Self { namespace: namespace.into(), serial: 0, close_after: None, unassigned: 0, is_closed: false }
     }
 
-    /// Each is closed from its creation on.
+    /// Makes each conversation Closed at its creation.
     pub fn closed(self) -> Self {
         Self { is_closed: true, ..self }
     }
 
-    /// Each closes so long after its creation, as `spec.timers.closeAfter` spells it.
+    /// Sets `spec.timers.closeAfter` of each conversation.
     pub fn close_after(self, duration: &str) -> Self {
         Self { close_after: Some(duration.into()), ..self }
     }
 
-    /// Every second one has no participant, which is an Event more.
+    /// Removes the participant of every second conversation, which causes another Event.
     pub fn half_unassigned(self) -> Self {
         Self { unassigned: 2, ..self }
     }
@@ -87,8 +87,8 @@ impl Batch {
         Ok(Conversation::new(&format!("conversation-{}-{number}", self.serial), serde_json::from_value(spec)?))
     }
 
-    /// Where it is.
-    pub fn place(&self, conversation: &Conversation) -> ConversationReference {
+    /// A reference to the conversation.
+    pub fn reference(&self, conversation: &Conversation) -> ConversationReference {
         ConversationReference {
             namespace: self.namespace.to_string(),
             name: conversation.metadata.name.clone().unwrap_or_default(),
@@ -102,13 +102,13 @@ impl Batch {
     }
 }
 
-/// A conversation for the one binding that tells whether the webhook is in force.
+/// A conversation for the binding that tests whether the webhook is in force.
 pub fn sentinel(name: &str) -> Result<Conversation> {
     let spec = json!({"channel": "Chat", "contact": {"address": "sentinel"}, "proxy": {"address": "sentinel-proxy"}});
     Ok(Conversation::new(name, serde_json::from_value(spec)?))
 }
 
-/// A claim that nobody but the operator may make.
+/// A claim that only the operator may create.
 pub fn foreign_claim() -> Result<AddressBinding> {
     let spec = json!({
         "channel": "Chat", "contactAddress": "a", "proxyAddress": "b", "conversationRef": {"namespace": "a", "name": "a"},
@@ -116,7 +116,7 @@ pub fn foreign_claim() -> Result<AddressBinding> {
     Ok(AddressBinding::new("bench-probe", serde_json::from_value(spec)?))
 }
 
-/// Writes what the operator writes, and reads and watches nothing.
+/// Makes the same writes as the operator, without reads and watches.
 #[derive(Clone)]
 pub struct BareClient {
     client: Client,
@@ -125,12 +125,12 @@ pub struct BareClient {
 }
 
 impl BareClient {
-    /// One for each connection.
+    /// Creates a bare client for each client.
     pub fn each(clients: Vec<Client>) -> Vec<Self> {
         clients.into_iter().map(Self::new).collect()
     }
 
-    /// One that writes by `client`.
+    /// Creates a bare client that uses `client`.
     pub fn new(client: Client) -> Self {
         let claims = Claims::new(
             client.clone(),
@@ -141,51 +141,51 @@ impl BareClient {
         Self { events: EventPublisher::new(client.clone(), "bench".to_owned()), client, claims }
     }
 
-    /// The conversation with this number of a batch.
+    /// Creates the conversation with this number of a batch.
     pub async fn create(&self, batch: &Batch, number: usize) -> Result<Conversation> {
         batch.create(self.client.clone(), number).await
     }
 
-    /// The claim on a conversation's binding.
+    /// Creates the claim on the binding of a conversation.
     pub async fn claim(&self, batch: &Batch, conversation: &Conversation) -> Result<()> {
         let binding = binding(conversation)?;
         let admission = Admission { uid: "00000000-0000-4000-8000-000000000000".to_owned(), time: Clock.now() };
-        let write = Write::Create { holder: batch.place(conversation), admissions: vec![admission] };
+        let write = Write::Create { holder: batch.reference(conversation), admissions: vec![admission] };
         match self.claims.write(&binding, write).await {
             Ok(Outcome::Applied) => Ok(()),
-            Ok(Outcome::Conflict) => Err(Error::Unexpected(format!("{} is claimed already", binding.name()))),
+            Ok(Outcome::Conflict) => Err(Error::Unexpected(format!("{} already has a claim", binding.name()))),
             Err(error) => Err(Error::Unexpected(error.to_string())),
         }
     }
 
-    /// The status that a stored conversation has by now, and the events of it.
+    /// Writes the current status of a stored conversation, and its events.
     pub async fn status(&self, stored: &Conversation) -> Result<()> {
         let input = LifecycleInput::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
-        let holding = BindingStatus::Held(binding(stored)?.name());
-        let status = decide(&input, Some(&holding), Clock.now()).status;
+        let binding_status = BindingStatus::Held(binding(stored)?.name());
+        let status = decide(&input, Some(&binding_status), Clock.now()).status;
         let new_notices = new_notices(&input.status, &status);
         let metadata = &stored.metadata;
-        let place = ConversationReference {
+        let reference = ConversationReference {
             namespace: metadata.namespace.clone().unwrap_or_default(),
             name: metadata.name.clone().unwrap_or_default(),
         };
         let patch = json!({
             "apiVersion": Conversation::api_version(&()),
             "kind": Conversation::kind(&()),
-            "metadata": {"name": place.name, "namespace": place.namespace, "resourceVersion": metadata.resource_version},
+            "metadata": {"name": reference.name, "namespace": reference.namespace, "resourceVersion": metadata.resource_version},
             "status": status,
         });
-        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &place.namespace);
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &reference.namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        conversations.patch_status(&place.name, &parameters, &Patch::Apply(patch)).await?;
-        for fact in new_notices {
+        conversations.patch_status(&reference.name, &parameters, &Patch::Apply(patch)).await?;
+        for notice in new_notices {
             let uid = metadata.uid.as_deref().unwrap_or_default();
-            self.events.publish(&place.namespace, &place.name, uid, &fact).await?;
+            self.events.publish(&reference.namespace, &reference.name, uid, &notice).await?;
         }
         Ok(())
     }
 
-    /// The release of a claim, of which uid and resourceVersion are known.
+    /// Releases a claim with a known uid and resourceVersion.
     pub async fn release(&self, claim: &AddressBinding) -> Result<()> {
         let binding = Binding::claimed(&claim.spec).map_err(|error| Error::Unexpected(error.to_string()))?;
         let metadata = claim.metadata.clone();

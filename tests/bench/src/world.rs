@@ -1,5 +1,5 @@
-//! A control plane with switchboard installed, and the two states between which a scenario goes back and forth: with the webhook
-//! and the policies in force, and bare, with nothing of switchboard but its CRDs.
+//! A control plane with switchboard, and the two states between which a scenario alternates: with the webhook and the policies in force,
+//! and bare, with only the CRDs of switchboard.
 
 use std::{
     path::PathBuf,
@@ -33,58 +33,58 @@ use crate::{
     workload,
 };
 
-/// How long anything that is waited for may take: far longer than it does.
+/// The time limit for all conditions. It is far longer than they need.
 pub const TIMEOUT: Duration = Duration::from_mins(5);
-/// How often a condition is looked at while it is waited for.
-const POLL: Duration = Duration::from_millis(20);
+/// The interval between two checks of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The chart's name for its objects.
+/// The name of the objects of the chart.
 const NAME: &str = "switchboard";
 /// The name of the Lease.
 const LEASE: &str = "switchboard";
-/// Who holds the Lease while no replica is to lead.
-const NOBODY: &str = "bench";
-/// A day.
-const FOR_LONG: i32 = 86_400;
-/// The namespace of a conversation whose binding is asked for again and again, to see what is in force.
+/// The holder of the Lease while no replica may lead.
+const BENCH_HOLDER: &str = "bench";
+/// The lease duration of [`BENCH_HOLDER`], in seconds: a day.
+const LONG_LEASE_SECONDS: i32 = 86_400;
+/// The namespace of the sentinel. Creates for its binding show whether the chart is in force.
 pub const SENTINEL: &str = "bench-sentinel";
 
-/// What all scenarios share.
+/// The shared state of all scenarios.
 pub struct Bench {
-    /// What is asked for.
+    /// The options.
     pub options: Options,
-    /// Where it is told what is being done.
+    /// The progress display.
     pub progress: Progress,
-    /// What the clients run on.
+    /// The runtime of the clients.
     pub runtime: Runtime,
     /// The binary of the operator.
     pub operator: PathBuf,
-    /// On what it runs.
+    /// The machine.
     pub machine: Machine,
 }
 
 /// One control plane with its installation.
 pub struct World<'a> {
     bench: &'a Bench,
-    // Dropped first: the replicas end before what they talk to.
+    // It is dropped first, so that the replicas end before the control plane.
     installation: Installation,
     control_plane: ControlPlane,
     administrator: Client,
     switched_off: Option<Switches>,
 }
 
-/// What makes the difference between a chart in force and a bare API server.
+/// The objects that are removed to make the API server bare.
 struct Switches {
     webhook: ValidatingWebhookConfiguration,
     policies: Vec<ValidatingAdmissionPolicyBinding>,
 }
 
-/// What a world begins with.
+/// The initial state of a world.
 #[derive(Default)]
 pub struct Setup {
-    /// The data directory of a seeded etcd; none: an empty one.
+    /// The data directory of a seeded etcd; `None` for an empty one.
     pub data: Option<PathBuf>,
-    /// How many replicas of the operator run: 1 unless more.
+    /// The number of replicas of the operator, at least 1.
     pub replicas: usize,
     /// Whether a replica leads from the start.
     pub leads: bool,
@@ -93,7 +93,7 @@ pub struct Setup {
 }
 
 impl<'a> World<'a> {
-    /// Starts one, with the chart in force and, where something is stored, known to the API server.
+    /// Starts a world with the chart in force. It waits until the API server has read the seeded objects.
     pub fn start(bench: &'a Bench, setup: &Setup) -> Result<Self> {
         bench.progress.step("starting etcd, API server and operator");
         let mut builder = ControlPlane::builder().fsync(true);
@@ -106,18 +106,18 @@ impl<'a> World<'a> {
         let control_plane = builder.start()?;
         let administrator = bench.runtime.block_on(administrator(&control_plane))?;
         if setup.data.is_some() {
-            bench.progress.step("waiting until the API server has read what is stored");
-            bench.runtime.block_on(wait_for_the_caches(&control_plane))?;
+            bench.progress.step("waiting until the API server has read the stored objects");
+            bench.runtime.block_on(wait_for_caches(&control_plane))?;
         }
         if !setup.leads {
             bench.runtime.block_on(async {
                 create_namespace(&administrator, NAMESPACE).await?;
-                take_the_lease(&administrator).await
+                take_lease(&administrator).await
             })?;
         }
         let mut installation = Installation::builder(&bench.operator).replicas(setup.replicas.max(1));
         if setup.data.is_some() {
-            // They are part of what was seeded, and helm takes over nothing that it did not make.
+            // The seeded state contains the CRDs, and helm does not take over objects that it did not create.
             installation = installation.set("crds.enabled", "false");
         }
         let installation = installation.install(&control_plane)?;
@@ -128,17 +128,17 @@ impl<'a> World<'a> {
             ignoring(409, sentinel.create(&PostParams::default(), &workload::sentinel("holder")?).await)
         })?;
         if setup.leads {
-            world.wait_for_a_leader()?;
+            world.wait_for_leader()?;
         }
         Ok(world)
     }
 
-    /// A client for the administrator, who made all that is made here.
+    /// The client of the administrator.
     pub fn administrator(&self) -> Client {
         self.administrator.clone()
     }
 
-    /// Clients with a connection each, made already: as many users of the API server.
+    /// Creates clients, each with its own open connection to the API server.
     pub async fn clients(&self, count: usize) -> Result<Vec<Client>> {
         let mut clients = Vec::new();
         for _ in 0..count {
@@ -148,22 +148,22 @@ impl<'a> World<'a> {
         Ok(clients)
     }
 
-    /// The replicas.
+    /// The installation with its replicas.
     pub fn installation(&self) -> &Installation {
         &self.installation
     }
 
-    /// The store.
+    /// A client of etcd.
     pub fn etcd(&self) -> Result<Etcd> {
         Etcd::at(self.control_plane.etcd().address())
     }
 
-    /// A namespace that is there.
+    /// Creates the namespace if it does not exist.
     pub fn namespace(&self, name: &str) -> Result<()> {
         self.bench.runtime.block_on(create_namespace(&self.administrator, name))
     }
 
-    /// Removes the conversations of a namespace and every claim but the sentinel's, at one blow.
+    /// Removes the conversations of a namespace and all claims except that of the sentinel, directly in etcd.
     pub fn empty(&self, namespace: &str) -> Result<()> {
         let etcd = self.etcd()?;
         self.bench.runtime.block_on(async {
@@ -172,12 +172,12 @@ impl<'a> World<'a> {
         })
     }
 
-    /// The chart in force and replica 1 running, with or without the right to lead.
+    /// Puts the chart in force and starts replica 1. `leads` decides whether it may lead.
     pub fn in_force(&mut self, leads: bool) -> Result<()> {
         let replica = self.installation.replica(0);
         replica.kill();
         let runtime = &self.bench.runtime;
-        runtime.block_on(take_the_lease(&self.administrator))?;
+        runtime.block_on(take_lease(&self.administrator))?;
         replica.start()?;
         if let Some(Switches { webhook, policies }) = self.switched_off.take() {
             runtime.block_on(async {
@@ -187,13 +187,13 @@ impl<'a> World<'a> {
         }
         runtime.block_on(self.wait_until(true))?;
         if leads {
-            self.give_the_lease_back()?;
-            self.wait_for_a_leader()?;
+            self.release_lease()?;
+            self.wait_for_leader()?;
         }
         Ok(())
     }
 
-    /// Nothing of switchboard but its CRDs: no webhook, no policy, no replica.
+    /// Removes the webhook and the policies, and kills the replicas. Only the CRDs remain.
     pub fn bare(&mut self) -> Result<()> {
         self.installation.replicas().iter().for_each(|replica| replica.kill());
         let runtime = &self.bench.runtime;
@@ -207,86 +207,86 @@ impl<'a> World<'a> {
         runtime.block_on(self.wait_until(false))
     }
 
-    /// Every replica anew: the first one leads, the others stand by.
+    /// Restarts every replica. The first one leads, the others are standbys.
     pub fn restart_all(&self) -> Result<()> {
         self.installation.replicas().iter().for_each(|replica| replica.kill());
-        self.give_the_lease_back()?;
+        self.release_lease()?;
         for replica in self.installation.replicas() {
             replica.start()?;
-            self.wait_for_a_leader()?;
+            self.wait_for_leader()?;
         }
         Ok(())
     }
 
-    /// Returns when no replica does anything to speak of.
+    /// Waits until the replicas use almost no processor time.
     pub fn wait_until_at_rest(&self) -> Result<()> {
         const INTERVAL: Duration = Duration::from_secs(1);
-        const TO_SPEAK_OF: f64 = 0.03;
+        const MAX_AT_REST: f64 = 0.03;
         self.bench.progress.step("waiting until the operator is at rest");
         let used = || -> Result<f64> {
             self.installation.replicas().iter().map(|replica| process::processor_seconds(replica)).sum()
         };
         let deadline = Instant::now() + TIMEOUT;
-        // Twice in a row, since a process that waits for the API server is at rest too.
+        // Two consecutive checks, because a process that waits for the API server is also at rest.
         let (mut before, mut at_rest) = (used()?, 0);
         while at_rest < 2 {
             if Instant::now() >= deadline {
-                return Err(Error::Unexpected("the operator does not come to rest".to_owned()));
+                return Err(Error::Unexpected("the operator is not at rest in time".to_owned()));
             }
             thread::sleep(INTERVAL);
             let now = used()?;
-            at_rest = if now - before < TO_SPEAK_OF { at_rest + 1 } else { 0 };
+            at_rest = if now - before < MAX_AT_REST { at_rest + 1 } else { 0 };
             before = now;
         }
         Ok(())
     }
 
-    /// As a leader does that ends: a Lease that is deleted counts as held until it would have expired.
-    fn give_the_lease_back(&self) -> Result<()> {
-        self.bench.runtime.block_on(write_the_lease(&self.administrator, "", 1))
+    /// Releases the Lease as an ending leader does. A deleted Lease would count as held until its expiry.
+    fn release_lease(&self) -> Result<()> {
+        self.bench.runtime.block_on(write_lease(&self.administrator, "", 1))
     }
 
-    /// The API server takes up what the chart's objects say a moment after they were written.
+    /// Waits until the API server applies a change of the chart's objects, which takes a moment.
     async fn wait_until(&self, in_force: bool) -> Result<()> {
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let conversations = Api::namespaced(self.administrator.clone(), SENTINEL);
         let claims = Api::<AddressBinding>::all(self.administrator.clone());
         let (rival, claim) = (workload::sentinel("rival")?, workload::foreign_claim()?);
-        let is_so = |answer: kube::Result<()>| match answer {
+        let is_expected = |answer: kube::Result<()>| match answer {
             Ok(()) => !in_force,
             Err(kube::Error::Api(status)) => in_force && status.code == 403,
             Err(_) => false,
         };
         until(if in_force { "the chart in force" } else { "the chart out of force" }, async || {
-            is_so(conversations.create(&dry_run, &rival).await.map(drop))
-                && is_so(claims.create(&dry_run, &claim).await.map(drop))
+            is_expected(conversations.create(&dry_run, &rival).await.map(drop))
+                && is_expected(claims.create(&dry_run, &claim).await.map(drop))
         })
         .await
     }
 
-    fn wait_for_a_leader(&self) -> Result<()> {
+    fn wait_for_leader(&self) -> Result<()> {
         let leases = Api::<Lease>::namespaced(self.administrator.clone(), NAMESPACE);
         self.bench.runtime.block_on(until("a replica that leads", async || {
             let lease = leases.get_opt(LEASE).await.ok().flatten();
             let holder = lease.and_then(|lease| lease.spec?.holder_identity).unwrap_or_default();
-            !holder.is_empty() && holder != NOBODY
+            !holder.is_empty() && holder != BENCH_HOLDER
         }))
     }
 }
 
-/// Returns when it is so.
-pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) -> Result<()> {
+/// Waits until `condition` is true.
+pub async fn until(what: &str, condition: impl AsyncFn() -> bool) -> Result<()> {
     let deadline = Instant::now() + TIMEOUT;
-    while !is_so().await {
+    while !condition().await {
         if Instant::now() >= deadline {
             return Err(Error::Unexpected(format!("waited {} s for {what}", TIMEOUT.as_secs())));
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
-/// A client for the administrator of a control plane.
+/// Creates a client for the administrator of a control plane.
 pub async fn administrator(control_plane: &ControlPlane) -> Result<Client> {
     client(Kubeconfig::read_from(control_plane.kubeconfig())?).await
 }
@@ -306,14 +306,14 @@ async fn connect(clients: &[Client]) -> Result<()> {
     Ok(())
 }
 
-/// An API server takes requests before it has read what etcd has, which would count as time that the operator needs. Until then it
-/// answers a watch with 429.
-pub async fn wait_for_the_caches(control_plane: &ControlPlane) -> Result<()> {
+/// Waits until the caches of the API server are filled. Until then it answers watches with 429, and the waiting time would count as time
+/// of the operator.
+pub async fn wait_for_caches(control_plane: &ControlPlane) -> Result<()> {
     let mut config = config(Kubeconfig::read_from(control_plane.kubeconfig())?).await?;
-    // It would wait twice as long each time.
+    // The default retry would double its delay each time.
     config.default_retry = false;
     let client = Client::try_from(config)?;
-    // One that shows nothing: each would begin with all that is stored.
+    // The selector matches no object. Otherwise each watch would start with all stored objects.
     let watch = WatchParams::default().fields("metadata.name=none");
     let conversations = Api::<Conversation>::all(client.clone());
     let claims = Api::<AddressBinding>::all(client);
@@ -321,18 +321,18 @@ pub async fn wait_for_the_caches(control_plane: &ControlPlane) -> Result<()> {
     until("the API server's claims", async || claims.watch(&watch, "0").await.is_ok()).await
 }
 
-/// Creates a namespace, if there is none yet.
+/// Creates a namespace if it does not exist.
 pub async fn create_namespace(client: &Client, name: &str) -> Result<()> {
     let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
     ignoring(409, Api::all(client.clone()).create(&PostParams::default(), &namespace).await)
 }
 
-/// From now on no replica leads: those that run have the Lease taken from them, and find it held for a day.
-async fn take_the_lease(client: &Client) -> Result<()> {
-    write_the_lease(client, NOBODY, FOR_LONG).await
+/// Takes the Lease from the replicas for a day, so that none of them leads.
+async fn take_lease(client: &Client) -> Result<()> {
+    write_lease(client, BENCH_HOLDER, LONG_LEASE_SECONDS).await
 }
 
-async fn write_the_lease(client: &Client, holder: &str, seconds: i32) -> Result<()> {
+async fn write_lease(client: &Client, holder: &str, seconds: i32) -> Result<()> {
     let lease = json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -340,11 +340,11 @@ async fn write_the_lease(client: &Client, holder: &str, seconds: i32) -> Result<
         "spec": {"holderIdentity": holder, "leaseDurationSeconds": seconds},
     });
     let leases = Api::<Lease>::namespaced(client.clone(), NAMESPACE);
-    leases.patch(LEASE, &PatchParams::apply(NOBODY).force(), &Patch::Apply(lease)).await?;
+    leases.patch(LEASE, &PatchParams::apply(BENCH_HOLDER).force(), &Patch::Apply(lease)).await?;
     Ok(())
 }
 
-/// Removes what there is of a kind whose name begins so, and returns it as it is to be created again.
+/// Removes the objects of a kind whose names have this prefix, and returns them in a form that can be created again.
 pub async fn remove_all<K>(client: &Client, prefix: &str) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
@@ -368,7 +368,7 @@ where
     Ok(removed)
 }
 
-/// Creates them.
+/// Creates objects.
 pub async fn create_all<K>(client: &Client, objects: &[K]) -> Result<()>
 where
     K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>

@@ -1,4 +1,4 @@
-//! How an API server is started.
+//! Starts an API server.
 
 use std::{net::SocketAddr, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::{
     server::{Ready, Server},
 };
 
-/// What all API servers of a control plane share.
+/// The settings that all API servers of a control plane share.
 pub(crate) struct Plan<'a> {
     pub(crate) binary: &'a Path,
     pub(crate) directory: &'a DataDirectory,
@@ -23,7 +23,7 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// An API server on loopback, not started yet. `client` calls it as an administrator.
+    /// Creates an API server on loopback without starting it. `client` calls it as an administrator.
     pub(crate) fn server(&self, number: usize, address: SocketAddr, client: ApiClient) -> Result<Server, Error> {
         let name = format!("api-server-{number}");
         let mut command = Command::new(self.binary);
@@ -43,9 +43,9 @@ impl Plan<'_> {
             .arg("--token-auth-file")
             .arg(self.tokens)
             .args(["--authorization-mode", "RBAC"])
-            // Without a controller manager no namespace gets the service account that this plugin asks for.
+            // This plugin requires a service account in each namespace, which only a controller manager creates.
             .args(["--disable-admission-plugins", "ServiceAccount"])
-            // An endpoint on loopback is refused, and nobody needs the service `kubernetes`.
+            // The API server rejects an endpoint on loopback, and no test needs the Service `kubernetes`.
             .args(["--endpoint-reconciler-type", "none"])
             .args(["--service-cluster-ip-range", "10.0.0.0/24"])
             .args(self.flags);
@@ -54,7 +54,8 @@ impl Plan<'_> {
     }
 }
 
-/// Ready is: `/readyz`, which covers the roles of RBAC, and the namespace `default`, which comes a moment later.
+/// The server is ready when `/readyz` succeeds, which covers the roles of RBAC, and when the namespace `default` exists, which is
+/// created a moment later.
 fn ready(client: ApiClient) -> Ready {
     Box::new(move || {
         for path in ["/readyz", "/api/v1/namespaces/default"] {

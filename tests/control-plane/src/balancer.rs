@@ -1,5 +1,5 @@
-//! A TCP load balancer on loopback: what a Service is in a cluster. A webhook configuration names one address, and the replicas
-//! of the operator stand behind it. It looks at no byte that it carries.
+//! A TCP load balancer on loopback, in place of a Service. A webhook configuration names one address, and the replicas of the operator
+//! are its backends. It does not inspect the traffic.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use std::{
 
 use crate::{Error, reaper::lock};
 
-/// Gives each new connection to the next backend that accepts one. A connection that was given stays where it is, as with a Service.
+/// Forwards each new connection to the next backend that accepts it. As with a Service, a connection stays on its backend.
 pub struct Balancer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -23,13 +23,13 @@ pub struct Balancer {
 struct Shared {
     backends: Mutex<Vec<SocketAddr>>,
     next: AtomicUsize,
-    /// The connections that are open, with the backend of each.
+    /// The open connections, with the backend of each.
     open: Mutex<Vec<(SocketAddr, Arc<TcpStream>)>>,
     stopped: AtomicBool,
 }
 
 impl Balancer {
-    /// Listens on a free port, with no backend yet: till then a connection is closed as soon as it is made.
+    /// Listens on a free port. It closes every connection until it has a backend.
     pub fn start() -> Result<Self, Error> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let (listener, address) = listener
@@ -48,29 +48,29 @@ impl Balancer {
                     return;
                 }
                 let shared = Arc::clone(&for_thread);
-                thread::spawn(move || shared.carry(&client));
+                thread::spawn(move || shared.forward(&client));
             }
         });
         Ok(Self { address, shared })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on this backend gets connections too.
+    /// Adds a backend for new connections.
     pub fn add(&self, backend: SocketAddr) {
         lock(&self.shared.backends).push(backend);
     }
 
-    /// From now on this backend gets no new connection.
+    /// Removes a backend from new connections. Its open connections stay.
     pub fn remove(&self, backend: SocketAddr) {
         lock(&self.shared.backends).retain(|other| *other != backend);
     }
 
-    /// From now on this backend has no connection: it gets none, and those that it had are broken.
+    /// Removes a backend and closes its connections.
     pub fn cut(&self, backend: SocketAddr) {
         self.remove(backend);
         for (_, connection) in lock(&self.shared.open).iter().filter(|(other, _)| *other == backend) {
@@ -82,17 +82,17 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
 
 impl Shared {
-    fn carry(&self, client: &TcpStream) {
+    fn forward(&self, client: &TcpStream) {
         let Some((address, backend)) = self.connect() else { return };
         let backend = Arc::new(backend);
         lock(&self.open).push((address, Arc::clone(&backend)));
-        // Without it each answer would wait for an acknowledgement.
+        // Otherwise each answer waits for an acknowledgement.
         let _ = client.set_nodelay(true);
         let _ = backend.set_nodelay(true);
         thread::scope(|scope| {
@@ -111,7 +111,7 @@ impl Shared {
     }
 }
 
-/// One direction, to its end. An end is passed on as such; a broken connection breaks the other one.
+/// Copies one direction until its end, and forwards the end. If one connection breaks, it closes both.
 fn copy(mut from: &TcpStream, mut to: &TcpStream) {
     let how = if io::copy(&mut from, &mut to).is_ok() { Shutdown::Write } else { Shutdown::Both };
     let _ = to.shutdown(how);
@@ -147,20 +147,20 @@ mod tests {
     fn ask(balancer: &Balancer) -> String {
         let mut client = TcpStream::connect(balancer.address()).unwrap();
         let mut answer = String::new();
-        // With no backend the connection may be closed before or after each of these.
+        // Without a backend, the connection may be closed before or after each call.
         let _ = client.write_all(b"who?").and_then(|()| client.shutdown(std::net::Shutdown::Write));
         let _ = client.read_to_string(&mut answer);
         answer
     }
 
     #[test]
-    fn connections_go_round_and_pass_by_who_does_not_listen() {
+    fn connections_rotate_and_skip_unreachable_backends() {
         let balancer = Balancer::start().unwrap();
         assert_eq!(ask(&balancer), "", "no backend yet");
-        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let unreachable = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let second = backend("second");
         balancer.add(backend("first"));
-        balancer.add(nobody);
+        balancer.add(unreachable);
         balancer.add(second);
         let mut answers: Vec<_> = (0..6).map(|_| ask(&balancer)).collect();
         answers.sort();

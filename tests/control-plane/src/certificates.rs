@@ -1,4 +1,4 @@
-//! An authority and the certificates that it signs, all of them for tests: they hardly expire. No I/O.
+//! A certificate authority for tests and the certificates that it signs, which are valid for centuries. No I/O.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -6,13 +6,13 @@ use rcgen::{
 
 use crate::Error;
 
-/// Signs serving certificates; whoever trusts [`certificate`](Self::certificate) trusts them.
+/// Signs serving certificates. Clients that trust [`certificate`](Self::certificate) trust them.
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate of a server or of a client, and its key. PEM.
+/// A certificate of a server or of a client, and its key, as PEM.
 #[derive(Clone)]
 pub struct ServingCertificate {
     /// The certificate.
@@ -22,7 +22,7 @@ pub struct ServingCertificate {
 }
 
 impl Authority {
-    /// A new one, by that common name.
+    /// Creates an authority with this common name.
     pub fn new(name: &str) -> Result<Self, Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -33,19 +33,19 @@ impl Authority {
         Ok(Self { certificate, issuer: Issuer::new(params, key) })
     }
 
-    /// Its own certificate, PEM: the `caBundle` of a webhook configuration before base64.
+    /// Its own certificate, as PEM. The `caBundle` of a webhook configuration is its base64.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// A certificate for a server on 127.0.0.1 or `localhost`, which may also call others by that common name.
+    /// Issues a certificate for a server on 127.0.0.1 or `localhost`. It is also a client certificate with this common name.
     pub fn issue(&self, name: &str) -> Result<ServingCertificate, Error> {
         self.issue_for(name, None, &["127.0.0.1", "localhost"])
     }
 
-    /// A certificate for the server at these DNS names and IP addresses, which is also that of the client with this common name: the
-    /// user's name to an API server, as the organization is the user's group.
+    /// Issues a certificate for a server with these DNS names and IP addresses. It is also a client certificate: an API server takes the
+    /// common name as the name of the user, and the organization as the group.
     pub fn issue_for(
         &self,
         name: &str,
@@ -66,16 +66,16 @@ impl Authority {
     }
 }
 
-/// A key pair, PEM, with which an API server signs and checks the tokens of service accounts.
+/// The key pair, as PEM, with which an API server signs and verifies the tokens of service accounts.
 pub struct TokenKey {
-    /// Signs.
+    /// Signs tokens.
     pub private: String,
-    /// Checks.
+    /// Verifies tokens.
     pub public: String,
 }
 
 impl TokenKey {
-    /// A new one.
+    /// Generates a key pair.
     pub fn new() -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         Ok(Self { private: key.serialize_pem(), public: key.public_key_pem() })

@@ -1,4 +1,4 @@
-//! How kube-controller-manager is started.
+//! Starts kube-controller-manager.
 
 use std::{path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::{
     tools::{self, Tool},
 };
 
-/// The namespace controller alone, as the user of that kubeconfig, at the API server of its current context. It serves nothing.
+/// Starts only the namespace controller, as the user and against the API server of the kubeconfig. It opens no port.
 pub(crate) fn start(directory: &DataDirectory, kubeconfig: &Path) -> Result<Process, Error> {
     let [binary] = tools::ensure([Tool::KubeControllerManager])?;
     let mut command = Command::new(binary);

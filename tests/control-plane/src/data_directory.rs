@@ -1,4 +1,4 @@
-//! A directory for one control plane: removed at the end, but for its logs where something failed.
+//! A directory for one control plane. It is removed at the end, except for its logs after a failure.
 
 use std::{
     env, fs, io,
@@ -15,7 +15,7 @@ use std::{
 
 use crate::{Error, reaper::Reaper};
 
-/// Removed when it is dropped, or by the reaper.
+/// A directory that is removed on drop, or by the reaper.
 pub struct DataDirectory {
     path: PathBuf,
     keep_logs: AtomicBool,
@@ -23,15 +23,15 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// A fresh one, with a directory `logs` in it.
+    /// Creates a directory that contains a directory `logs`.
     pub fn create() -> Result<Self, Error> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // The time, since a process id comes back, and kept logs may stand under it.
+        // Process ids repeat, and an earlier directory with kept logs may have the same id. The time makes the name unique.
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let path = env::temp_dir().join(format!("switchboard-{}-{count}-{time}", process::id()));
-        let doing = || format!("create the data directory {} (TMPDIR says where)", path.display());
-        // Not `create_dir_all`: a directory that is there already is somebody else's.
+        let doing = || format!("create the data directory {} (TMPDIR sets its parent)", path.display());
+        // `create_dir_all` would accept an existing directory, which belongs to another process.
         fs::create_dir(&path).map_err(Error::io(doing()))?;
         let reaper = Reaper::get()?;
         reaper.watch_directory(&path);
@@ -39,30 +39,30 @@ impl DataDirectory {
         Ok(Self { path, keep_logs: AtomicBool::new(false), reaper })
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the log of a server of this name goes.
+    /// The path of the log of a server with this name.
     pub fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))
     }
 
-    /// Writes a file that only this user can read: most of them hold keys or tokens.
+    /// Writes a file that only this user can read, because most files contain keys or tokens.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
         write_private(&path, content)?;
         Ok(path)
     }
 
-    /// The control groups of this name, one in each hierarchy, are removed when this process has ended, and all in them.
+    /// Removes the control groups with this name, one in each hierarchy, and their children after this process has ended.
     pub fn remove_cgroups(&self, name: &str) {
         self.reaper.watch_cgroups(name);
     }
 
-    /// Something failed: the logs outlive this value.
+    /// Keeps the logs after this value is dropped, because something failed.
     pub fn keep_logs(&self) {
         self.keep_logs.store(true, Ordering::Relaxed);
     }
@@ -83,7 +83,7 @@ impl Drop for DataDirectory {
     }
 }
 
-/// As far as it can be removed: what is left is rubbish in the system's directory for it.
+/// Ignores errors: the remaining files are in the temporary directory of the system.
 fn remove(path: &Path) {
     if path.is_dir() {
         let _ = fs::remove_dir_all(path);
@@ -92,8 +92,8 @@ fn remove(path: &Path) {
     }
 }
 
-/// Copies a directory and all that is in it to `to`, which must not exist. Files keep their modes, directories become this user's
-/// alone, as etcd wants them.
+/// Copies a directory and its contents to `to`, which must not exist. Files keep their modes. Only this user can access the copied
+/// directories, as etcd requires.
 pub fn copy_directory(from: &Path, to: &Path) -> Result<(), Error> {
     copy_tree(from, to).map_err(Error::io(format!("copy {} to {}", from.display(), to.display())))
 }

@@ -1,8 +1,8 @@
-//! What can go wrong with a control plane, each told with what to do about it. No I/O.
+//! The errors of a control plane, each with its remedy. No I/O.
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// Why a control plane, or a part of it, could not be had.
+/// An error while a control plane, or a part of it, is built, started or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Go is missing or too old; the text says what to install.
@@ -10,36 +10,36 @@ pub enum Error {
     Toolchain(String),
 
     /// No API server of that version is pinned here.
-    #[error("there is no API server of Kubernetes {asked_for:?} here; there are {available}")]
+    #[error("no API server of Kubernetes {asked_for:?} is pinned here; available versions: {available}")]
     UnknownKubernetes {
-        /// What was asked for.
+        /// The requested version.
         asked_for: String,
-        /// What could have been.
+        /// The available versions.
         available: String,
     },
 
     /// `go build` failed; its output is in `output`.
     #[error(
         "building {tool} failed. `go build` needs the module proxy (GOPROXY) on its first run, and about 4 GB \
-         of disk and of memory. It said:\n{output}"
+         of disk and of memory. Its output:\n{output}"
     )]
     Build {
-        /// The binary that was to be built.
+        /// The binary.
         tool: &'static str,
-        /// What `go build` printed.
+        /// The output of `go build`.
         output: String,
     },
 
     /// A server ended before it was ready.
     #[error("{name} ended before it was ready ({status}).\n{log_tail}\nThe whole log is in {}", log.display())]
     Ended {
-        /// What was started.
+        /// The server.
         name: String,
         /// How it ended.
         status: String,
         /// The last lines of its log.
         log_tail: String,
-        /// Where the log is kept.
+        /// The path of the log.
         log: PathBuf,
     },
 
@@ -49,78 +49,78 @@ pub enum Error {
         within.as_secs(), log.display()
     )]
     NotReady {
-        /// What was started.
+        /// The server.
         name: String,
-        /// How long it was waited for.
+        /// The time limit.
         within: Duration,
-        /// What the last look at it gave.
+        /// The result of the last check.
         reason: String,
         /// The last lines of its log.
         log_tail: String,
-        /// Where the log is kept.
+        /// The path of the log.
         log: PathBuf,
     },
 
-    /// A kubectl or helm command did not do what it was to do.
+    /// A kubectl or helm command failed.
     #[error("`{command}` failed:\n{output}")]
     Command {
-        /// The command as one would type it.
+        /// The command line.
         command: String,
-        /// What it printed.
+        /// Its output.
         output: String,
     },
 
-    /// An API server cannot be called as its administrator.
-    #[error("cannot make a client of the API server: {0}")]
+    /// No client for the administrator of an API server could be created.
+    #[error("cannot create a client of the API server: {0}")]
     Client(String),
 
-    /// A request that prepares a test did not do what it was to do.
+    /// A request that prepares a test failed.
     #[error("{request} failed: {answer}")]
     Request {
-        /// What was asked.
+        /// The request.
         request: String,
-        /// What was answered.
+        /// The answer.
         answer: String,
     },
 
-    /// Something was waited for and did not come.
-    #[error("waited {} s for {what}; the last look gave: {last}", within.as_secs())]
+    /// A condition did not become true in time.
+    #[error("waited {} s for {what}; the last check returned: {last}", within.as_secs())]
     Timeout {
-        /// What was waited for.
+        /// The condition.
         what: String,
-        /// How long.
+        /// The time limit.
         within: Duration,
-        /// What the last look gave.
+        /// The result of the last check.
         last: String,
     },
 
-    /// The operating system refused something.
+    /// The operating system returned an error.
     #[error("cannot {doing}: {source}")]
     Io {
-        /// What was being done, as in "write /some/file".
+        /// The operation, as in "write /some/file".
         doing: String,
         /// The system's error.
         source: io::Error,
     },
 
-    /// A key or a certificate could not be made.
-    #[error("cannot make a certificate: {0}")]
+    /// A key or a certificate could not be created.
+    #[error("cannot create a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
 
     /// A program runs outside a checkout.
-    #[error("{} is in no checkout of switchboard: run this in one, as `make` does", directory.display())]
+    #[error("{} is outside a checkout of switchboard: run this inside one, as `make` does", directory.display())]
     NoCheckout {
-        /// Where it runs.
+        /// Its working directory.
         directory: PathBuf,
     },
 
-    /// A step of the tour did not come out as told.
+    /// A step of the tour had an unexpected result.
     #[error("the tour stops here: expected {0}")]
     Tour(String),
 }
 
 impl Error {
-    /// For `map_err`: says what was being done when the system refused.
+    /// For `map_err`: adds the operation to an error of the system.
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }

@@ -1,4 +1,4 @@
-//! Synchronous HTTP to health endpoints and to API servers, for set-up that would otherwise start a kubectl for each look.
+//! Synchronous HTTP requests to health endpoints and to API servers. The set-up uses them instead of starting kubectl for each request.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -9,20 +9,20 @@ use ureq::{
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
-/// How long a server may take to answer; the API server gives its webhooks up to ten seconds.
+/// The time limit for an answer. The API server waits up to ten seconds for its webhooks.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is asked of an API server.
+/// A request to an API server.
 pub(crate) enum Call<'a> {
     Get,
-    /// Create this object, as YAML or JSON.
+    /// Creates this object, which is YAML or JSON.
     Create(&'a str),
-    /// Change the object by this merge patch.
+    /// Changes the object by this merge patch.
     Merge(&'a str),
     Delete,
 }
 
-/// An API server, as a user with a token.
+/// A client of an API server, for a user with a token.
 #[derive(Clone)]
 pub(crate) struct ApiClient {
     agent: Agent,
@@ -37,7 +37,7 @@ pub(crate) struct Answer {
 }
 
 impl ApiClient {
-    /// Trusts the authority with this certificate (PEM).
+    /// Creates a client that trusts the authority with this certificate (PEM).
     pub(crate) fn new(address: SocketAddr, authority: &str, token: &str) -> Result<Self, String> {
         let certificate = Certificate::from_pem(authority.as_bytes()).map_err(|error| error.to_string())?;
         let tls = TlsConfig::builder()
@@ -68,7 +68,7 @@ impl ApiClient {
     }
 }
 
-/// `Ok` when the answer to a GET over plain HTTP is 200, else the reason, for a message.
+/// Returns `Ok` if a GET over plain HTTP is answered with 200, otherwise the reason as a message.
 pub(crate) fn is_ok(address: SocketAddr, path: &str) -> Result<(), String> {
     let url = format!("http://{address}{path}");
     let answer = read(agent(TlsConfig::default()).get(&url).call(), &url)?;
@@ -79,7 +79,7 @@ pub(crate) fn is_ok(address: SocketAddr, path: &str) -> Result<(), String> {
     }
 }
 
-/// Without connections that outlive a request: the server may be restarted meanwhile.
+/// Creates an agent that keeps no idle connections, because the server may restart between two requests.
 fn agent(tls: TlsConfig) -> Agent {
     let config = Agent::config_builder().tls_config(tls).http_status_as_error(false).timeout_global(Some(TIMEOUT));
     config.max_idle_connections(0).proxy(None).build().new_agent()

@@ -1,10 +1,10 @@
-//! Writes kubeconfigs. Pure: it makes text.
+//! Formats kubeconfigs. Pure: it returns text.
 
 use std::net::SocketAddr;
 
 use data_encoding::BASE64;
 
-/// A kubeconfig for one token, with a context `api-1`, `api-2`, … for each API server; the first of them is the current one.
+/// Returns a kubeconfig for one token, with a context `api-1`, `api-2`, … for each API server. The first context is the current one.
 pub(crate) fn kubeconfig(authority: &str, servers: &[(usize, SocketAddr)], user: &str, token: &str) -> String {
     let authority = BASE64.encode(authority.as_bytes());
     let clusters: Vec<_> = servers

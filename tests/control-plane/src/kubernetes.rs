@@ -1,4 +1,4 @@
-//! Which versions of Kubernetes the API server can have here, and which one is asked for. It builds nothing.
+//! The versions of Kubernetes that are pinned for the API server, and the requested one. It builds nothing.
 
 use std::{env, fmt, ptr};
 
@@ -7,7 +7,7 @@ use crate::{
     tools::{CONTROL_PLANE, Module, OLDER_API_SERVERS},
 };
 
-/// The environment variable that asks for a version of the API server by its minor, as in `1.33`.
+/// The environment variable that selects the minor version of the API server, as in `1.33`.
 pub const VARIABLE: &str = "SWITCHBOARD_KUBERNETES";
 
 /// A version of Kubernetes whose API server is pinned here. Displayed in full: `1.33.13`.
@@ -15,18 +15,18 @@ pub const VARIABLE: &str = "SWITCHBOARD_KUBERNETES";
 pub struct Kubernetes(&'static Module);
 
 impl Kubernetes {
-    /// The one that all other parts have, and the API server unless another one is asked for.
+    /// The version of all other components, and of the API server unless another version is requested.
     #[must_use]
     pub fn current() -> Self {
         Self(&CONTROL_PLANE)
     }
 
-    /// All of them, the oldest first.
+    /// All versions, the oldest first.
     pub fn all() -> impl Iterator<Item = Self> {
         OLDER_API_SERVERS.iter().map(Self).chain([Self::current()])
     }
 
-    /// The one that the environment asks for by [`VARIABLE`], if it does.
+    /// The version that the environment variable [`VARIABLE`] requests, if it is set.
     pub fn asked_for() -> Result<Option<Self>, Error> {
         match env::var_os(VARIABLE) {
             Some(minor) if !minor.is_empty() => Self::of_minor(&minor.to_string_lossy()).map(Some),
@@ -34,7 +34,7 @@ impl Kubernetes {
         }
     }
 
-    /// The one of this minor (`1.33`).
+    /// The version with this minor (`1.33`).
     pub fn of_minor(minor: &str) -> Result<Self, Error> {
         Self::all().find(|version| version.minor() == minor).ok_or_else(|| Error::UnknownKubernetes {
             asked_for: minor.to_owned(),
@@ -42,7 +42,7 @@ impl Kubernetes {
         })
     }
 
-    /// What asks for it: `1.33`.
+    /// Its minor version: `1.33`.
     #[must_use]
     pub fn minor(self) -> &'static str {
         let version = self.0.kubernetes();
@@ -83,17 +83,18 @@ mod tests {
     }
 
     #[test]
-    fn unknown_version_is_refused_with_those_there_are() {
+    fn unknown_version_is_rejected_with_the_available_ones() {
         for asked_for in ["1.30", "1.3", "31", "1.31.14", "latest"] {
             let error = Kubernetes::of_minor(asked_for).unwrap_err().to_string();
-            let expected =
-                format!("there is no API server of Kubernetes {asked_for:?} here; there are 1.31, 1.33, 1.35, 1.37");
+            let expected = format!(
+                "no API server of Kubernetes {asked_for:?} is pinned here; available versions: 1.31, 1.33, 1.35, 1.37"
+            );
             assert_eq!(error, expected);
         }
     }
 
     #[test]
-    fn versions_ascend_from_the_oldest_to_the_current_one() {
+    fn versions_are_sorted_and_end_with_the_current_one() {
         let minors = Kubernetes::all().map(|version| version.minor()[2..].parse::<u32>().unwrap());
         assert!(minors.is_sorted());
         assert_eq!(Kubernetes::all().last(), Some(Kubernetes::current()));

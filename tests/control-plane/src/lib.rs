@@ -1,9 +1,8 @@
-//! A real control plane for tests and for the playground: one etcd, as many API servers as asked, and the operator installed from its
-//! chart. Nothing here knows what a conversation is but [`tour`].
+//! A real control plane for tests and for the playground: one etcd, one or more API servers, and the operator installed from its chart.
+//! Only [`tour`] knows about conversations.
 //!
-//! Everything is synchronous and bound to no thread and no runtime, so that one instance in a `static` serves all tests of a
-//! process. Whatever way a process ends, what it started here ends with it, and its data are removed; only the logs stay where a
-//! test failed.
+//! Everything is synchronous and independent of threads and runtimes, so that one instance in a `static` serves all tests of a process.
+//! However a process ends, the servers that it started end with it, and their data are removed. Only the logs are kept if a test failed.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), control_plane::Error> {
@@ -60,7 +59,7 @@ pub use tools::Tool;
 /// The user of the kubeconfig, and its token.
 const ADMINISTRATOR: &str = "administrator";
 
-/// What kind of control plane to start; see [`ControlPlane::builder`].
+/// The settings of a control plane; see [`ControlPlane::builder`].
 #[derive(Clone)]
 pub struct Builder {
     api_servers: usize,
@@ -72,52 +71,52 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// How many API servers share the etcd: 1 unless set.
+    /// The number of API servers that share the etcd (default: 1).
     #[must_use]
     pub fn api_servers(mut self, count: usize) -> Self {
         self.api_servers = count.max(1);
         self
     }
 
-    /// Whether etcd waits for the disk, as it does in production: `false` unless set. A benchmark wants it, and what is to show
-    /// durability; what a killed etcd had acknowledged is there again either way.
+    /// Whether etcd waits for the disk, as in production (default: `false`). Benchmarks need it. A killed etcd keeps every acknowledged
+    /// write in both cases.
     #[must_use]
     pub fn fsync(mut self, fsync: bool) -> Self {
         self.fsync = fsync;
         self
     }
 
-    /// What etcd begins with: a copy of the data directory of one that was stopped. Nothing unless set.
+    /// The initial data of etcd: a copy of the data directory of a stopped etcd (default: empty).
     #[must_use]
     pub fn etcd_data(mut self, directory: impl Into<PathBuf>) -> Self {
         self.etcd_data = Some(directory.into());
         self
     }
 
-    /// Runs the part of kube-controller-manager that empties namespaces which are being deleted; without it they stay for ever.
+    /// Runs the controller of kube-controller-manager that empties deleted namespaces. Without it, their deletion never ends.
     #[must_use]
     pub fn namespace_controller(mut self) -> Self {
         self.namespace_controller = true;
         self
     }
 
-    /// One more flag for each API server, as `--name=value`.
+    /// Adds a flag to each API server, as `--name=value`.
     #[must_use]
     pub fn api_server_flag(mut self, flag: impl Into<String>) -> Self {
         self.api_server_flags.push(flag.into());
         self
     }
 
-    /// One more user, in these groups. Its token is its name: see [`ControlPlane::kubeconfig_for_token`].
+    /// Adds a user in these groups. Its token is its name: see [`ControlPlane::kubeconfig_for_token`].
     #[must_use]
     pub fn user(mut self, name: &str, groups: &[&str]) -> Self {
         self.users.push((name.to_owned(), groups.iter().map(|&group| group.to_owned()).collect()));
         self
     }
 
-    /// Starts it and returns when it is ready: some four seconds when the tools are built (see [`tools::ensure`]). The API servers are
-    /// of the version of Kubernetes that [`kubernetes::VARIABLE`] asks for, else of the current one. The logs stay when it fails; the
-    /// error says where.
+    /// Starts the control plane and returns when it is ready, after about four seconds if the tools are built (see [`tools::ensure`]).
+    /// [`kubernetes::VARIABLE`] selects the version of the API servers; the default is the current one. If the start fails, the logs are
+    /// kept, and the error contains their path.
     pub fn start(self) -> Result<ControlPlane, Error> {
         let [etcd, api_server, kubectl] = tools::ensure([Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl])?;
         let directory = Arc::new(DataDirectory::create()?);
@@ -173,7 +172,7 @@ impl Builder {
             .collect::<Result<Vec<_>, _>>()?;
         thread::scope(|scope| {
             let starting: Vec<_> = api_servers.iter().map(|server| scope.spawn(|| server.start())).collect();
-            // Joined by the scope if a panic comes between; `join` fails only after one.
+            // `join` fails only after a panic, and the scope joins the other threads.
             starting.into_iter().filter_map(|thread| thread.join().ok()).collect::<Result<Vec<_>, _>>()
         })?;
         let controller_manager = if self.namespace_controller {
@@ -204,9 +203,9 @@ impl Builder {
     }
 }
 
-/// etcd and API servers, ready. They are killed when this is dropped, and their data removed.
+/// An etcd and its API servers, which are ready. On drop they are killed, and their data are removed.
 pub struct ControlPlane {
-    // The fields are dropped from top to bottom: servers, then data, then the ports' reservations.
+    // Fields are dropped from top to bottom: servers, then data, then the reservations of ports.
     _controller_manager: Option<Process>,
     api_servers: Vec<Server>,
     etcd: Server,
@@ -220,7 +219,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// One API server, etcd without fsync, and an administrator, unless asked otherwise.
+    /// The defaults are one API server, etcd without fsync, and an administrator.
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
@@ -242,7 +241,7 @@ impl ControlPlane {
     /// The API server of the context `api-{index + 1}`.
     ///
     /// # Panics
-    /// When there are not as many.
+    /// If there are fewer API servers.
     #[must_use]
     pub fn api_server(&self, index: usize) -> &Server {
         &self.api_servers[index]
@@ -254,54 +253,54 @@ impl ControlPlane {
         &self.etcd
     }
 
-    /// Where etcd has its data. To restore a backup, stop etcd, replace the directory, and start etcd again.
+    /// The data directory of etcd. To restore a backup, stop etcd, replace the directory, and start etcd again.
     #[must_use]
     pub fn etcd_data(&self) -> PathBuf {
         self.data_dir().join(etcd::DATA)
     }
 
-    /// The file for the administrator: a context for each API server (`api-1`, `api-2`, …), of which `api-1` is the current one.
+    /// The kubeconfig of the administrator, with a context for each API server (`api-1`, `api-2`, …). `api-1` is the current one.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.client.kubeconfig
     }
 
-    /// A kubeconfig, as YAML, for whoever has that token, at that API server.
+    /// Returns a kubeconfig, as YAML, for the user with this token at this API server.
     ///
     /// # Panics
-    /// When there are not as many API servers.
+    /// If there are fewer API servers.
     #[must_use]
     pub fn kubeconfig_for_token(&self, token: &str, api_server: usize) -> String {
         let server = (api_server + 1, self.addresses[api_server]);
         kubeconfig::kubeconfig(self.authority.certificate(), &[server], "user", token)
     }
 
-    /// kubectl as the administrator, at `api-1` unless `--context` says otherwise. Of the user's own settings it sees nothing.
+    /// kubectl as the administrator, at `api-1` unless `--context` selects another. It ignores the configuration of the user.
     #[must_use]
     pub fn kubectl(&self) -> Command {
         self.client.command(&self.kubectl)
     }
 
-    /// helm as the administrator, built at the first call. Of the user's own settings it sees nothing.
+    /// helm as the administrator, built at the first call. It ignores the configuration of the user.
     pub fn helm(&self) -> Result<Command, Error> {
         let [helm] = tools::ensure([Tool::Helm])?;
         Ok(self.client.command(&helm))
     }
 
-    /// Where it keeps its data and its logs.
+    /// The directory of its data and its logs.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Something failed that this cannot know of (a panic it notices by itself): the logs are to stay. Returns where.
+    /// Keeps the logs after a failure that is not a panic, and returns their path. A panic keeps them automatically.
     pub fn keep_logs(&self) -> PathBuf {
         self.directory.keep_logs();
         self.data_dir().join("logs")
     }
 }
 
-/// Runs command line clients with nothing of the user's own configuration.
+/// Runs command line clients without the configuration of the user.
 #[derive(Clone)]
 struct Client {
     kubeconfig: PathBuf,
@@ -318,7 +317,7 @@ impl Client {
             .env("HELM_CACHE_HOME", self.directory.join("helm-cache"))
             .env("HELM_CONFIG_HOME", self.directory.join("helm-config"))
             .env("HELM_DATA_HOME", self.directory.join("helm-data"))
-            // Set where a developer works with several clusters, and helm heeds them before the kubeconfig.
+            // Developers with several clusters set these variables, and helm prefers them to the kubeconfig.
             .env_remove("HELM_KUBECONTEXT")
             .env_remove("HELM_NAMESPACE")
             .env_remove("HELM_KUBEAPISERVER")

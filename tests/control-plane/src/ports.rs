@@ -1,4 +1,4 @@
-//! Ports on loopback that stay ours: also while a server is stopped, and against other test processes.
+//! Reserved ports on loopback. A port stays reserved while its server is stopped, and other test processes cannot take it.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,12 +8,12 @@ use std::{
 
 use crate::{Error, tools};
 
-/// Below the range from which Linux (32768 on) and macOS (49152 on) take the ports of outgoing connections: else such a
-/// connection could get the port of an API server while that is being restarted.
+/// Linux (from 32768) and macOS (from 49152) take the ports of outgoing connections from higher ranges. Otherwise an outgoing connection
+/// could take the port of an API server during a restart.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 
-/// A free port, kept for as long as this value lives by the lock on a file, which the system drops with the process.
+/// A free port. A file lock reserves it while this value lives, and the system releases the lock when the process ends.
 pub(crate) struct Port {
     address: SocketAddr,
     _reservation: File,
@@ -56,7 +56,7 @@ mod tests {
     use super::Port;
 
     #[test]
-    fn ports_that_are_held_at_the_same_time_differ_and_can_be_bound() {
+    fn reserved_ports_differ_and_can_be_bound() {
         let ports: Vec<Port> = (0..20).map(|_| Port::reserve().unwrap()).collect();
         let numbers: HashSet<u16> = ports.iter().map(|port| port.address().port()).collect();
         assert_eq!(numbers.len(), ports.len());

@@ -1,5 +1,5 @@
-//! A child process that can be stopped, killed, paused, and started again; and commands that end when this process does. It
-//! knows nothing of what the child is.
+//! A child process that can be stopped, killed, paused and restarted, and commands that end together with this process. It is independent
+//! of the program that runs.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,13 +19,13 @@ use crate::{
     reaper::{Reaper, lock},
 };
 
-/// How long a process has to end by itself after a SIGTERM.
-const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// The time between SIGTERM and SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a condition is looked at while it is waited for.
+/// The interval between two checks of a condition.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
-/// One child, in a process group of its own so that a Ctrl-C in the terminal does not reach it; what it prints goes to a log file.
+/// A child process in its own process group, so that a Ctrl-C in the terminal does not reach it. Its output goes to a log file.
 pub struct Process {
     name: String,
     log: PathBuf,
@@ -35,7 +35,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Not started yet.
+    /// Creates the process without starting it.
     pub fn new(name: impl Into<String>, log: PathBuf, command: Command) -> Result<Self, Error> {
         Ok(Self {
             name: name.into(),
@@ -46,12 +46,12 @@ impl Process {
         })
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it prints to, over all its starts.
+    /// The log with the output of all its starts.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -69,7 +69,7 @@ impl Process {
         lock(&self.child).as_ref().map(Child::id)
     }
 
-    /// Starts it; what ran before is killed.
+    /// Starts it, and kills the previous child if one runs.
     pub fn start(&self) -> Result<(), Error> {
         self.kill();
         let log = || -> io::Result<File> { OpenOptions::new().create(true).append(true).open(&self.log) };
@@ -82,26 +82,26 @@ impl Process {
         Ok(())
     }
 
-    /// SIGTERM, and SIGKILL if it does not end within 30 seconds; a paused one goes on in order to end.
+    /// Sends SIGTERM, and SIGKILL if it does not end within 30 seconds. A paused process is resumed first.
     pub fn stop(&self) {
         self.terminate();
         self.signal(Signal::CONT);
-        if self.wait(STOP_WITHIN).is_none() {
+        if self.wait(STOP_TIMEOUT).is_none() {
             self.kill();
         }
     }
 
-    /// SIGTERM, without waiting.
+    /// Sends SIGTERM without waiting.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// SIGINT, without waiting.
+    /// Sends SIGINT without waiting.
     pub(crate) fn interrupt(&self) {
         self.signal(Signal::INT);
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// Sends SIGKILL, and returns when the process is gone.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
         let child = lock(&self.child).take();
@@ -111,17 +111,17 @@ impl Process {
         }
     }
 
-    /// SIGSTOP: it keeps its connections and its locks, and does nothing.
+    /// Sends SIGSTOP: the process keeps its connections and its locks, but does not run.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// How it ended, or `None` when it still runs after that time (or never ran).
+    /// Waits for its end, and returns its exit status, or `None` if it still runs after that time or never ran.
     pub fn wait(&self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
@@ -140,7 +140,7 @@ impl Process {
         }
     }
 
-    /// A process that has just ended by itself cannot be signalled, which is no error here.
+    /// Ignores the error for a process that has just ended.
     fn signal(&self, signal: Signal) {
         if let Some(child) = lock(&self.child).as_ref() {
             let _ = rustix::process::kill_process_group(Pid::from_child(child), signal);
@@ -154,7 +154,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a command to its end like [`Command::output`], but so that it ends with this process, however that ends.
+/// Runs a command like [`Command::output`], but the command also ends when this process ends or is killed.
 pub fn output(command: &mut Command) -> Result<Output, Error> {
     let failed = format!("run {}", command.get_program().display());
     let reaper = Reaper::get()?;
@@ -172,18 +172,18 @@ pub fn output(command: &mut Command) -> Result<Output, Error> {
     output.map_err(Error::io(failed))
 }
 
-/// Runs a command that is to succeed, and returns what it printed.
+/// Runs a command that must succeed, and returns its output.
 pub fn run(command: &mut Command) -> Result<String, Error> {
     let output = output(command)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    Err(Error::Command { command: typed(command), output: text.trim().to_owned() })
+    Err(Error::Command { command: command_line(command), output: text.trim().to_owned() })
 }
 
-/// The command as one would type it.
-pub(crate) fn typed(command: &Command) -> String {
+/// The command line as text.
+pub(crate) fn command_line(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -1,11 +1,11 @@
-//! Shows on stderr how far something is that takes long, and how long it usually takes.
+//! Shows the progress of a long task on stderr, and its usual duration.
 
 use std::{
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-/// One line a second that is written over on a terminal; a line every half a minute where that would fill a log.
+/// Updates one line each second on a terminal. Writes a line every 30 seconds otherwise, so that it does not fill a log.
 pub(crate) struct Progress {
     name: &'static str,
     state: &'static str,
@@ -16,7 +16,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Something called `name` begins; until it ends it is in this state (`building`).
+    /// Starts to show a task with this name, in this state (such as `building`) until it ends.
     pub(crate) fn new(name: &'static str, state: &'static str, usual: Duration) -> Self {
         let now = Instant::now();
         let progress = Self { name, state, usual, started: now, shown: now, terminal: io::stderr().is_terminal() };
@@ -24,7 +24,7 @@ impl Progress {
         progress
     }
 
-    /// It still goes on. To be called often.
+    /// Updates the line if the interval has passed. The caller calls it often.
     pub(crate) fn show(&mut self) {
         let interval = Duration::from_secs(if self.terminal { 1 } else { 30 });
         if self.shown.elapsed() >= interval {
@@ -33,7 +33,7 @@ impl Progress {
         }
     }
 
-    /// It has ended like that.
+    /// Shows the outcome of the task.
     pub(crate) fn end(&self, outcome: &str) {
         self.write(outcome);
         if self.terminal {
@@ -56,7 +56,7 @@ impl Progress {
     }
 }
 
-/// A duration, as roughly as it is known.
+/// An approximate duration as text.
 pub(crate) fn about(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ ..90 => format!("about {seconds} s"),
@@ -64,7 +64,7 @@ pub(crate) fn about(duration: Duration) -> String {
     }
 }
 
-/// To stderr itself: what `eprintln!` prints in a test is shown only after the test, and this is for who waits.
+/// Writes a line to stderr. A test shows the output of `eprintln!` only after its end, but the user waits now.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -1,8 +1,8 @@
-//! Sees to it that nothing outlives this process: neither the servers that it started nor their data.
+//! Ends the servers that this process started and removes their data when this process ends.
 //!
-//! A `Drop` does not run when a test process is killed, or at its end for what stands in a `static`. So one small `sh` stands by,
-//! in a process group of its own, and reads from a pipe what there is to clean up; that the pipe ends is how it learns that
-//! this process is gone. (`PR_SET_PDEATHSIG` would not do: it acts when the *thread* ends that started the child.)
+//! `Drop` does not run when a test process is killed, nor for a `static` when it exits. Therefore a small `sh` runs in its own process
+//! group and reads from a pipe which groups and directories it must clean up. The end of the pipe means that this process is gone.
+//! (`PR_SET_PDEATHSIG` does not work here: it acts when the *thread* that started the child ends.)
 
 use std::{
     io::Write,
@@ -18,7 +18,7 @@ use crate::Error;
 
 static REAPER: Mutex<Weak<Reaper>> = Mutex::new(Weak::new());
 
-/// The one of this process, there as long as somebody holds it.
+/// The reaper of this process. It lives while an `Arc` to it exists.
 pub(crate) struct Reaper {
     shell: Mutex<Child>,
     entries: Mutex<Entries>,
@@ -28,12 +28,12 @@ struct Entries {
     input: Option<ChildStdin>,
     groups: Vec<Pid>,
     directories: Vec<PathBuf>,
-    /// Those whose logs a panic has told of already: a property test panics many times.
+    /// The directories whose logs a panic has already announced: a property test panics many times.
     announced: Vec<PathBuf>,
 }
 
 impl Reaper {
-    /// The reaper of this process, started if there is none.
+    /// Returns the reaper of this process, and starts it if necessary.
     pub(crate) fn get() -> Result<Arc<Self>, Error> {
         let mut current = lock(&REAPER);
         if let Some(reaper) = current.upgrade() {
@@ -57,41 +57,41 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// From now on the group of processes that `leader` leads ends with this process.
+    /// Ends the process group of `leader` when this process ends.
     pub(crate) fn watch_group(&self, leader: Pid) {
         let mut entries = lock(&self.entries);
         if entries.input.is_none() {
-            // Started while everything was being ended.
+            // The group was started during `end_everything`.
             kill(leader);
         }
         entries.groups.push(leader);
-        entries.tell(&group(leader));
+        entries.send(&group(leader));
     }
 
-    /// The group is gone: its number may soon be somebody else's.
+    /// Forgets a group that has ended: the system may reuse its number.
     pub(crate) fn forget_group(&self, leader: Pid) {
         let mut entries = lock(&self.entries);
         entries.groups.retain(|group| *group != leader);
-        entries.tell(&format!("forget {}", group(leader)));
+        entries.send(&format!("forget {}", group(leader)));
     }
 
-    /// From now on the directory is removed with this process, but for its `logs` if a thread of it panicked.
+    /// Removes the directory when this process ends, except for its `logs` if a thread panicked.
     pub(crate) fn watch_directory(&self, path: &Path) {
         let mut entries = lock(&self.entries);
         entries.directories.push(path.to_owned());
-        entries.tell(&format!("directory {}", path.display()));
+        entries.send(&format!("directory {}", path.display()));
     }
 
-    /// From now on the control groups of this name, one in each hierarchy, are removed with this process.
+    /// Removes the control groups with this name, one in each hierarchy, when this process ends.
     pub(crate) fn watch_cgroups(&self, name: &str) {
-        lock(&self.entries).tell(&format!("cgroups {name}"));
+        lock(&self.entries).send(&format!("cgroups {name}"));
     }
 
-    /// The directory is gone, or is to stay.
+    /// Forgets a directory that has been removed or must stay.
     pub(crate) fn forget_directory(&self, path: &Path) {
         let mut entries = lock(&self.entries);
         entries.directories.retain(|directory| directory != path);
-        entries.tell(&format!("forget directory {}", path.display()));
+        entries.send(&format!("forget directory {}", path.display()));
     }
 }
 
@@ -100,8 +100,8 @@ fn group(leader: Pid) -> String {
 }
 
 impl Entries {
-    /// A write fails only when the shell was killed; then there is nobody left to tell.
-    fn tell(&mut self, line: &str) {
+    /// Sends a line to the shell. A write fails only if the shell was killed, which cannot be repaired.
+    fn send(&mut self, line: &str) {
         if let Some(input) = &mut self.input {
             let _ = writeln!(input, "{line}");
         }
@@ -115,8 +115,8 @@ impl Drop for Reaper {
     }
 }
 
-/// Kills every process that this crate has started, waits until they are gone, and removes their data: for the handler of a
-/// signal, which ends the process right after. What another thread still starts is killed at once.
+/// Kills every process that this crate has started, waits until they are gone, and removes their data. A signal handler calls it before
+/// it exits the process. Processes that other threads start meanwhile are killed immediately.
 pub fn end_everything() {
     let Some(reaper) = lock(&REAPER).upgrade() else { return };
     let mut entries = lock(&reaper.entries);
@@ -134,19 +134,19 @@ fn kill(leader: Pid) {
     let _ = rustix::process::kill_process_group(leader, Signal::KILL);
 }
 
-/// What stands in a `static` is never dropped, and its logs are wanted if any test of the process failed.
+/// A `static` is never dropped, and its logs must be kept if any test of the process failed.
 fn keep_logs_after_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             previous(panic);
-            // `try_lock`: the panic may have come while this very thread held a lock.
+            // `try_lock`, because this thread may hold a lock while it panics.
             let reaper = REAPER.try_lock().ok().and_then(|reaper| reaper.upgrade());
             if let Some(reaper) = reaper
                 && let Ok(mut entries) = reaper.entries.try_lock()
             {
-                entries.tell("keep-logs");
+                entries.send("keep-logs");
                 for directory in entries.directories.clone() {
                     if !entries.announced.contains(&directory) {
                         eprintln!("The logs of the control plane stay in {}", directory.join("logs").display());
@@ -158,7 +158,7 @@ fn keep_logs_after_a_panic() {
     });
 }
 
-/// The locks of this crate guard plain values that are whole at any time, so a panic elsewhere does not spoil them.
+/// The locks of this crate guard plain values that are always consistent, so a poisoned lock is safe to use.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,5 @@
-# Stands by a test process and cleans up after it. Each line on standard input adds an entry to the list below, or with
-# `forget ` before it takes it off again. At end of file that process is gone, however it died: what is still on the list is
-# killed and removed.
+# Cleans up after a test process. Each line on standard input adds an entry to the list below; the prefix `forget ` removes the entry.
+# The end of the input means that the process is gone, for any reason. The script then kills or removes the remaining entries.
 trap '' HUP INT TERM
 set -f
 newline='
@@ -29,7 +28,7 @@ for entry in $entries; do
     esac
 done
 
-# What was just killed may still be writing its last file, so that `rm` finds a directory not empty.
+# A killed process may still write its last file, so that `rm` finds a directory that is not empty.
 remove() {
     for attempt in 1 2 3 4 5 6 7 8 9 10; do
         rm -rf -- "$@" 2>/dev/null && return
@@ -37,7 +36,7 @@ remove() {
     done
 }
 
-# A control group can be removed when its last process is gone, its children before it.
+# A control group can be removed after its last process has ended and its children are removed.
 for entry in $entries; do
     case $entry in
     "cgroups "*)

@@ -1,5 +1,5 @@
-//! Finds the checkout that a program runs in. That need not be the one in which it was compiled: checkouts are copied with their
-//! `target` directory, and then two of them would write and read the files of one.
+//! Finds the checkout in which a program runs. The program may have been compiled in another one: users copy a checkout with its `target`
+//! directory, and the copy must not use the files of the original.
 
 use std::{
     env,
@@ -8,10 +8,10 @@ use std::{
 
 use crate::Error;
 
-/// A file by which the root of a checkout is known.
+/// A file that identifies the root of a checkout.
 const MARK: &str = "tests/control-plane/go.mod";
 
-/// The root of the checkout around the working directory, which `make` and cargo set.
+/// Returns the root of the checkout that contains the working directory, which `make` and cargo set.
 pub fn root() -> Result<PathBuf, Error> {
     let directory = env::current_dir().map_err(Error::io("find the working directory"))?;
     root_around(&directory).map(Path::to_owned).ok_or(Error::NoCheckout { directory })
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_that_of_the_checkout_around_a_directory() {
+    fn root_is_found_from_any_directory_of_a_checkout() {
         let directory = env::temp_dir().join(format!("switchboard-checkouts-{}", std::process::id()));
         for checkout in ["one", "two"] {
             let mark = directory.join(checkout).join(MARK);

@@ -1,5 +1,5 @@
-//! A process that serves on loopback and says when it is ready: what etcd, an API server and a replica of the operator have in
-//! common. It keeps its address over restarts.
+//! A process that serves on loopback and has a readiness check: etcd, an API server or a replica of the operator. It keeps its address
+//! after a restart.
 
 use std::{
     net::SocketAddr,
@@ -14,13 +14,13 @@ use crate::{
     process::{POLL, Process},
 };
 
-/// Whether it is ready, or else why not, for a message.
+/// The readiness check. An error contains the reason as a message.
 pub(crate) type Ready = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// A machine under load, such as one that runs all tests in parallel, needs many times the usual three seconds.
-const READY_WITHIN: Duration = Duration::from_mins(2);
+/// A loaded machine, for example during a parallel test run, needs much longer than the usual three seconds.
+const READY_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// etcd, an API server, or a replica of the operator. It is killed when it is dropped.
+/// etcd, an API server, or a replica of the operator. It is killed on drop.
 pub struct Server {
     process: Process,
     address: SocketAddr,
@@ -28,7 +28,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Not started yet.
+    /// Creates the server without starting it.
     pub(crate) fn new(
         name: impl Into<String>,
         log: std::path::PathBuf,
@@ -39,20 +39,20 @@ impl Server {
         Ok(Self { process: Process::new(name, log, command)?, address, ready })
     }
 
-    /// Starts it and returns when it is ready; what ran before is killed. It keeps its address and its data.
+    /// Starts it and returns when it is ready. A previous process is killed. It keeps its address and its data.
     pub fn start(&self) -> Result<(), Error> {
         self.start_without_waiting()?;
         self.wait_until_ready()
     }
 
-    /// Starts it and returns at once: for a server that is meant not to become ready.
+    /// Starts it and returns immediately, for a server that must not become ready.
     pub fn start_without_waiting(&self) -> Result<(), Error> {
         self.process.start()
     }
 
-    /// Returns when it is ready; an error when it has ended, or is not ready after two minutes.
+    /// Returns when it is ready. It is an error if the server has ended, or is not ready after two minutes.
     pub fn wait_until_ready(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         while let Err(reason) = (self.ready)() {
             if let Some(status) = self.process.wait(Duration::ZERO) {
                 return Err(Error::Ended {
@@ -65,7 +65,7 @@ impl Server {
             if Instant::now() >= deadline {
                 return Err(Error::NotReady {
                     name: self.process.name().to_owned(),
-                    within: READY_WITHIN,
+                    within: READY_TIMEOUT,
                     reason,
                     log_tail: self.process.log_tail(),
                     log: self.log().to_owned(),
@@ -82,37 +82,37 @@ impl Server {
         self.start()
     }
 
-    /// SIGTERM, and SIGKILL if it has not ended after 30 seconds. Returns when it is gone.
+    /// Sends SIGTERM, and SIGKILL if it has not ended after 30 seconds. Returns when it is gone.
     pub fn stop(&self) {
         self.process.stop();
     }
 
-    /// SIGKILL. Returns when it is gone.
+    /// Sends SIGKILL. Returns when it is gone.
     pub fn kill(&self) {
         self.process.kill();
     }
 
-    /// SIGSTOP: connections and locks stay, nothing is answered.
+    /// Sends SIGSTOP: it keeps its connections and its locks, but does not answer.
     pub fn pause(&self) {
         self.process.pause();
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) {
         self.process.resume();
     }
 
-    /// SIGTERM, without waiting: see [`wait`](Self::wait).
+    /// Sends SIGTERM without waiting: see [`wait`](Self::wait).
     pub fn terminate(&self) {
         self.process.terminate();
     }
 
-    /// SIGINT, without waiting: see [`wait`](Self::wait).
+    /// Sends SIGINT without waiting: see [`wait`](Self::wait).
     pub fn interrupt(&self) {
         self.process.interrupt();
     }
 
-    /// How it ended, or `None` when it still runs after that time, or had been ended by one of the methods above.
+    /// Waits for its end, and returns its exit status, or `None` if it still runs after that time or a method above has ended it.
     pub fn wait(&self, within: Duration) -> Option<ExitStatus> {
         self.process.wait(within)
     }
@@ -122,13 +122,13 @@ impl Server {
         self.process.id()
     }
 
-    /// Where it serves: etcd's clients, the API, the health endpoints of a replica.
+    /// The address for clients of etcd, for the API, or for the health endpoints of a replica.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it prints to, over all its starts.
+    /// The log with the output of all its starts.
     #[must_use]
     pub fn log(&self) -> &Path {
         self.process.log()

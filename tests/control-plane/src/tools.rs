@@ -1,6 +1,6 @@
-//! Builds the components of Kubernetes, etcd and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
-//! the same means older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` beside this crate and in its
-//! `kubernetes-*`, `chart-tools` and `health-tools` pin their versions; nothing prebuilt is fetched.
+//! Builds the components of Kubernetes, etcd and helm with Go, once per machine, and keeps them in the cache directory of the user. It also
+//! builds older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` of this crate and of `kubernetes-*`,
+//! `chart-tools` and `health-tools` pin their versions. It downloads no binaries.
 
 use std::{
     env, fmt,
@@ -23,13 +23,13 @@ use crate::{
     repository,
 };
 
-/// A Go module that pins tools by its `tool` directives, or is one.
+/// A Go module that pins tools by its `tool` directives, or is a tool itself.
 pub(crate) struct Module {
-    /// From the root of the repository.
+    /// The path relative to the root of the repository.
     directory: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
-    /// What is built, where it is not what is pinned.
+    /// The source code, if the module is a tool itself.
     source: Option<&'static str>,
     flags: fn(&Module) -> Vec<String>,
 }
@@ -48,10 +48,10 @@ pub(crate) static CONTROL_PLANE: Module = Module {
     go_mod: include_str!("../go.mod"),
     go_sum: include_str!("../go.sum"),
     source: None,
-    flags: of_kubernetes,
+    flags: kubernetes_flags,
 };
 
-/// Older API servers, the oldest first. Each is apart, since each needs the staging modules that were released with it.
+/// Older API servers, the oldest first. Each has its own module, because each needs the staging modules of its release.
 pub(crate) static OLDER_API_SERVERS: [Module; 3] = [
     older_api_server(
         "tests/control-plane/kubernetes-1.31",
@@ -68,20 +68,20 @@ pub(crate) static OLDER_API_SERVERS: [Module; 3] = [
 ];
 
 const fn older_api_server(directory: &'static str, [go_mod, go_sum]: [&'static str; 2]) -> Module {
-    Module { directory, go_mod, go_sum, source: None, flags: of_kubernetes }
+    Module { directory, go_mod, go_sum, source: None, flags: kubernetes_flags }
 }
 
-/// Apart from the control plane, so that neither decides on the other's dependencies.
+/// A separate module, so that its dependencies and those of the control plane do not affect each other.
 static CHART_TOOLS: Module = Module {
     directory: "tests/control-plane/chart-tools",
     go_mod: include_str!("../chart-tools/go.mod"),
     go_sum: include_str!("../chart-tools/go.sum"),
     source: None,
-    // promtool without the clients of every cloud in which Prometheus can discover something.
+    // Builds promtool without the service discovery for clouds.
     flags: |_| flags(&["-tags", "remove_all_sd"], ""),
 };
 
-/// Ours, over the libraries of others.
+/// Our own tool, which uses the libraries of kstatus and Argo CD.
 static HEALTH_TOOLS: Module = Module {
     directory: "tests/control-plane/health-tools",
     go_mod: include_str!("../health-tools/go.mod"),
@@ -90,8 +90,8 @@ static HEALTH_TOOLS: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
-/// Ours, of the standard library alone.
-static POLL_INTERVAL: Module = Module {
+/// Our own tool, which uses only the standard library.
+static PAUSE: Module = Module {
     directory: "tests/nodes/pause",
     go_mod: include_str!("../../nodes/pause/go.mod"),
     go_sum: "",
@@ -99,7 +99,7 @@ static POLL_INTERVAL: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
-/// Apart, as it asks for dependencies of its own time.
+/// A separate module, because it needs other versions of its dependencies.
 static CERT_MANAGER: Module = Module {
     directory: "tests/nodes/cert-manager",
     go_mod: include_str!("../../nodes/cert-manager/go.mod"),
@@ -108,18 +108,18 @@ static CERT_MANAGER: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
-/// A part of the control plane, what talks to it, or what documents and checks the chart.
+/// A component of the control plane, a client of it, or a tool that documents or checks the chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
     /// The API server.
     KubeApiserver,
-    /// Its store.
+    /// The store of the API server.
     Etcd,
     /// The command line client.
     Kubectl,
     /// Installs charts.
     Helm,
-    /// Among much else, empties namespaces that are deleted.
+    /// Empties deleted namespaces, besides much else.
     KubeControllerManager,
     /// Assigns pods to nodes.
     KubeScheduler,
@@ -131,20 +131,20 @@ pub enum Tool {
     Pause,
     /// cert-manager's controller.
     CertManagerController,
-    /// Writes the CAs of webhooks.
+    /// Writes the CAs into webhook configurations.
     CertManagerCainjector,
-    /// Checks what is asked of cert-manager.
+    /// Validates the objects of cert-manager.
     CertManagerWebhook,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
     Promtool,
-    /// Says what kstatus and Argo CD make of an object.
+    /// Computes the health of an object as kstatus and Argo CD do.
     Health,
 }
 
 impl Tool {
-    /// What `make test` needs.
+    /// The tools for `make test`.
     pub const TESTS: [Self; 8] = [
         Self::KubeApiserver,
         Self::Etcd,
@@ -156,7 +156,7 @@ impl Tool {
         Self::Health,
     ];
 
-    /// What two nodes need.
+    /// The tools for two nodes.
     pub const NODES: [Self; 9] = [
         Self::KubeApiserver,
         Self::Etcd,
@@ -169,11 +169,11 @@ impl Tool {
         Self::Pause,
     ];
 
-    /// cert-manager.
+    /// The components of cert-manager.
     pub const CERT_MANAGER: [Self; 3] =
         [Self::CertManagerController, Self::CertManagerCainjector, Self::CertManagerWebhook];
 
-    /// What `make run` needs, and `make test-versions`.
+    /// The tools for `make run` and `make test-versions`.
     pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
     /// The name of its binary.
@@ -198,7 +198,7 @@ impl Tool {
         }
     }
 
-    /// Only the API server is of the version that was asked for: etcd and the clients serve them all.
+    /// Only the API server has the requested version: etcd and the clients work with all versions.
     fn module(self, kubernetes: Kubernetes) -> &'static Module {
         match self {
             Self::KubeApiserver => kubernetes.module(),
@@ -209,7 +209,7 @@ impl Tool {
             | Self::KubeScheduler
             | Self::Kubelet
             | Self::KubeProxy => &CONTROL_PLANE,
-            Self::Pause => &POLL_INTERVAL,
+            Self::Pause => &PAUSE,
             Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
@@ -235,7 +235,7 @@ impl Tool {
         }
     }
 
-    /// How long its first build takes on two cores, modules fetched included, after the API server's.
+    /// The usual duration of its first build on two cores, after the build of the API server and with the download of its modules.
     fn usual(self) -> Duration {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
@@ -255,7 +255,7 @@ impl fmt::Display for Tool {
     }
 }
 
-/// Returns the directory of cert-manager's module: its chart and its CRDs stand in it.
+/// Returns the directory of cert-manager's module, which contains its chart and its CRDs.
 pub fn cert_manager_source() -> Result<PathBuf, Error> {
     let mut command = Command::new("go");
     command.args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager"]);
@@ -265,16 +265,16 @@ pub fn cert_manager_source() -> Result<PathBuf, Error> {
     Ok(PathBuf::from(directory.trim()))
 }
 
-/// Returns where these tools are, after building those that this machine does not have yet; progress goes to stderr.
+/// Returns the paths of these tools, and first builds the ones that this machine does not have. Progress goes to stderr.
 ///
-/// The API server is of the version that [`Kubernetes::asked_for`] tells, else the current one. A binary in the directory that
-/// `KUBEBUILDER_ASSETS` names, the ecosystem's way to say that it is there already, is taken as it is, but for an API server that is
-/// asked for by its version. The others need Go, of the version that `go.mod` asks for: else this is an error, at once.
+/// The API server has the version that [`Kubernetes::asked_for`] returns, otherwise the current one. Binaries in the directory
+/// `KUBEBUILDER_ASSETS`, the variable that the ecosystem uses for existing binaries, are used without a build, except for an API server
+/// whose version is requested. The other tools need Go in the version of `go.mod`; otherwise this returns an error immediately.
 pub fn ensure<const N: usize>(tools: [Tool; N]) -> Result<[PathBuf; N], Error> {
     ensure_with(Kubernetes::asked_for()?, tools)
 }
 
-/// As [`ensure`], with an API server of this version, whatever the environment asks for.
+/// Like [`ensure`], but with an API server of this version. It ignores the version in the environment.
 pub(crate) fn ensure_with<const N: usize>(
     kubernetes: Option<Kubernetes>,
     tools: [Tool; N],
@@ -286,7 +286,7 @@ pub(crate) fn ensure_with<const N: usize>(
     };
     let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &POLL_INTERVAL, &CERT_MANAGER];
+    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER];
     for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
@@ -296,7 +296,7 @@ pub(crate) fn ensure_with<const N: usize>(
         let missing = || tools.into_iter().filter(|tool| wanted(*tool) && !cache.path(*tool).is_file());
         if missing().next().is_some() {
             let _lock = cache.lock()?;
-            // Looked at again: another process may have built them while this one waited.
+            // Checks again: another process may have built them while this process waited.
             cache.build_all(&missing().collect::<Vec<_>>())?;
         }
         for (tool, path) in tools.into_iter().zip(&mut paths).filter(|(tool, _)| wanted(*tool)) {
@@ -306,8 +306,8 @@ pub(crate) fn ensure_with<const N: usize>(
     Ok(paths)
 }
 
-/// Where this repository keeps what it builds for itself, and the locks on ports: `$SWITCHBOARD_CACHE`, else `switchboard` in the
-/// user's cache directory.
+/// The directory for built tools and for the locks on ports: `$SWITCHBOARD_CACHE`, otherwise `switchboard` in the cache directory of the
+/// user.
 pub fn cache_directory() -> Result<PathBuf, Error> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("SWITCHBOARD_CACHE")
@@ -319,8 +319,8 @@ pub fn cache_directory() -> Result<PathBuf, Error> {
         })
 }
 
-/// The directory for one state of a module's `go.mod`, `go.sum`, source, flags and Go: a change of any of them is another directory, and
-/// leaves those who still work with the old one alone.
+/// The directory for one state of a module: its `go.mod`, `go.sum`, source, flags and version of Go. A change of any of them selects
+/// another directory, so that processes that use the old one are not affected.
 struct Cache {
     module: &'static Module,
     source: PathBuf,
@@ -338,8 +338,10 @@ impl Cache {
         let version = process::output(Command::new("go").arg("version").current_dir(&source))?.stdout;
         let key = key([module.go_mod, module.go_sum], &(module.flags)(module), &version, module.source);
         let directory = cache_directory()?.join(format!("tools-{key}"));
-        fs::create_dir_all(&directory)
-            .map_err(Error::io(format!("create {} (SWITCHBOARD_CACHE names another place)", directory.display())))?;
+        fs::create_dir_all(&directory).map_err(Error::io(format!(
+            "create {} (set SWITCHBOARD_CACHE to use another directory)",
+            directory.display()
+        )))?;
         Ok(Self { module, source, directory })
     }
 
@@ -347,14 +349,14 @@ impl Cache {
         self.directory.join(tool.binary())
     }
 
-    /// Held while something is built, and released by the system if that process dies.
+    /// The lock is held during a build. The system releases it if the process dies.
     fn lock(&self) -> Result<File, Error> {
         let path = self.directory.join("lock");
         let doing = format!("lock {}", path.display());
         let lock = File::create(&path).map_err(Error::io(doing.clone()))?;
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => say("Another process is building what this one needs: waiting for it."),
+            Err(TryLockError::WouldBlock) => say("Waiting for another process that builds the same tools."),
             Err(TryLockError::Error(error)) => return Err(Error::io(doing)(error)),
         }
         lock.lock().map_err(Error::io(doing))?;
@@ -370,7 +372,7 @@ impl Cache {
         let names: Vec<_> = tools.iter().map(name).collect();
         if !tools.is_empty() {
             say(&format!(
-                "Building {} from source, once for this machine: {} on two cores. They stay in {}",
+                "Building {} from source, once for this machine: {} on two cores. The cache directory is {}",
                 names.join(", "),
                 about(usual),
                 self.directory.display()
@@ -379,11 +381,11 @@ impl Cache {
         tools.iter().try_for_each(|tool| self.build(*tool))
     }
 
-    /// Builds beside the place and renames, so that whoever sees the file sees a whole one.
+    /// Builds into another file and renames it, so that readers never see an incomplete file.
     fn build(&self, tool: Tool) -> Result<(), Error> {
         let unfinished = self.directory.join(format!("{tool}.unfinished"));
         let log = self.directory.join(format!("{tool}.log"));
-        // Else a log of an earlier failure would be shown as this one's.
+        // Otherwise the log of an earlier failure would be shown.
         let _ = fs::remove_file(&log);
         let mut command = Command::new("go");
         command
@@ -393,10 +395,10 @@ impl Cache {
             .args([unfinished.as_os_str(), tool.package().as_ref()])
             .current_dir(&self.source)
             .env("CGO_ENABLED", "0")
-            // What a user has set for other work must not change what is built under this key.
+            // The settings of the user must not change the build, because the key does not contain them.
             .env("GOFLAGS", "")
             .env("GOWORK", "off");
-        // As a watched process, so that a build does not go on for minutes after whoever wanted it is gone.
+        // A watched process ends together with this process, so that no build continues for minutes without it.
         let build = Process::new(format!("go build {tool}"), log.clone(), command)?;
         let mut progress = Progress::new(tool.binary(), "building", tool.usual());
         build.start()?;
@@ -419,7 +421,7 @@ impl Cache {
     }
 }
 
-/// What every build is given: `more`, and `link` for the linker.
+/// The flags of every build, with `more` flags and `link` flags for the linker.
 fn flags(more: &[&str], link: &str) -> Vec<String> {
     let linker = format!("-s -w {link}");
     [&["-trimpath", "-buildvcs=false"], more, &["-ldflags", linker.trim_end()]]
@@ -429,8 +431,8 @@ fn flags(more: &[&str], link: &str) -> Vec<String> {
         .collect()
 }
 
-/// With the version that the module pins (`-X …`), without which the API server calls itself v0.0.0, and clients complain.
-fn of_kubernetes(module: &Module) -> Vec<String> {
+/// Links the version that the module pins (`-X …`). Otherwise the API server reports v0.0.0, and clients complain.
+fn kubernetes_flags(module: &Module) -> Vec<String> {
     let version = module.kubernetes();
     let mut numbers = version.split('.');
     let package = "k8s.io/component-base/version";
@@ -442,7 +444,7 @@ fn of_kubernetes(module: &Module) -> Vec<String> {
     flags(&[], &link)
 }
 
-/// Each part is preceded by its length, so that no two different inputs are the same text.
+/// Hashes the length before each part, so that different inputs never have the same text.
 fn key([go_mod, go_sum]: [&str; 2], flags: &[String], go_version: &[u8], source: Option<&str>) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     let flags = flags.join("\n");
@@ -459,7 +461,7 @@ mod tests {
     use super::{CONTROL_PLANE, OLDER_API_SERVERS, key};
 
     #[test]
-    fn another_module_sum_flag_source_or_go_is_another_directory() {
+    fn cache_key_depends_on_every_input_of_a_build() {
         let flags = |text: &str| vec![text.to_owned()];
         let base = key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", None);
         assert_eq!(base, key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", None));
@@ -470,13 +472,13 @@ mod tests {
         assert_ne!(
             base,
             key(["modules", "um"], &flags("-trimpath"), b"go1.26.0", None),
-            "the border between parts counts"
+            "the boundary between parts counts"
         );
         assert_ne!(base, key(["module", "sum"], &flags("-trimpath"), b"go1.26.0", Some("")));
     }
 
     #[test]
-    fn each_api_server_is_linked_with_the_version_its_go_mod_pins() {
+    fn api_server_is_linked_with_the_version_of_its_go_mod() {
         for (module, version, minor) in [
             (&OLDER_API_SERVERS[0], "v1.31.14", "31"),
             (&OLDER_API_SERVERS[1], "v1.33.13", "33"),
@@ -491,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn staging_modules_are_those_released_with_the_api_server() {
+    fn staging_modules_match_the_version_of_the_api_server() {
         for module in OLDER_API_SERVERS.iter().chain([&CONTROL_PLANE]) {
             let released = format!(" v0.{}", module.kubernetes().strip_prefix("1.").unwrap());
             let replaced: Vec<_> = module.go_mod.lines().filter(|line| line.contains(" => ")).collect();

@@ -1,5 +1,4 @@
-//! The tour of `make run`: the commands a user would type, run for real against a control plane with the operator installed, and
-//! each checked to come out as told. It shows; what it shows is decided elsewhere.
+//! The tour of `make run`: it runs the commands of a user against a control plane with the operator, and checks the result of each.
 
 use std::{
     env,
@@ -12,17 +11,17 @@ use crate::{ControlPlane, Error, process, repository};
 
 struct Step {
     title: &'static str,
-    /// What is done here, and why it matters.
+    /// The purpose of the step.
     why: &'static str,
     commands: &'static [Typed],
 }
 
-/// A command line, and what is to come of it.
+/// A command line with its expected result.
 struct Typed {
     line: &'static str,
     outcome: Outcome,
-    /// Each of these stands in what it prints.
-    says: &'static [&'static str],
+    /// Texts that its output must contain.
+    expected: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,19 +30,19 @@ enum Outcome {
     Refused,
 }
 
-const fn done(line: &'static str, says: &'static [&'static str]) -> Typed {
-    Typed { line, outcome: Outcome::Done, says }
+const fn done(line: &'static str, expected: &'static [&'static str]) -> Typed {
+    Typed { line, outcome: Outcome::Done, expected }
 }
 
-const fn refused(line: &'static str, says: &'static [&'static str]) -> Typed {
-    Typed { line, outcome: Outcome::Refused, says }
+const fn refused(line: &'static str, expected: &'static [&'static str]) -> Typed {
+    Typed { line, outcome: Outcome::Refused, expected }
 }
 
 const STEPS: &[Step] = &[
     Step {
-        title: "A conversation takes its binding",
-        why: "A conversation joins a contact (Alice's number) and a proxy (our number, behind which agents answer) on a channel.\n\
-              The three together are its binding: by them an inbound message finds its conversation.",
+        title: "A conversation claims its binding",
+        why: "A conversation connects a contact (Alice's number) and a proxy (our number, behind which agents answer) on a channel.\n\
+              These three values are its binding. An inbound message finds its conversation by them.",
         commands: &[
             done("cat tests/control-plane/tour/alice.yaml", &["kind: Conversation"]),
             done("kubectl apply -f tests/control-plane/tour/alice.yaml", &["created"]),
@@ -53,16 +52,16 @@ const STEPS: &[Step] = &[
     },
     Step {
         title: "A second one for the same binding is refused",
-        why: "If agent 9 could open another conversation for the same two numbers, nobody could say to whom Alice's answer belongs.\n\
-              The API server refuses it before it is stored, and says who holds the binding and what can be done.",
+        why: "If agent 9 could open another conversation for the same two numbers, Alice's answer would belong to two conversations.\n\
+              The API server refuses the create. The message names the holder of the binding and the remedies.",
         commands: &[refused(
             "kubectl apply -f tests/control-plane/tour/alice-again.yaml",
             &["48031:", "+15558675310", "+15017122661", "default/alice", "Active", "agent-7"],
         )],
     },
     Step {
-        title: "By another proxy, or on another channel, it is another binding",
-        why: "The refusal's own advice: the same Alice from our second number, and on WhatsApp. Neither could be mistaken for the first.",
+        title: "Another proxy or another channel is another binding",
+        why: "As the refusal suggests, agent 9 can write to Alice from our second number, or on WhatsApp. These are different bindings.",
         commands: &[
             done(
                 "kubectl apply -f tests/control-plane/tour/alice-elsewhere.yaml",
@@ -75,9 +74,9 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
-        title: "A conversation that nobody has taken is easy to see",
-        why: "Bob's conversation has no participant, so his messages reach nobody. That is a condition: a script can wait for it, an alert\n\
-              can fire on it, and `timers.closeUnassignedAfter` can put an end to it.",
+        title: "A condition shows that a conversation is unassigned",
+        why: "Bob's conversation has no participant, so nobody reads his messages. A script can wait for the condition Unassigned, an alert\n\
+              can fire on it, and `timers.closeUnassignedAfter` can close the conversation.",
         commands: &[
             done("kubectl apply -f tests/control-plane/tour/bob.yaml", &["created"]),
             done("kubectl wait conv/bob --for=condition=Unassigned --timeout=30s", &["condition met"]),
@@ -85,9 +84,9 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
-        title: "Closing the first one frees its binding at once",
-        why: "Agent 7 is done with Alice and closes the conversation. The very next moment the one that was refused is admitted: nobody\n\
-              waits for a controller to notice. By its three parts the binding shows who holds it now.",
+        title: "Closing a conversation frees its binding immediately",
+        why: "Agent 7 closes the conversation with Alice. The API server now admits the create that it refused before, without waiting for a\n\
+              controller. The AddressBinding, selected by its three fields, names the new holder.",
         commands: &[
             done(r#"kubectl patch conv alice --type=merge -p '{"spec":{"state":"Closed"}}'"#, &["patched"]),
             done("kubectl apply -f tests/control-plane/tour/alice-again.yaml", &["created"]),
@@ -99,9 +98,9 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
-        title: "A timer closes what was forgotten",
-        why: "Carol's conversation says `closeAfter: 5s`. When it will close stands in its status (CLOSES) as an absolute time; then it does,\n\
-              and its binding is free for the next one.",
+        title: "A timer closes an inactive conversation",
+        why: "Carol's conversation has `closeAfter: 5s`. Its status contains the time at which it will close (CLOSES). After that time the\n\
+              conversation is closed, and its binding is free.",
         commands: &[
             done("kubectl apply -f tests/control-plane/tour/carol.yaml", &["created"]),
             done("kubectl wait conv/carol --for=condition=Bound --timeout=30s", &["condition met"]),
@@ -116,9 +115,9 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
-        title: "Nobody takes a claim away by hand",
-        why: "An AddressBinding is the claim itself: who could delete it could give one binding to two conversations. You are in\n\
-              system:masters, whom no role can stop; the policy that comes with the chart stops you all the same.",
+        title: "Users cannot delete a claim",
+        why: "An AddressBinding is the claim on a binding. If users could delete it, two conversations could hold the same binding. You are\n\
+              in system:masters, which no role restricts, but the policy of the chart still refuses the delete.",
         commands: &[
             refused(
                 "kubectl delete ab sms-67e3eom4uehoawfojbv6j3egtc",
@@ -132,19 +131,19 @@ const STEPS: &[Step] = &[
 /// Prints the tour.
 pub struct Guide<'a> {
     control_plane: &'a ControlPlane,
-    /// The root of the repository: commands are run here, so that the paths in them are short.
+    /// The root of the repository. Commands run here, so that their paths are short.
     root: PathBuf,
     colours: bool,
 }
 
 impl<'a> Guide<'a> {
-    /// With colours on a terminal, unless `NO_COLOR` is set.
+    /// Uses colours on a terminal, unless `NO_COLOR` is set.
     pub fn new(control_plane: &'a ControlPlane) -> Result<Self, Error> {
         let colours = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Ok(Self { control_plane, root: repository::root()?, colours })
     }
 
-    /// Every step. The first one that does not come out as told is the error.
+    /// Runs every step. The first step with an unexpected result is the error.
     pub fn lead(&self) -> Result<(), Error> {
         for (number, step) in (1..).zip(STEPS) {
             let title = format!("{number}. {}", step.title);
@@ -162,7 +161,7 @@ impl<'a> Guide<'a> {
         let answer = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         print(&answer)?;
         let outcome = if output.status.success() { Outcome::Done } else { Outcome::Refused };
-        let missing = typed.says.iter().find(|text| !answer.contains(**text));
+        let missing = typed.expected.iter().find(|text| !answer.contains(**text));
         if outcome == typed.outcome && missing.is_none() {
             return Ok(());
         }
@@ -170,11 +169,11 @@ impl<'a> Guide<'a> {
             Outcome::Done => "to succeed",
             Outcome::Refused => "to be refused",
         };
-        let says = missing.map(|text| format!(" and to say {text:?}")).unwrap_or_default();
-        Err(Error::Tour(format!("`{}` {wanted}{says}; it ended with {}", typed.line, output.status)))
+        let output_lacks = missing.map(|text| format!(" and to print {text:?}")).unwrap_or_default();
+        Err(Error::Tour(format!("`{}` {wanted}{output_lacks}; it ended with {}", typed.line, output.status)))
     }
 
-    /// The line as it stands, in a shell that finds our kubectl and its kubeconfig.
+    /// Runs the unchanged line in a shell with our kubectl and its kubeconfig.
     fn shell(&self, line: &str) -> Command {
         let kubectl = self.control_plane.kubectl();
         let directories = Path::new(kubectl.get_program()).parent().map(PathBuf::from).into_iter();
@@ -197,7 +196,7 @@ impl<'a> Guide<'a> {
     }
 }
 
-/// Like `print!`, but a reader that has gone away (`make run | head`) is an error and no panic.
+/// Like `print!`, but a closed pipe (`make run | head`) is an error instead of a panic.
 pub fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::io("write to standard output"))

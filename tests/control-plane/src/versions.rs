@@ -1,5 +1,5 @@
-//! What `make test-versions` does: runs the suites that depend on the API server against several versions of it, and prints a table.
-//! What a suite claims is decided elsewhere: this counts what passed.
+//! Implements `make test-versions`: it runs the suites that depend on the API server against several of its versions, and prints a table
+//! of the results.
 
 use std::{
     env,
@@ -19,16 +19,16 @@ use crate::{
     tour,
 };
 
-/// A module of the integration tests, or the tour, and how many seconds it usually takes on two cores.
+/// A module of the integration tests, or the tour, with its usual duration in seconds on two cores.
 struct Suite {
     name: &'static str,
     usual: u64,
 }
 
-/// The tour of the playground, which is no test.
+/// The tour of the playground, which is not a cargo test.
 const TOUR: &str = "tour";
 
-/// Those whose outcome depends on the API server. None of them needs kube-controller-manager, of which there is only the current one.
+/// The suites that depend on the API server. None of them needs kube-controller-manager, which exists only in the current version.
 const SUITES: [Suite; 12] = [
     Suite { name: "api_server::facts", usual: 10 },
     Suite { name: "api_server::schema", usual: 15 },
@@ -44,25 +44,25 @@ const SUITES: [Suite; 12] = [
     Suite { name: TOUR, usual: 20 },
 ];
 
-/// How a suite came out.
+/// The outcome of a suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Outcome {
     is_success: bool,
-    /// How many of its tests passed and failed, as far as it got; none for the tour.
+    /// The numbers of tests that passed and failed; zero for the tour.
     passed: usize,
     failed: usize,
 }
 
 impl Outcome {
-    /// Of what the tests printed, and how it ended. One that ran no test has shown nothing.
-    fn of_tests(output: &str, ended_well: bool) -> Self {
+    /// Reads the outcome from the output and the exit status. A suite that ran no test has failed.
+    fn of_tests(output: &str, has_succeeded: bool) -> Self {
         let count = |what: &str| -> usize {
             let results = output.lines().filter_map(|line| line.strip_prefix("test result: "));
             let counts = results.flat_map(|line| line.split(['.', ';']));
             counts.filter_map(|count| count.trim().strip_suffix(what)?.trim().parse::<usize>().ok()).sum()
         };
         let (passed, failed) = (count(" passed"), count(" failed"));
-        Self { is_success: ended_well && passed > 0, passed, failed }
+        Self { is_success: has_succeeded && passed > 0, passed, failed }
     }
 }
 
@@ -78,12 +78,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs all suites against each version, one after the other, and prints how they came out. Returns whether all of them passed. What
-/// a suite printed stays in `versions/`, in Cargo's target directory.
+/// Runs all suites against each version, one after the other, and prints their outcomes. Returns whether all of them passed. The output of
+/// each suite is kept in `versions/` in Cargo's target directory.
 pub fn run(versions: &[Kubernetes]) -> Result<bool, Error> {
     let usual: u64 = SUITES.iter().map(|suite| suite.usual).sum();
     say(&format!("{} suites against each version, {}", SUITES.len(), about(Duration::from_secs(usual))));
-    // First, so that nobody waits for half an hour to read that one of them cannot be built.
+    // Builds all versions first, so that the user does not wait for half an hour before a build fails.
     for version in versions {
         tools::ensure_with(Some(*version), Tool::PLAYGROUND)?;
     }
@@ -98,9 +98,9 @@ pub fn run(versions: &[Kubernetes]) -> Result<bool, Error> {
     Ok(columns.iter().flatten().all(|outcome| outcome.is_success))
 }
 
-/// What Cargo builds, and what it prints.
+/// The programs that Cargo builds, and the directory of their logs.
 struct Programs {
-    /// Cargo puts the playground beside this program.
+    /// Cargo writes the playground to the directory of this program.
     playground: PathBuf,
     logs: PathBuf,
 }
@@ -112,15 +112,15 @@ impl Programs {
         Ok(Self { playground: own.with_file_name("playground"), logs: target.join("versions") })
     }
 
-    /// First, so that no suite's time has the compiler's in it.
+    /// Compiles first, so that the time of a suite does not include the compilation.
     fn compile(&self) -> Result<(), Error> {
         let mut cargo = cargo_test();
         cargo.arg("--no-run");
         let process = self.process("compile", Path::new(""), cargo)?;
         let mut progress = Progress::new("cargo test", "compiling", Duration::from_mins(2));
-        let ended_well = finish(&process, &mut progress)?;
-        progress.end(if ended_well { "compiled" } else { "FAILED" });
-        if ended_well {
+        let has_succeeded = finish(&process, &mut progress)?;
+        progress.end(if has_succeeded { "compiled" } else { "FAILED" });
+        if has_succeeded {
             return Ok(());
         }
         Err(Error::Command { command: "cargo test --no-run".to_owned(), output: process.log_tail() })
@@ -139,12 +139,12 @@ impl Programs {
         command.env(kubernetes::VARIABLE, version.minor());
         let process = self.process(suite.name, Path::new(version.minor()), command)?;
         let mut progress = Progress::new(suite.name, "running", Duration::from_secs(suite.usual));
-        let ended_well = finish(&process, &mut progress)?;
+        let has_succeeded = finish(&process, &mut progress)?;
         let outcome = if suite.name == TOUR {
-            Outcome { is_success: ended_well, passed: 0, failed: 0 }
+            Outcome { is_success: has_succeeded, passed: 0, failed: 0 }
         } else {
             let output = fs::read(process.log()).map_err(Error::io(format!("read {}", process.log().display())))?;
-            Outcome::of_tests(&String::from_utf8_lossy(&output), ended_well)
+            Outcome::of_tests(&String::from_utf8_lossy(&output), has_succeeded)
         };
         progress.end(&outcome.to_string());
         if !outcome.is_success {
@@ -153,12 +153,12 @@ impl Programs {
         Ok(outcome)
     }
 
-    /// Prints to a log of its own, in a directory of this name.
+    /// Creates a process that writes to its own log in this directory.
     fn process(&self, name: &'static str, directory: &Path, mut command: Command) -> Result<Process, Error> {
         let directory = self.logs.join(directory);
         fs::create_dir_all(&directory).map_err(Error::io(format!("create {}", directory.display())))?;
         let log = directory.join(format!("{}.log", name.replace("::", "-")));
-        // Of an earlier run.
+        // An earlier run may have left a log.
         let _ = fs::remove_file(&log);
         command.current_dir(repository::root()?);
         Process::new(name, log, command)
@@ -171,7 +171,7 @@ fn cargo_test() -> Command {
     cargo
 }
 
-/// Runs it to its end. Returns whether that was a success.
+/// Runs the process to its end, and returns whether it succeeded.
 fn finish(process: &Process, progress: &mut Progress) -> Result<bool, Error> {
     process.start()?;
     loop {
@@ -182,7 +182,7 @@ fn finish(process: &Process, progress: &mut Progress) -> Result<bool, Error> {
     }
 }
 
-/// A line for each suite, a column for each version.
+/// Formats a line for each suite and a column for each version.
 fn table(versions: &[Kubernetes], columns: &[Vec<Outcome>]) -> String {
     let mut table = format!("{:24}", "suite");
     for version in versions {
@@ -207,7 +207,7 @@ mod tests {
     const FAILED: &str = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out\n";
 
     #[test]
-    fn outcome_counts_what_cargo_test_prints() {
+    fn outcome_counts_the_results_of_cargo_test() {
         let outcome = Outcome::of_tests(PASSED, true);
         assert_eq!((outcome.is_success, outcome.to_string().as_str()), (true, "14 passed"));
         let outcome = Outcome::of_tests(FAILED, false);
@@ -215,16 +215,16 @@ mod tests {
     }
 
     #[test]
-    fn suite_that_ran_no_test_or_ended_badly_has_failed() {
+    fn suite_fails_if_it_runs_no_test_or_exits_with_an_error() {
         let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 14 filtered out\n";
-        for (output, ended_well) in [("error: could not compile", false), (none, true), (PASSED, false)] {
-            let outcome = Outcome::of_tests(output, ended_well);
+        for (output, has_succeeded) in [("error: could not compile", false), (none, true), (PASSED, false)] {
+            let outcome = Outcome::of_tests(output, has_succeeded);
             assert_eq!((outcome.is_success, outcome.to_string().as_str()), (false, "FAILED"), "{output}");
         }
     }
 
     #[test]
-    fn table_has_a_line_for_each_suite_and_a_column_for_each_version() {
+    fn table_has_a_line_per_suite_and_a_column_per_version() {
         let versions = [Kubernetes::of_minor("1.31").unwrap(), Kubernetes::current()];
         let passed = SUITES.iter().map(|_| Outcome::of_tests(PASSED, true)).collect();
         let failed = SUITES.iter().map(|_| Outcome::of_tests(FAILED, false)).collect();

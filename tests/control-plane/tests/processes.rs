@@ -1,6 +1,6 @@
-//! Tier: processes. A control plane does what is asked of it, and nothing of it is left, however its owner ends.
+//! Tier: processes. A control plane can be controlled by a test, and leaves nothing when its owner ends for any reason.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in what tests share")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in shared functions")]
 
 use std::{
     env, fs,
@@ -13,14 +13,14 @@ use std::{
 
 use control_plane::{ControlPlane, Error};
 
-/// What `kubectl` prints, or its error.
+/// Runs `kubectl` and returns its output or its error.
 fn kubectl(control_plane: &ControlPlane, arguments: &[&str]) -> Result<String, String> {
     let output = control_plane.kubectl().args(arguments).output().map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// Whether the condition comes true within ten seconds.
+/// Whether the condition becomes true within ten seconds.
 fn becomes(condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
@@ -32,7 +32,7 @@ fn becomes(condition: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Whether the process runs; one that is dead but not waited for by its parent does not.
+/// Whether the process runs. A zombie does not run.
 fn runs(id: u32) -> bool {
     fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
@@ -43,7 +43,7 @@ fn ids(control_plane: &ControlPlane) -> Vec<u32> {
 }
 
 #[test]
-fn each_server_can_be_killed_paused_and_restarted_and_the_data_stay() {
+fn servers_keep_data_after_kill_pause_and_restart() {
     let control_plane = ControlPlane::builder().api_servers(2).user("alice", &["sales"]).start().unwrap();
     let on = |context, arguments: &[&str]| {
         kubectl(&control_plane, &[&["--context", context, "--request-timeout", "2s"], arguments].concat())
@@ -52,8 +52,8 @@ fn each_server_can_be_killed_paused_and_restarted_and_the_data_stay() {
 
     on("api-1", &["create", "namespace", "sales"]).unwrap();
     on("api-2", &["get", "namespace", "sales"]).expect("both API servers have one store");
-    let who = on("api-1", &["--token=alice", "auth", "whoami", "-o", "jsonpath={.status.userInfo}"]).unwrap();
-    assert!(who.contains(r#""username":"alice""#) && who.contains("sales"), "{who}");
+    let user = on("api-1", &["--token=alice", "auth", "whoami", "-o", "jsonpath={.status.userInfo}"]).unwrap();
+    assert!(user.contains(r#""username":"alice""#) && user.contains("sales"), "{user}");
 
     control_plane.api_server(0).kill();
     assert!(on("api-1", &["get", "namespace", "sales"]).is_err(), "killed");
@@ -81,17 +81,21 @@ fn each_server_can_be_killed_paused_and_restarted_and_the_data_stay() {
 }
 
 #[test]
-fn a_flag_that_the_api_server_does_not_know_is_told_with_the_log_that_says_so() {
-    let error = ControlPlane::builder().api_server_flag("--no-such-flag").start().err().expect("started all the same");
+fn unknown_api_server_flag_is_reported_with_the_log() {
+    let error = ControlPlane::builder()
+        .api_server_flag("--no-such-flag")
+        .start()
+        .err()
+        .expect("an API server with an unknown flag does not start");
     let Error::Ended { name, log, .. } = &error else { panic!("{error}") };
     assert_eq!(name, "api-server-1");
     assert!(error.to_string().contains("unknown flag: --no-such-flag"), "{error}");
-    assert!(log.exists(), "the log is kept");
+    assert!(log.exists(), "the log must be kept");
     fs::remove_dir_all(log.parent().and_then(Path::parent).unwrap()).unwrap();
 }
 
-/// Starts this very test program again, as one that has a control plane, and returns it with what it said: the processes and the
-/// directory that are not to outlive it.
+/// Starts this test program again as the owner of a control plane. Returns it with the processes and the directory that must not outlive
+/// it.
 fn owner(ending: &str) -> (std::process::Child, Vec<u32>, PathBuf) {
     let mut owner = Command::new(env::current_exe().unwrap())
         .args(["--exact", "owner_of_a_control_plane", "--ignored", "--nocapture"])
@@ -102,8 +106,8 @@ fn owner(ending: &str) -> (std::process::Child, Vec<u32>, PathBuf) {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let said = lines.find_map(|line| Some(line.unwrap().split_once("owns: ")?.1.to_owned())).unwrap();
-    let (data, ids) = said.split_once(' ').unwrap();
+    let line = lines.find_map(|line| Some(line.unwrap().split_once("owns: ")?.1.to_owned())).unwrap();
+    let (data, ids) = line.split_once(' ').unwrap();
     let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
     assert!(ids.iter().all(|id| runs(*id)) && Path::new(data).exists());
     (owner, ids, PathBuf::from(data))
@@ -111,7 +115,7 @@ fn owner(ending: &str) -> (std::process::Child, Vec<u32>, PathBuf) {
 
 const ENDING: &str = "OWNER_OF_A_CONTROL_PLANE";
 
-/// No test of its own: the program that [`owner`] starts. It waits for its standard input to close, and ends as it was told.
+/// The program that [`owner`] starts, not a test. It waits until its standard input closes, and then ends in the requested way.
 #[test]
 #[ignore = "started by the tests below"]
 fn owner_of_a_control_plane() {
@@ -125,7 +129,7 @@ fn owner_of_a_control_plane() {
 }
 
 #[test]
-fn nothing_outlives_a_process_that_ends_or_is_killed() {
+fn process_leaves_nothing_after_it_ends_or_is_killed() {
     for ending in ["return", "kill"] {
         let (mut owner, ids, data) = owner(ending);
         if ending == "kill" {
@@ -139,7 +143,7 @@ fn nothing_outlives_a_process_that_ends_or_is_killed() {
 }
 
 #[test]
-fn of_a_process_in_which_a_test_failed_the_logs_stay() {
+fn logs_are_kept_after_a_failed_test() {
     let (mut owner, ids, data) = owner("panic");
     drop(owner.stdin.take());
     assert!(!owner.wait().unwrap().success());
@@ -150,7 +154,7 @@ fn of_a_process_in_which_a_test_failed_the_logs_stay() {
 }
 
 #[test]
-fn playground_works_on_the_checkout_it_runs_in() {
+fn playground_uses_the_checkout_of_its_working_directory() {
     let checkout = env::temp_dir().join(format!("switchboard-copied-{}", std::process::id()));
     let write = |path: &str, content: &[u8]| {
         let path = checkout.join(path);
@@ -165,7 +169,7 @@ fn playground_works_on_the_checkout_it_runs_in() {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    // A copy: what was compiled elsewhere, and a chart that helm refuses.
+    // The copied checkout has a playground that was compiled elsewhere, and a chart that helm refuses.
     let playground = write("target/release/playground", &fs::read(env!("CARGO_BIN_EXE_playground")).unwrap());
     fs::set_permissions(playground, fs::metadata(env!("CARGO_BIN_EXE_playground")).unwrap().permissions()).unwrap();
     for name in ["go.mod", "go.sum", "require-go.sh"] {
@@ -179,6 +183,6 @@ fn playground_works_on_the_checkout_it_runs_in() {
     fs::remove_dir_all(Path::new(logs).parent().unwrap()).unwrap();
 
     let text = play(&env::temp_dir());
-    assert!(text.contains("is in no checkout of switchboard: run this in one"), "{text}");
+    assert!(text.contains("is outside a checkout of switchboard: run this inside one"), "{text}");
     fs::remove_dir_all(checkout).unwrap();
 }

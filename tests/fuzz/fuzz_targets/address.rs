@@ -1,4 +1,4 @@
-//! No text makes the parser of addresses panic; what it takes is printable ASCII of a bounded length, and is taken again as it is.
+//! The parser of addresses never panics. An accepted address is printable ASCII with a bounded length, and is its own canonical form.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! No text makes the parser of durations panic; what it takes lies within the bounds, and is the same when it is written and read again.
+//! The parser of durations never panics. An accepted duration is within the bounds, and survives a round trip through its text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -113,6 +113,7 @@ async fn exclusive_and_expires() {
         };
         let leader = timeout(TIMEOUT, leader).await.expect("a leader in time");
         assert!(!led.contains(&leader.identity), "the dead lead");
+        assert_eq!(leader.leadership.follows_a_crash(), !led.is_empty(), "after {led:?}");
         led.push(leader.identity.clone());
         // It ends without a word, and is still said to lead by whoever asked last.
         leader.task.abort();
@@ -150,6 +151,7 @@ async fn vacates() {
     leader.task.await.unwrap();
     assert!(!leader.leadership.is_leader());
     other.wait_until(true).await;
+    assert!(!other.leadership.follows_a_crash(), "the one before wrote last before it released the Lease");
     let spec = spec(&client, "vacates").await;
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("other"), Some(1)));
 }

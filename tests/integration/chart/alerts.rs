@@ -1,5 +1,5 @@
-//! The chart's alerts and its dashboard: rules that Prometheus accepts and that fire when they must, runbooks that are there, and no
-//! metric that the operator does not serve.
+//! The chart's alerts and its dashboard: Prometheus accepts the rules, each alert fires on its fault and has a runbook, and every query
+//! uses metrics that the operator serves.
 
 use crate::common::chart::{CHART, Case};
 use crate::common::succeed;
@@ -18,7 +18,7 @@ fn object(kind: &str) -> Value {
     Case::named("everything").objects().into_iter().find(|object| object["kind"] == kind).unwrap()
 }
 
-/// The rules as Prometheus reads them, with their unit tests beside them.
+/// A directory with the rules as Prometheus reads them, and with their unit tests.
 fn rules(test: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
     std::fs::create_dir_all(&directory).unwrap();
@@ -42,7 +42,7 @@ fn prometheus_accepts_the_rules() {
 }
 
 #[test]
-fn each_alert_fires_when_it_must_and_none_when_all_is_well() {
+fn each_alert_fires_on_its_fault_and_none_without_a_fault() {
     let directory = rules("fires");
     succeed(promtool().current_dir(&directory).args(["test", "rules", "alerts.yaml"]));
     let tests: Value = serde_saphyr::from_str(include_str!("../../testdata/alerts.yaml")).unwrap();
@@ -65,7 +65,8 @@ fn each_alert_has_a_runbook() {
     }
 }
 
-/// The metrics that METRICS.md lists, which a test of its own compares with what the operator serves, and the labels of each.
+/// The metrics that METRICS.md lists, with the labels of each. Another test compares METRICS.md with the metrics that the operator
+/// serves.
 fn served() -> BTreeMap<String, BTreeSet<String>> {
     let text = include_str!("../../../METRICS.md");
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
@@ -93,13 +94,13 @@ fn words(query: &str) -> impl Iterator<Item = &str> {
     query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').filter(|word| !word.is_empty())
 }
 
-/// What stands in the brackets that follow `opening`: the labels of `by (…)`, say.
+/// The comma-separated texts between `opening` and `closing`, for example the labels of `by (…)`.
 fn labels_after<'a>(query: &'a str, opening: &'a str, closing: char) -> impl Iterator<Item = &'a str> {
     query.split(opening).skip(1).flat_map(move |rest| rest.split(closing).next().unwrap().split(','))
 }
 
 #[test]
-fn alerts_and_dashboard_name_only_metrics_and_labels_that_exist() {
+fn alerts_and_dashboard_use_existing_metrics_and_labels() {
     let dashboard: Value =
         serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
@@ -108,12 +109,12 @@ fn alerts_and_dashboard_name_only_metrics_and_labels_that_exist() {
     queries.extend(alerts().iter().map(|alert| alert["expr"].as_str().unwrap().to_owned()));
 
     let served = served();
-    // Of every target that is scraped.
+    // Prometheus adds this label to every target.
     let scraped = "instance";
     let mut used = BTreeSet::new();
     for query in &queries {
         let metrics: BTreeSet<_> = words(query).filter(|word| word.starts_with("switchboard_")).collect();
-        assert!(!metrics.is_empty(), "{query} asks for nothing");
+        assert!(!metrics.is_empty(), "{query} uses no metric of switchboard");
         for metric in &metrics {
             assert!(served.contains_key(*metric), "{query}: no replica serves {metric}");
         }
@@ -127,14 +128,14 @@ fn alerts_and_dashboard_name_only_metrics_and_labels_that_exist() {
     assert!(used.len() > 12, "{used:?}");
 }
 
-/// The dashboard is given to Grafana as JSON, and a query that Prometheus cannot read shows an empty panel, and no error.
+/// Grafana shows an empty panel and no error for a query that Prometheus cannot parse.
 #[test]
 fn prometheus_accepts_the_queries_of_the_dashboard() {
     let dashboard: Value =
         serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
-    // As recording rules, for which promtool has a check. Grafana fills in the interval.
+    // promtool checks recording rules, so each query becomes one. Grafana replaces the interval.
     let record = |(number, target): (usize, &Value)| {
         let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
         serde_json::json!({"record": format!("panel:{number}"), "expr": query})

@@ -1,5 +1,5 @@
-//! The chart's documentation has one source, the comments in its values: README and schema are compared with it, and written anew
-//! by `make generate`.
+//! The comments in the chart's values are the only source of its documentation. The tests compare README and schema with them, and
+//! `make generate` writes both.
 
 use crate::common::chart::{CHART, assert_generated};
 use crate::common::succeed;
@@ -17,27 +17,27 @@ fn read(name: &str) -> String {
 }
 
 #[test]
-fn the_readme_is_made_from_the_comments_in_the_values() {
+fn chart_readme_is_generated_from_the_values() {
     let [helm_docs] = tools::ensure([Tool::HelmDocs]).unwrap_or_else(|error| panic!("{error}"));
     let mut command = Command::new(helm_docs);
     command.args(["--dry-run", "--log-level=warning", "--chart-search-root", CHART]);
     let text = succeed(&mut command);
-    // helm-docs skips a chart that it cannot read, and is content.
+    // helm-docs skips a chart that it cannot read, without an error.
     for value in documented() {
         let row = format!("| {} |", value.path.join("."));
-        assert!(text.contains(&row), "helm-docs says nothing of {row}");
+        assert!(text.contains(&row), "helm-docs omits {row}");
     }
     assert_generated(&path("README.md"), &format!("{}\n", text.trim()));
 }
 
-/// One value: where it is, what it is by default, and what is said of it.
+/// One value: its path, its default and its description.
 struct Documented {
     path: Vec<String>,
     default: Value,
     description: String,
 }
 
-/// The values with a comment that starts with `# --`, in their order.
+/// The values with a comment that starts with `# --`, in the order of the file.
 fn documented() -> Vec<Documented> {
     let values: Value = serde_saphyr::from_str(&read("values.yaml")).unwrap();
     let (mut found, mut path, mut comment) = (Vec::new(), Vec::<(usize, String)>::new(), None::<String>);
@@ -69,7 +69,7 @@ fn property<'a>(schema: &'a mut Value, path: &[String]) -> Option<&'a mut Map<St
 }
 
 #[test]
-fn the_schema_says_of_each_value_what_its_comment_says() {
+fn schema_describes_each_value_by_its_comment() {
     let mut schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
     for Documented { path, default, description } in documented() {
         let property = property(&mut schema, &path).unwrap_or_else(|| panic!("the schema lacks {}", path.join(".")));
@@ -79,7 +79,7 @@ fn the_schema_says_of_each_value_what_its_comment_says() {
     assert_generated(&path("values.schema.json"), &format!("{}\n", serde_json::to_string_pretty(&schema).unwrap()));
 }
 
-/// The paths of all values that the schema knows, but for those inside a value that is documented as a whole.
+/// The paths of all values in the schema, except those inside a value that is documented as a whole.
 fn paths(schema: &Value, above: &str, found: &mut Vec<String>) {
     for (key, schema) in schema["properties"].as_object().unwrap() {
         let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
@@ -92,11 +92,11 @@ fn paths(schema: &Value, above: &str, found: &mut Vec<String>) {
 }
 
 #[test]
-fn the_schema_and_the_values_have_the_same_keys() {
+fn schema_and_values_have_the_same_keys() {
     let schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
     let mut known = Vec::new();
     paths(&schema, "", &mut known);
-    // Helm's own; the chart does not read it.
+    // Helm owns this key; the chart does not read it.
     known.retain(|path| path != "global");
     let mut documented: Vec<_> = documented().into_iter().map(|value| value.path.join(".")).collect();
     known.sort();
@@ -104,9 +104,9 @@ fn the_schema_and_the_values_have_the_same_keys() {
     assert_eq!(known, documented);
 }
 
-/// An object that takes any key lets a mistyped value pass without a word.
+/// An object that allows any key accepts a mistyped value without an error.
 #[test]
-fn an_object_of_the_schema_takes_no_key_that_it_does_not_name() {
+fn schema_rejects_unknown_keys_in_every_object() {
     fn check(schema: &Value, path: &str) {
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             assert_eq!(schema["additionalProperties"], false, "{path}");

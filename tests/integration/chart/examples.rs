@@ -1,6 +1,6 @@
-//! Claims about the examples that have to be rendered: a Kustomization, and a Helm chart of a user's own.
+//! The examples that must be rendered first: a Kustomization, and a Helm chart of a user.
 
-#![allow(dead_code)] // Of the testdata, the examples alone are read here.
+#![allow(dead_code)] // This module uses only the examples of the testdata.
 
 use crate::common::chart::{documents, helm};
 use crate::common::succeed;

@@ -1,5 +1,5 @@
-//! The chart's priority level for the operator, on an API server that has few seats: claims do not wait behind the creates
-//! that wait for them.
+//! The chart's priority level for the operator, on an API server with few seats: claims do not queue behind the creates that
+//! wait for them.
 
 use crate::common::cluster::{Cluster, TestNamespace};
 use crate::common::succeed;
@@ -12,47 +12,48 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Seats for everybody together. Of these the level of the service accounts has eight, and the operator's has one.
+/// Seats of all priority levels together. The level of the service accounts gets eight of them, and the operator's level gets one.
 const SEATS: usize = 20;
-/// Creates under way at any time: many more than there are seats.
+/// Concurrent creates: many more than there are seats.
 const CONCURRENCY: usize = 100;
 const CREATES: u32 = 1_000;
-/// The API server's answer to a request that found no seat in time.
-const TURNED_AWAY: &str = "Too many requests, please try again later.";
+/// The API server's answer to a request that got no seat in time.
+const NO_SEAT: &str = "Too many requests, please try again later.";
 
-/// A service account that may create conversations: its requests are in the level in which the operator's would be by default.
-async fn service_account(cluster: &Cluster, desk: &TestNamespace) -> Client {
+/// A client of a service account that may create conversations. Without the chart's priority level, the operator's requests would be
+/// in the same level as its requests.
+async fn service_account(cluster: &Cluster, namespace: &TestNamespace) -> Client {
     let kubectl = |arguments: &[&str]| succeed(cluster.control_plane.kubectl().args(arguments));
-    let namespace = &["--namespace", &desk.namespace][..];
-    kubectl(&[&["create", "serviceaccount", "flood"], namespace].concat());
-    let account = format!("--serviceaccount={}:flood", desk.namespace);
+    let in_namespace = &["--namespace", &namespace.namespace][..];
+    kubectl(&[&["create", "serviceaccount", "flood"], in_namespace].concat());
+    let account = format!("--serviceaccount={}:flood", namespace.namespace);
     let binding = ["create", "rolebinding", "flood", "--clusterrole=switchboard-edit", &account];
-    kubectl(&[&binding, namespace].concat());
-    let token = kubectl(&[&["create", "token", "flood"], namespace].concat());
+    kubectl(&[&binding, in_namespace].concat());
+    let token = kubectl(&[&["create", "token", "flood"], in_namespace].concat());
     let kubeconfig = Kubeconfig::from_yaml(&cluster.control_plane.kubeconfig_for_token(token.trim(), 0)).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    // A refusal is to be seen, not repeated.
+    // The test must see each refusal, so the client does not retry.
     config.default_retry = false;
     Client::try_from(config).unwrap()
 }
 
-/// What the API server counts of the requests at the operator's level, by metric.
-fn counted(cluster: &Cluster, metric: &str) -> f64 {
+/// The value of a metric of the API server for requests at the operator's priority level.
+fn operator_level_count(cluster: &Cluster, metric: &str) -> f64 {
     let metrics = succeed(cluster.control_plane.kubectl().args(["get", "--raw", "/metrics"]));
     let ours = |line: &&str| line.starts_with(metric) && line.contains(r#"priority_level="switchboard""#);
     metrics.lines().filter(ours).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 #[tokio::test]
-async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
+async fn claims_are_served_during_a_flood_of_creates() {
     let control_plane = ControlPlane::builder()
         .api_server_flag(format!("--max-requests-inflight={}", SEATS / 2))
         .api_server_flag(format!("--max-mutating-requests-inflight={}", SEATS / 2))
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
-    let desk = cluster.desk().await;
-    let flood = TestNamespace { client: service_account(&cluster, &desk).await, ..desk.clone() };
+    let namespace = cluster.desk().await;
+    let flood = TestNamespace { client: service_account(&cluster, &namespace).await, ..namespace.clone() };
 
     let creates = futures::stream::iter(0..CREATES).map(|number| {
         let flood = &flood;
@@ -60,8 +61,8 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
         async move {
             loop {
                 match flood.create(&format!("flood-{number}"), contact.clone()).await {
-                    // The API server turns the flood itself away where it waits for a seat for too long: no webhook was asked yet.
-                    Err(status) if status.code == 429 && status.message.trim() == TURNED_AWAY => {
+                    // The API server rejects a create that waits too long for a seat. It has not called the webhook yet.
+                    Err(status) if status.code == 429 && status.message.trim() == NO_SEAT => {
                         sleep(Duration::from_secs(1)).await;
                     }
                     result => break result,
@@ -78,10 +79,10 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
     }
     assert!(failures.is_empty(), "{failures:?}");
 
-    let dispatched = counted(&cluster, "apiserver_flowcontrol_dispatched_requests_total");
-    assert!(dispatched >= f64::from(CREATES), "the operator's requests are not at its level: {dispatched}");
+    let dispatched = operator_level_count(&cluster, "apiserver_flowcontrol_dispatched_requests_total");
+    assert!(dispatched >= f64::from(CREATES), "the operator's requests are not at its priority level: {dispatched}");
     assert!(
-        counted(&cluster, "apiserver_flowcontrol_rejected_requests_total") == 0.0,
-        "requests of the operator were refused"
+        operator_level_count(&cluster, "apiserver_flowcontrol_rejected_requests_total") == 0.0,
+        "the API server rejected requests of the operator"
     );
 }

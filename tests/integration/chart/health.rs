@@ -1,5 +1,5 @@
-//! What kstatus makes of a conversation, by its own library, and Argo CD, by the chart's `files/health.lua` in the Lua
-//! that Argo CD runs it in. Tier: chart.
+//! The health of a conversation as kstatus computes it, with its own library, and as Argo CD computes it, with the chart's
+//! `files/health.lua` in the Lua interpreter of Argo CD. Tier: chart.
 
 use crate::common;
 use control_plane::tools::{self, Tool};
@@ -11,7 +11,7 @@ use std::process::Command;
 use switchboard::api::{ConditionStatus, ConditionType, Conversation};
 use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
 
-/// What both make of an object: kstatus and Argo CD, and the text that the latter shows.
+/// The health of an object according to kstatus and to Argo CD, and the message that Argo CD shows.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     kstatus: String,
@@ -27,7 +27,7 @@ fn judge(file: &Path) -> Verdict {
     Verdict { kstatus: field("kstatus"), argo: field("argo"), message: field("message") }
 }
 
-/// The situations of `tests/testdata/health`: each file is an object, and says in its comments what must be made of it.
+/// The files of `tests/testdata/health`. Each is an object, and its comments state the expected health.
 fn situations() -> Vec<(PathBuf, String)> {
     let directory = "tests/testdata/health";
     let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
@@ -35,13 +35,13 @@ fn situations() -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn kstatus_and_argo_cd_read_every_situation_rightly() {
+fn kstatus_and_argo_cd_report_the_expected_health() {
     let situations = situations();
     assert!(situations.len() >= 8);
     for (path, text) in situations {
-        let said = |tool: &str| text.lines().find_map(|line| line.strip_prefix(tool)).unwrap().trim();
+        let expected_of = |tool: &str| text.lines().find_map(|line| line.strip_prefix(tool)).unwrap().trim();
         let verdict = judge(&path);
-        let expected = (said("# kstatus:"), said("# Argo CD:"));
+        let expected = (expected_of("# kstatus:"), expected_of("# Argo CD:"));
         assert_eq!((verdict.kstatus.as_str(), verdict.argo.as_str()), expected, "{}", path.display());
         assert!(!verdict.message.is_empty(), "{}", path.display());
     }
@@ -53,9 +53,9 @@ fn is_unbound(conversation: &Conversation) -> bool {
     bound.any(|condition| condition.status == ConditionStatus::False)
 }
 
-/// The data are what the operator writes, and not what somebody thought it would.
+/// The files contain the status that the operator writes, not one that somebody assumed.
 #[test]
-fn every_situation_is_one_that_the_operator_brings_about() {
+fn health_testdata_has_the_status_that_the_operator_writes() {
     for (path, text) in situations() {
         let stored: Conversation = serde_saphyr::from_str(&text).unwrap();
         let input = LifecycleInput::of(&stored).unwrap();
@@ -63,16 +63,16 @@ fn every_situation_is_one_that_the_operator_brings_about() {
             continue;
         }
         let held = input.binding.clone().map(BindingStatus::Held);
-        let holding = if is_unbound(&stored) { Some(BindingStatus::HeldByAnother) } else { held };
+        let binding_status = if is_unbound(&stored) { Some(BindingStatus::HeldByAnother) } else { held };
         let status = stored.status.clone().unwrap();
-        let decided = decide(&input, holding.as_ref(), status.state_transition_time.unwrap());
+        let decided = decide(&input, binding_status.as_ref(), status.state_transition_time.unwrap());
         assert_eq!(decided.status, status, "{}", path.display());
     }
 }
 
-/// The one situation that the operator does not bring about: what the API server stores before the operator has seen it.
+/// The API server stores this status before the operator has observed the conversation.
 #[tokio::test]
-async fn a_conversation_is_in_progress_from_the_moment_of_its_creation_on() {
+async fn new_conversation_is_in_progress_before_it_is_observed() {
     let conversations = Api::<Conversation>::namespaced(common::client().await, "default");
     let spec = json!({"channel": "SMS", "contact": {"address": "+15558675310"}, "proxy": {"address": "+15017122661"}});
     let object: Conversation = serde_json::from_value(json!({"metadata": {"name": "alice"}, "spec": spec})).unwrap();

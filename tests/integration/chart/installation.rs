@@ -1,5 +1,5 @@
-//! The chart on a real API server: it is accepted as rendered, its pods are "restricted", and neither an upgrade nor an uninstall
-//! leaves anything behind that blocks.
+//! The chart on a real API server: the server accepts every rendering, the pods pass the "restricted" Pod Security Standard, and
+//! neither an upgrade nor an uninstall leaves an object that blocks creates.
 
 use crate::common::chart::{CHART, Case, NAMESPACE, documents, title};
 use crate::common::cluster::TIMEOUT;
@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// A control plane that is started when it is first asked for; none where that failed, so that it is not tried again.
+/// A control plane that is started on first use. It is `None` if the start failed, so that no other test tries again.
 type OnDemand = OnceLock<Option<ControlPlane>>;
 
-/// Where nothing is stored, so that what is tried by a dry run meets nothing of another test.
+/// Nothing is stored here, so that a dry run does not see objects of another test.
 static FOR_DRY_RUNS: OnDemand = OnDemand::new();
-/// Where the one test that installs releases does so.
+/// Only one test uses it: the one that installs releases.
 static FOR_RELEASES: OnDemand = OnDemand::new();
 
-/// An API server on which the kinds of others are defined, and the namespace that the chart is for; nothing of switchboard.
+/// A control plane with the CRDs of other projects and the namespace of the release, without any object of switchboard.
 fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
     let start = || {
         let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
@@ -36,7 +36,7 @@ fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
     control_plane.as_ref().expect("a control plane: see the first test that failed")
 }
 
-/// A file with these objects.
+/// Writes a file with these objects.
 fn manifest(name: &str, objects: &[Value]) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
@@ -44,23 +44,23 @@ fn manifest(name: &str, objects: &[Value]) -> PathBuf {
 }
 
 #[test]
-fn the_api_server_accepts_each_case_as_it_is_rendered() {
+fn api_server_accepts_every_rendered_case() {
     for case in Case::all() {
-        // The tests of `helm test` too.
+        // The rendering includes the pods of `helm test`.
         let objects = documents(&case.render(&[]));
         let path = manifest(&format!("{}.json", case.name), &objects);
         let mut kubectl = control_plane(&FOR_DRY_RUNS).kubectl();
-        // Strict: a field that the kind does not have is an error.
+        // With strict validation an unknown field is an error.
         kubectl.args(["apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename"]);
         let answer = succeed(kubectl.arg(path));
         assert_eq!(answer.lines().count(), objects.len(), "{answer}");
     }
 }
 
-/// Judged by Pod Security admission itself, in a namespace that enforces "restricted". A pod in the network of its node cannot be, and
-/// all else in it is.
+/// Pod Security admission decides, in a namespace that enforces "restricted". The standard forbids the host network, so the test turns
+/// it off and checks all other fields.
 #[test]
-fn the_pods_are_restricted() {
+fn pods_pass_the_restricted_pod_security_standard() {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
         "name": "restricted", "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
     }});
@@ -78,7 +78,7 @@ fn the_pods_are_restricted() {
         kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename"]).arg(manifest(name, &[pod]));
         kubectl
     };
-    let mut judged = BTreeSet::new();
+    let mut checked = BTreeSet::new();
     for case in Case::all() {
         for object in documents(&case.render(&[])) {
             let spec = match object["kind"].as_str().unwrap() {
@@ -91,15 +91,15 @@ fn the_pods_are_restricted() {
             spec["securityContext"]["runAsNonRoot"] = json!(false);
             let refusal = fail(&mut create("pod-as-root.json", spec));
             assert!(refusal.contains("violates PodSecurity"), "{}: {refusal}", case.name);
-            judged.insert(case.name.clone());
+            checked.insert(case.name.clone());
         }
     }
-    // All but the one that has no pod.
-    assert_eq!(judged.len(), Case::all().len() - 1, "{judged:?}");
+    // One case has no pod.
+    assert_eq!(checked.len(), Case::all().len() - 1, "{checked:?}");
 }
 
-/// What bears the labels of the release, of whatever kind but our own: those bear none, and a kind that has just been removed may
-/// still be listed.
+/// The objects with the labels of the release, of every kind except our own: our objects do not have these labels, and discovery may
+/// still list a kind that has just been removed.
 fn found() -> BTreeSet<String> {
     let kinds = kubectl(&["api-resources", "--verbs=list", "--output=name"]);
     let kinds: Vec<_> = kinds.lines().filter(|kind| !kind.ends_with(".switchboard.dev")).collect();
@@ -107,7 +107,7 @@ fn found() -> BTreeSet<String> {
     let mut kubectl = control_plane(&FOR_RELEASES).kubectl();
     kubectl.args(["get", &kinds, "--all-namespaces", "--ignore-not-found", "--output=json"]);
     let list = succeed(kubectl.arg("--selector=app.kubernetes.io/instance=switchboard"));
-    // kubectl prints nothing at all where there is nothing.
+    // kubectl prints nothing if it finds nothing.
     let list: Value = serde_json::from_str(&list).unwrap_or(Value::Null);
     list["items"].as_array().into_iter().flatten().map(title).collect()
 }
@@ -117,7 +117,8 @@ fn helm(arguments: &[&str]) {
     succeed(helm.args(arguments).args(["--namespace", NAMESPACE]));
 }
 
-/// Installs or upgrades, with more arguments. Without `--reset-values` an upgrade with no value of its own keeps the previous ones.
+/// Installs or upgrades the release, with more arguments. Without `--reset-values`, an upgrade that sets no values keeps the previous
+/// ones.
 fn release(case: &Case, arguments: &[&str]) {
     let values = case.values();
     let upgrade =
@@ -129,8 +130,9 @@ fn kubectl(arguments: &[&str]) -> String {
     succeed(control_plane(&FOR_RELEASES).kubectl().args(arguments))
 }
 
-/// A create that must be refused, since nobody answers the webhook, which an API server takes up a moment after it was installed.
-fn await_a_webhook_that_blocks(conversation: &Path) {
+/// Waits until the API server refuses a create because the webhook does not answer. The server reads a new webhook configuration with
+/// a delay.
+fn wait_until_webhook_blocks(conversation: &Path) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let mut create = control_plane(&FOR_RELEASES).kubectl();
@@ -143,10 +145,9 @@ fn await_a_webhook_that_blocks(conversation: &Path) {
     }
 }
 
-/// No release was published yet whose rendering could be kept here, so the upgrades are those from each way to install the chart to
-/// the next.
+/// No version of the chart has been released yet, so the upgrades go from each case to the next one.
 #[test]
-fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
+fn upgrade_and_uninstall_keep_data_and_do_not_block_creates() {
     let cases = Case::all();
     let titles = |case: &Case| case.objects().iter().map(title).collect::<BTreeSet<_>>();
     for case in cases.iter().chain(&cases[..1]) {
@@ -154,13 +155,13 @@ fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
         assert_eq!(found(), titles(case), "after an upgrade to {}", case.name);
     }
 
-    // What the operator wrote into objects of the release outlives an upgrade.
+    // An upgrade keeps the fields that the operator wrote into objects of the release.
     release(&Case::named("defaults"), &[]);
     let authority = control_plane::Authority::new("test").unwrap();
     let ca = data_encoding::BASE64.encode(authority.certificate().as_bytes());
     let patch = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": ca}]).to_string();
     kubectl(&["patch", "validatingwebhookconfiguration", "switchboard", "--type=json", "--patch", &patch]);
-    // As it is when somebody deleted it to have new keys, and the operator has made it anew.
+    // A user deletes the Secret to get new keys, and the operator creates it again.
     kubectl(&["delete", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE]);
     let made = ["create", "secret", "generic", "switchboard-webhook-tls", "--from-literal=tls.key=key"];
     kubectl(&[&made[..], &["--namespace", NAMESPACE]].concat());
@@ -170,7 +171,7 @@ fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
     let written = "--output=jsonpath={.data.tls\\.key}";
     assert_eq!(kubectl(&["get", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE, written]), "a2V5");
 
-    // Uninstalled, the CRDs and what they hold stay, and nothing blocks.
+    // An uninstall keeps the CRDs and their objects, and nothing blocks creates.
     let conversation = manifest(
         "conversation.json",
         &[json!({
@@ -179,14 +180,14 @@ fn upgrades_and_an_uninstall_leave_the_data_and_nothing_that_blocks() {
             "spec": {"channel": "Chat", "contact": {"address": "alice"}, "proxy": {"address": "shop"}},
         })],
     );
-    await_a_webhook_that_blocks(&conversation);
+    wait_until_webhook_blocks(&conversation);
     helm(&["uninstall", "switchboard"]);
     let kept =
         ["addressbindings", "conversations"].map(|kind| format!("CustomResourceDefinition/{kind}.switchboard.dev"));
     assert_eq!(found(), kept.into());
     eventually(control_plane(&FOR_RELEASES).kubectl().args(["create", "--filename"]).arg(&conversation));
 
-    // Installed again over what was kept; and uninstalled with it, where that is asked for.
+    // The release is installed again over the CRDs, then uninstalled with them because `crds.keep` is false.
     release(&Case::named("defaults"), &["--set", "crds.keep=false", "--take-ownership"]);
     assert_eq!(
         kubectl(&["get", "conversations", "--namespace", NAMESPACE, "--output=name"]),

@@ -1,5 +1,5 @@
-//! The operator's permissions, held against what it asks for: the API server's audit log of a run that exercises all that it does is
-//! compared with the chart's roles, both ways.
+//! The operator's permissions match its requests. The test exercises every feature of the operator, and compares the audit log of the
+//! API server with the chart's roles in both directions.
 
 use crate::common;
 use crate::common::chart::NAMESPACE;
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use switchboard::api::{ConditionStatus, ConditionType};
 use tokio::time::{sleep, timeout};
 
-/// Between two looks at something that tells nobody that it has changed.
+/// Interval between two reads of a value that cannot be watched.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Everything that the operator asks for, and nothing that others do.
+/// Logs every request of the operator, and no other request.
 const AUDIT_POLICY: &str = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -29,15 +29,15 @@ rules:
   - level: None
 ";
 
-/// What one verb of one rule permits.
+/// One verb of one rule, for one resource and name.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Permission {
-    /// The operator's own namespace alone, or the cluster with all namespaces.
+    /// Whether it applies only to the operator's namespace. Otherwise it applies to the whole cluster.
     is_namespaced: bool,
     group: String,
-    /// With the subresource: `conversations/status`.
+    /// Includes the subresource, as in `conversations/status`.
     resource: String,
-    /// Of which object; of all where there is none.
+    /// The name of the object; `None` permits all objects.
     name: Option<String>,
     verb: String,
 }
@@ -75,7 +75,7 @@ impl Permission {
     }
 }
 
-/// A request of the operator, as the audit log tells it.
+/// A request of the operator in the audit log.
 #[derive(Debug)]
 struct Request {
     verb: String,
@@ -83,15 +83,15 @@ struct Request {
     resource: String,
     namespace: String,
     name: String,
-    /// Whether RBAC let it pass.
+    /// Whether RBAC allowed it.
     is_allowed: bool,
 }
 
-/// What the log has of the operator so far. Besides what the roles permit it asks for the server's version and for who it is, which
-/// everybody may by the roles system:public-info-viewer and system:basic-user.
+/// The operator's requests in the log so far, except two that the roles system:public-info-viewer and system:basic-user permit to
+/// every user: the version of the server, and `SelfSubjectReview`s.
 fn requests(log: &Path) -> Vec<Request> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    // The last line may be half written.
+    // The last line may be incomplete.
     let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let request = |event: Value| {
         assert_eq!(event["user"]["username"], OPERATOR);
@@ -122,10 +122,10 @@ fn start(directory: &Path) -> (ControlPlane, PathBuf) {
     let (policy, log) = (directory.join("audit-policy.yaml"), directory.join("audit.log"));
     std::fs::create_dir_all(directory).unwrap();
     std::fs::write(&policy, AUDIT_POLICY).unwrap();
-    // Of an earlier run.
+    // An earlier run may have left a log.
     let _ = std::fs::remove_file(&log);
     let control_plane = ControlPlane::builder()
-        // As on servers that do not stream lists, so that the operator falls back to asking for them.
+        // Without streamed lists, the operator falls back to list requests.
         .api_server_flag("--feature-gates=WatchList=false")
         .api_server_flag(format!("--audit-policy-file={}", policy.display()))
         .api_server_flag(format!("--audit-log-path={}", log.display()));
@@ -133,41 +133,41 @@ fn start(directory: &Path) -> (ControlPlane, PathBuf) {
 }
 
 #[tokio::test]
-async fn the_operator_may_do_what_it_does_and_nothing_else() {
+async fn operator_uses_every_permission_and_lacks_none() {
     let (control_plane, log) = start(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("rbac"));
-    // Two replicas that make their certificate: the Lease, the Secret that the release brings, and the caBundle.
+    // Two replicas with self-managed certificates use the Lease, the Secret of the release, and the caBundle.
     let cluster = Cluster::install(
         control_plane,
         &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed(),
     );
-    let desk = cluster.desk().await;
+    let namespace = cluster.desk().await;
 
-    // A conversation from its creation to its end, with all that is told of it.
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
-    // A holder in another namespace is named only to those who may read it.
-    let elsewhere = common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
+    // The life of a conversation, with its Events.
+    namespace.create("alice", json!({})).await.unwrap();
+    namespace.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
+    // The denial names a holder in another namespace only to users who may read it, so the operator asks for their permission.
+    let elsewhere = common::cluster::TestNamespace { contact: namespace.contact.clone(), ..cluster.desk().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
-    desk.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
-    desk.wait_for_event("alice", "Closed").await;
-    desk.wait_until_free().await;
+    namespace.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
+    namespace.wait_for_event("alice", "Closed").await;
+    namespace.wait_until_free().await;
 
-    // A create that another webhook denies leaves a claim behind, to which the next one of its name is added. And the leader tries
-    // whether the webhook refuses a second holder of what bob holds.
-    let _other = FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
+    // Another webhook denies the first create, which leaves a claim. The second create of the same name adds its UID to this claim. The
+    // leader's self-check then creates a rival of bob by dry run.
+    let _other = FakeWebhook::start(&namespace.client, &namespace.namespace, 10, |review| async move {
         if review.number == 0 { Verdict::Deny(403, "Forbidden") } else { Verdict::Allow }
     })
     .await;
-    desk.create("bob", json!({})).await.unwrap_err();
-    desk.create("bob", json!({})).await.unwrap();
+    namespace.create("bob", json!({})).await.unwrap_err();
+    namespace.create("bob", json!({})).await.unwrap();
 
-    // The Secret is deleted, so that new keys are made.
+    // The operator issues new keys after its Secret is deleted.
     let secret = ["delete", "secret", "switchboard-webhook-tls", "--namespace", NAMESPACE];
     succeed(cluster.control_plane.kubectl().args(secret));
     cluster.installation.replica(0).restart().unwrap();
 
-    // Nothing else waits for what the self-check finds out.
-    let has_found_out = async {
+    // No earlier step waits for the self-check.
+    let self_check_has_passed = async {
         loop {
             for replica in cluster.installation.replicas() {
                 if metrics(replica).await.contains("switchboard_webhook_in_force 1\n") {
@@ -177,7 +177,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
             sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(TIMEOUT, has_found_out).await.expect("the self-check finds out that the webhook is in force");
+    timeout(TIMEOUT, self_check_has_passed).await.expect("the self-check reports that the webhook is in force");
 
     let role = |kind: &str| -> Value {
         let mut kubectl = cluster.control_plane.kubectl();
@@ -194,17 +194,15 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
         sleep(POLL_INTERVAL).await;
     }
     let requests = requests(&log);
-    assert_eq!(unused(&requests), Vec::<&Permission>::new(), "permissions that the operator has no use for");
-    let mut relying = BTreeMap::<&Permission, usize>::new();
+    assert_eq!(unused(&requests), Vec::<&Permission>::new(), "permissions that the operator does not use");
+    let mut uses = BTreeMap::<&Permission, usize>::new();
     for request in &requests {
         assert!(request.is_allowed, "the API server refused {request:?}");
         let permission = permissions.iter().find(|permission| permission.permits(request));
-        *relying
-            .entry(permission.unwrap_or_else(|| panic!("no rule of the chart permits {request:?}")))
-            .or_default() += 1;
+        *uses.entry(permission.unwrap_or_else(|| panic!("no rule of the chart permits {request:?}"))).or_default() += 1;
     }
-    // With `--nocapture`: how many requests would have failed without each.
-    for (permission, requests) in relying {
+    // `--nocapture` shows the number of requests that rely on each permission.
+    for (permission, requests) in uses {
         println!("{requests:6} {permission:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What helm makes of the chart, without a cluster: the cases in `tests/testdata/chart`, and what must hold in each of them.
+//! The chart as helm renders it, without a cluster: the cases in `tests/testdata/chart`, and properties that hold in all of them.
 
 use crate::common::chart::{CHART, Case, assert_generated, documents, helm, title};
 use crate::common::{fail, succeed};
@@ -8,21 +8,21 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 #[test]
-fn helm_has_nothing_to_say_against_the_chart() {
+fn helm_lint_accepts_every_case() {
     for case in Case::all() {
         succeed(helm().args(["lint", "--strict", CHART, "--values"]).arg(case.values()));
     }
 }
 
 #[test]
-fn each_case_is_rendered_as_it_was_reviewed() {
+fn each_case_matches_its_snapshot() {
     for case in Case::all() {
         assert_generated(&case.snapshot(), &case.render(&["--set", "crds.enabled=false"]));
     }
 }
 
 #[test]
-fn the_crds_are_those_that_are_generated_from_the_types() {
+fn rendered_crds_match_the_types() {
     let objects = Case::named("defaults").objects();
     let crds = objects.into_iter().filter(|object| object["kind"] == "CustomResourceDefinition");
     let mut crds: Vec<CustomResourceDefinition> = crds.map(|crd| serde_json::from_value(crd).unwrap()).collect();
@@ -34,7 +34,7 @@ fn the_crds_are_those_that_are_generated_from_the_types() {
     }
 }
 
-/// Each object, with the case that it is in.
+/// Every object of these kinds in all cases, with a title that names its case.
 fn objects(kinds: &[&str]) -> Vec<(String, Value)> {
     let cases = Case::all().into_iter().flat_map(|case| {
         case.objects().into_iter().map(move |object| (format!("{}: {}", case.name, title(&object)), object))
@@ -61,7 +61,7 @@ fn no_role_has_a_wildcard() {
 }
 
 #[test]
-fn a_reason_stands_before_each_rule_of_a_role() {
+fn each_rule_of_a_role_has_a_comment_with_its_reason() {
     let mut rules = 0;
     for case in Case::all() {
         for document in case.render(&["--set", "crds.enabled=false"]).split("\n---") {
@@ -79,9 +79,9 @@ fn a_reason_stands_before_each_rule_of_a_role() {
     assert!(rules > 50, "{rules}");
 }
 
-/// What a name can bound is bound by one: every verb but those that RBAC decides before it knows a name.
+/// Rules for objects with a fixed name are limited by `resourceNames`, except for `create`: RBAC decides it before the name is known.
 #[test]
-fn what_is_known_by_name_is_permitted_by_name() {
+fn rules_for_known_objects_have_resource_names() {
     let mut bounded = 0;
     for (title, role) in objects(&["ClusterRole", "Role"]) {
         for rule in role["rules"].as_array().unwrap() {
@@ -96,9 +96,9 @@ fn what_is_known_by_name_is_permitted_by_name() {
     assert!(bounded > 10, "{bounded}");
 }
 
-/// Who may read or write Secrets, and the webhook's configuration: nobody but an operator that makes its certificate itself.
+/// The operator may read and write Secrets and the webhook configuration only if it manages its certificate itself.
 #[test]
-fn a_certificate_from_elsewhere_takes_rights_away() {
+fn external_certificate_needs_fewer_permissions() {
     let may = |case: &str, resource: &str| {
         Case::named(case)
             .objects()
@@ -115,7 +115,7 @@ fn a_certificate_from_elsewhere_takes_rights_away() {
 }
 
 #[test]
-fn the_webhook_is_asked_about_creates_alone_and_fails_closed() {
+fn webhook_intercepts_only_creates_and_fails_closed() {
     for (title, configuration) in objects(&["ValidatingWebhookConfiguration"]) {
         let [webhook] = &configuration["webhooks"].as_array().unwrap()[..] else { panic!("{title}") };
         let [rule] = &webhook["rules"].as_array().unwrap()[..] else { panic!("{title}") };
@@ -130,9 +130,9 @@ fn the_webhook_is_asked_about_creates_alone_and_fails_closed() {
     }
 }
 
-/// Whatever selects pods selects those of the Deployment, and whatever names a port names one that they have.
+/// Every selector matches the pods of the Deployment, and every port that an object names exists in them.
 #[test]
-fn services_budgets_and_policies_find_the_pods() {
+fn selectors_and_named_ports_match_the_pods() {
     for case in Case::all().into_iter().filter(|case| case.name != "elsewhere") {
         let objects = case.objects();
         let pod = &objects.iter().find(|object| object["kind"] == "Deployment").unwrap()["spec"]["template"];
@@ -165,9 +165,9 @@ fn services_budgets_and_policies_find_the_pods() {
     }
 }
 
-/// Every label and every name says whose an object is, so that what a release left behind can be found.
+/// Labels and names identify the release of each object, so that users can find objects that a release left behind.
 #[test]
-fn every_object_bears_the_labels_of_the_release() {
+fn every_object_has_the_labels_of_the_release() {
     for case in Case::all() {
         let objects = case.objects();
         for object in &objects {
@@ -176,12 +176,12 @@ fn every_object_bears_the_labels_of_the_release() {
             assert_eq!(labels["app.kubernetes.io/managed-by"], "Helm", "{}: {}", case.name, title(object));
         }
         let titles: BTreeSet<_> = objects.iter().map(title).collect();
-        assert_eq!(titles.len(), objects.len(), "{}: two objects of one name", case.name);
+        assert_eq!(titles.len(), objects.len(), "{}: two objects have the same kind and name", case.name);
     }
 }
 
 #[test]
-fn values_that_nothing_reads_or_that_contradict_each_other_are_refused_with_the_remedy() {
+fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
     for (value, words) in [
         ("webhook.prot=1", &["webhook", "prot"][..]),
         ("replicas=0", &["replicas"]),
@@ -206,16 +206,17 @@ fn values_that_nothing_reads_or_that_contradict_each_other_are_refused_with_the_
     }
 }
 
-/// The pod of the Deployment that helm makes of the chart's own values and these.
+/// The pod spec of the Deployment, rendered from the default values and these arguments.
 fn pod_with(arguments: &[&str]) -> Value {
     let objects = documents(&Case::named("defaults").render(arguments));
     let deployment = objects.into_iter().find(|object| object["kind"] == "Deployment");
     deployment.unwrap()["spec"]["template"]["spec"].clone()
 }
 
-/// The scheduler does not score a node that lacks any key of a pod's constraints. Every node has a hostname; not every one a zone.
+/// The scheduler does not score a node that lacks a topology key of the pod's constraints. Every node has a hostname, but some nodes
+/// have no zone.
 #[test]
-fn replicas_spread_by_hostname_where_nodes_have_no_zone() {
+fn replicas_spread_by_hostname_on_nodes_without_a_zone() {
     let pod = pod_with(&[]);
     let [constraint] = &pod["topologySpreadConstraints"].as_array().unwrap()[..] else { panic!("{pod}") };
     assert_eq!(constraint["topologyKey"], "kubernetes.io/hostname");
@@ -225,12 +226,12 @@ fn replicas_spread_by_hostname_where_nodes_have_no_zone() {
     let [zone] = &affinity.values().next().unwrap().as_array().unwrap()[..] else { panic!("{pod}") };
     assert_eq!(zone["podAffinityTerm"]["topologyKey"], "topology.kubernetes.io/zone");
     for term in [constraint, &zone["podAffinityTerm"]] {
-        assert_eq!(words(&term["matchLabelKeys"]), ["pod-template-hash"], "pods of other revisions are about to end");
+        assert_eq!(words(&term["matchLabelKeys"]), ["pod-template-hash"], "pods of other revisions do not count");
     }
 }
 
 #[test]
-fn users_spread_replaces_the_charts_own() {
+fn spread_in_the_values_replaces_the_default() {
     const SPREAD: &str =
         r#"topologySpreadConstraints=[{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]"#;
     const NODE: &str = r#"affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}"#;
@@ -243,9 +244,9 @@ fn users_spread_replaces_the_charts_own() {
     assert_eq!((&constraint["topologyKey"], pod.get("affinity")), (&"rack".into(), None));
 }
 
-/// A sandbox that gets a group and no user is an error by the rules of the CRI, and to a container the kubelet hands the image's user.
+/// The CRI rejects a sandbox with a group but without a user. For a container, the kubelet takes the user from the image.
 #[test]
-fn group_is_named_by_the_containers_and_not_by_the_pod() {
+fn group_is_set_on_the_containers_and_not_on_the_pod() {
     for (title, object) in objects(&["Deployment"]) {
         let pod = &object["spec"]["template"]["spec"];
         assert!(pod["securityContext"].get("runAsGroup").is_none(), "{title}");
@@ -256,9 +257,9 @@ fn group_is_named_by_the_containers_and_not_by_the_pod() {
     }
 }
 
-/// The image is the same in all that run it, and a digest has the last word.
+/// All pods run the same image, and a digest takes precedence over the tag.
 #[test]
-fn the_image_is_what_the_values_say() {
+fn image_follows_the_values() {
     let image = |case: &str| {
         let objects = documents(&Case::named(case).render(&[]));
         let specs = objects.iter().filter_map(|object| match object["kind"].as_str().unwrap() {
@@ -276,9 +277,9 @@ fn the_image_is_what_the_values_say() {
     assert!(pinned.starts_with("registry.example/switchboard:0.1.0-rc.1@sha256:"), "{pinned}");
 }
 
-/// Every flag of `switchboard run` has its environment variable, and a line in the chart; and the chart sets none that there is not.
+/// Every flag of `switchboard run` has an environment variable that the chart sets, and the chart sets no other variable.
 #[test]
-fn every_flag_has_a_line_in_the_chart() {
+fn chart_sets_every_flag_of_run() {
     let help = succeed(Command::new(env!("CARGO_BIN_EXE_switchboard")).args(["run", "--help"]));
     let flags = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
     let named: Vec<_> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
@@ -289,9 +290,9 @@ fn every_flag_has_a_line_in_the_chart() {
         let environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
         set.extend(environment.into_iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
     }
-    // For tests: it can cost the guarantee.
-    let without_a_line = "SWITCHBOARD_UNSAFE_GRACE_PERIOD";
+    // This flag is for tests: it can break the guarantee.
+    let not_in_the_chart = "SWITCHBOARD_UNSAFE_GRACE_PERIOD";
     let known: BTreeSet<_> =
-        named.iter().filter(|name| **name != without_a_line).map(|name| (*name).to_owned()).collect();
+        named.iter().filter(|name| **name != not_in_the_chart).map(|name| (*name).to_owned()).collect();
     assert_eq!(set, known);
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 
 const FILE: &str = "docs/api.md";
-/// Separates the description of a field from those of its values.
+/// Separates the description of a field from the descriptions of its values.
 const VALUES: &str = "\n\nPossible values:\n";
 
 /// A field of a kind.
@@ -13,11 +13,11 @@ struct Field {
     path: String,
     is_required: bool,
     schema: Map<String, Value>,
-    /// The messages of the validation rules that are about it.
+    /// The messages of its validation rules.
     rules: Vec<String>,
 }
 
-/// The fields below `schema`, each before its children.
+/// Collects the fields below `schema`, parents before children.
 fn fields(path: &str, schema: &Value, found: &mut Vec<Field>) {
     let (path, schema) =
         if schema["type"] == "array" { (format!("{path}[]"), &schema["items"]) } else { (path.to_owned(), schema) };
@@ -35,13 +35,13 @@ fn fields(path: &str, schema: &Value, found: &mut Vec<Field>) {
     }
 }
 
-/// Adds the rules of `schema` and everything below it to the fields that they are about.
+/// Adds each rule of `schema`, and of the schemas below it, to the field that it validates.
 fn add_rules(path: &str, schema: &Value, found: &mut [Field]) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let below = rule["fieldPath"].as_str().unwrap_or_default();
-        let about = format!("{path}{below}");
-        let field = found.iter_mut().find(|field| field.path == about.trim_start_matches('.'));
-        field.unwrap_or_else(|| panic!("no field {about}")).rules.push(rule["message"].as_str().unwrap().to_owned());
+        let target = format!("{path}{below}");
+        let field = found.iter_mut().find(|field| field.path == target.trim_start_matches('.'));
+        field.unwrap_or_else(|| panic!("no field {target}")).rules.push(rule["message"].as_str().unwrap().to_owned());
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         add_rules(format!("{path}.{name}").trim_start_matches('.'), field, found);
@@ -79,7 +79,7 @@ impl Field {
         let mut parts = Vec::new();
         match (self.number("minLength"), self.number("maxLength")) {
             (Some(min), Some(max)) => parts.push(format!("{min} to {max} characters")),
-            // A date-time and a duration have a format of their own.
+            // The type column already describes a date-time and a duration.
             (None, Some(max)) if self.type_() == "string" => parts.push(format!("at most {max} characters")),
             _ => {}
         }

@@ -1,8 +1,8 @@
-//! Claims about the names in this repository: they are those of the field. Tier: pure.
+//! The names in this repository are those of the field. Tier: pure.
 
 use std::path::{Path, PathBuf};
 
-/// Names that earlier versions of this code used, each with the field's name for the same thing. As identifiers, and in file names.
+/// Names that earlier versions of this code used, each with the field's name. The test searches texts and paths for them.
 const FORMER_NAMES: [(&str, &str); 29] = [
     ("teller", "event_recorder"),
     ("Telling", "PendingEvent"),
@@ -35,7 +35,7 @@ const FORMER_NAMES: [(&str, &str); 29] = [
     ("strays", "orphaned_writes"),
 ];
 
-/// The folders whose texts are held to it, and the documents at the root.
+/// The folders that the test searches, besides the documents at the root.
 const FOLDERS: [&str; 6] = ["src", "tests", "charts", "docs", "examples", "image"];
 
 #[test]
@@ -50,10 +50,10 @@ fn former_names_are_not_used() {
 
     let found: Vec<String> =
         files.iter().filter(|path| *path != Path::new(file!())).flat_map(|path| uses(path)).collect();
-    assert!(found.is_empty(), "names that the field does not use:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "former names are in use:\n{}", found.join("\n"));
 }
 
-/// The files below `directory`, without build output and lists of the modules of others.
+/// The files below `directory`, except build output and lists of dependencies.
 fn find(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
@@ -66,7 +66,7 @@ fn find(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Each former name in the file or in its path, with its line. A file that is no text has none.
+/// The former names in the path (line 0) and in the lines of a file. A binary file has no lines.
 fn uses(path: &Path) -> Vec<String> {
     let text = std::fs::read(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     let name = path.display().to_string();
@@ -83,7 +83,7 @@ fn uses(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn names_are_found_in_texts_and_in_paths_as_whole_words() {
+fn former_names_are_found_as_whole_words_in_texts_and_paths() {
     let directory = std::env::temp_dir().join(format!("switchboard-names-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let path = directory.join("teller.rs");

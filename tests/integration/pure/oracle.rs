@@ -1,15 +1,15 @@
-//! Claims about the oracle of the races and the faults, on histories made by hand: it passes what may be, and rejects each way in which
-//! an invariant can be broken. Tier: pure.
+//! The oracle of the tests of races and faults, on constructed histories: it accepts the allowed ones, and rejects each violation of an
+//! invariant. Tier: pure.
 
 use crate::common::oracle::{Binding, Change, Event, Kind, Oracle};
 use serde_json::{Value, json};
-use switchboard::api::ConversationReference as Place;
+use switchboard::api::ConversationReference;
 
-/// A history under way. Each call is the next revision.
+/// A builder of histories. Each call adds the next revision.
 #[derive(Default)]
 struct History(Vec<Event>);
 
-/// The parts of a conversation that a history is about.
+/// The parts of a conversation that the oracle reads.
 #[derive(Clone, Copy)]
 struct Stored<'a> {
     uid: &'a str,
@@ -18,7 +18,7 @@ struct Stored<'a> {
     bound: &'a str,
 }
 
-/// A conversation that was just created: open, with a contact, nothing decided.
+/// A new conversation: open, with a contact, without a decided Bound condition.
 fn new(uid: &str) -> Stored<'_> {
     Stored { uid, state: "Active", has_contact: true, bound: "Unknown" }
 }
@@ -87,8 +87,8 @@ impl History {
         self.claim(Change::Deleted, None)
     }
 
-    /// Alice has the binding, and all is at rest.
-    fn of_alice() -> Self {
+    /// Alice holds the binding, and no step is pending.
+    fn held_by_alice() -> Self {
         Self::default().claimed("alice", &["a1"]).stored("alice", "a1").changed("alice", bound("a1", "True"))
     }
 
@@ -102,7 +102,7 @@ impl History {
         assert_eq!(self.is_sound().unrest(), Vec::<String>::new());
     }
 
-    /// It is sound so far, but nothing may stay like that, for the reason given.
+    /// The history is sound, but a further step must follow, for the reason `why`.
     #[track_caller]
     fn is_not_at_rest(&self, why: &str) {
         let unrest = self.is_sound().unrest().join("\n");
@@ -126,24 +126,24 @@ fn carol() -> Binding {
     Binding::new("Chat", "carol", "desk")
 }
 
-fn place(name: &str) -> Place {
-    Place { namespace: "sales".into(), name: name.into() }
+fn reference(name: &str) -> ConversationReference {
+    ConversationReference { namespace: "sales".into(), name: name.into() }
 }
 
 #[test]
-fn a_binding_may_go_from_one_holder_to_the_next_by_each_way_of_release() {
-    History::of_alice().is_at_rest();
+fn binding_may_change_holders_after_each_kind_of_release() {
+    History::held_by_alice().is_at_rest();
     let next =
         |history: History| history.reclaimed("bob", &["b1"]).stored("bob", "b1").changed("bob", bound("b1", "True"));
-    next(History::of_alice().changed("alice", closed("a1"))).is_at_rest();
+    next(History::held_by_alice().changed("alice", closed("a1"))).is_at_rest();
     let without_contact = Stored { has_contact: false, ..bound("a1", "False") };
-    next(History::of_alice().changed("alice", without_contact)).is_at_rest();
-    next(History::of_alice().deleted("alice")).is_at_rest();
-    History::of_alice().deleted("alice").released().is_at_rest();
+    next(History::held_by_alice().changed("alice", without_contact)).is_at_rest();
+    next(History::held_by_alice().deleted("alice")).is_at_rest();
+    History::held_by_alice().deleted("alice").released().is_at_rest();
 }
 
 #[test]
-fn creates_of_one_name_may_share_a_claim() {
+fn creates_of_the_same_name_may_share_a_claim() {
     let history = History::default().claimed("alice", &["a1"]).reclaimed("alice", &["a1", "a2"]).stored("alice", "a2");
     let history = history.changed("alice", bound("a2", "True"));
     history.is_not_at_rest("records [\"a1\"], which were never stored");
@@ -151,16 +151,17 @@ fn creates_of_one_name_may_share_a_claim() {
 }
 
 #[test]
-fn two_holders_are_rejected_with_the_piece_of_history_that_shows_them() {
-    let violation = History::of_alice().stored("bob", "b1").breaks("I1: sales/bob (b1) was stored without a claim");
+fn two_holders_are_rejected_with_their_history() {
+    let violation =
+        History::held_by_alice().stored("bob", "b1").breaks("I1: sales/bob (b1) was stored without a claim");
     for line in ["at revision 103", "100 created  claim names sales/alice", "101 created  sales/alice a1 needs it"] {
         assert!(violation.contains(line), "{line:?} is not in {violation}");
     }
-    History::of_alice().reclaimed("bob", &["b1"]).breaks("I1: the claim was taken from sales/alice");
+    History::held_by_alice().reclaimed("bob", &["b1"]).breaks("I1: the claim was taken from sales/alice");
 }
 
 #[test]
-fn a_create_that_was_stored_after_its_claim_had_gone_to_another_is_rejected() {
+fn create_stored_after_its_claim_was_lost_is_rejected() {
     let history = History::default().claimed("alice", &["a1"]).reclaimed("bob", &["b1"]).stored("bob", "b1");
     history.stored("alice", "a1").breaks("I1: sales/alice (a1) was stored without a claim that records it");
     let history = History::default().claimed("alice", &["a1"]).released().stored("alice", "a1");
@@ -168,46 +169,46 @@ fn a_create_that_was_stored_after_its_claim_had_gone_to_another_is_rejected() {
 }
 
 #[test]
-fn a_claim_that_records_another_create_of_the_same_name_is_not_enough() {
+fn create_stored_under_another_uids_claim_is_rejected() {
     History::default().claimed("alice", &["a1"]).stored("alice", "a2").breaks("I1: sales/alice (a2) was stored");
 }
 
 #[test]
-fn a_claim_that_is_deleted_under_its_holder_is_rejected() {
-    History::of_alice().released().breaks("I1: the claim was taken from sales/alice");
+fn deletion_of_a_holders_claim_is_rejected() {
+    History::held_by_alice().released().breaks("I1: the claim was taken from sales/alice");
 }
 
 #[test]
-fn two_that_call_themselves_bound_are_rejected_also_where_claims_are_changed_by_hand() {
-    let history = History::of_alice().released().stored("bob", "b1").claimed("bob", &["b1"]);
-    let by_hand = || Oracle::default().with_claims_changed_by_hand();
-    by_hand().read(&history.0).unwrap_or_else(|violation| panic!("{violation}"));
+fn two_bound_conversations_are_rejected_after_manual_changes() {
+    let history = History::held_by_alice().released().stored("bob", "b1").claimed("bob", &["b1"]);
+    let with_manual_changes = || Oracle::default().with_claims_changed_by_hand();
+    with_manual_changes().read(&history.0).unwrap_or_else(|violation| panic!("{violation}"));
     history
         .changed("bob", bound("b1", "True"))
-        .breaks_for(by_hand(), "I1: more than one has Bound=True: sales/alice, sales/bob");
+        .breaks_for(with_manual_changes(), "I1: more than one has Bound=True: sales/alice, sales/bob");
 }
 
 #[test]
-fn one_that_calls_itself_bound_without_a_claim_is_rejected() {
+fn bound_conversation_without_a_claim_is_rejected() {
     let unseen = Oracle::default().unseen_by_webhooks(|_| true);
     let history = History::default().stored("alice", "a1").changed("alice", bound("a1", "True"));
     history.breaks_for(unseen, "I1: sales/alice has Bound=True, and the claim does not record it");
 }
 
 #[test]
-fn a_closed_one_whose_status_lags_behind_does_not_count_as_bound() {
-    let lagging = Stored { state: "Closed", bound: "Unknown", ..new("a1") };
-    let history = History::of_alice().changed("alice", lagging).reclaimed("bob", &["b1"]).stored("bob", "b1");
+fn closed_conversation_with_outdated_status_is_not_bound() {
+    let outdated = Stored { state: "Closed", bound: "Unknown", ..new("a1") };
+    let history = History::held_by_alice().changed("alice", outdated).reclaimed("bob", &["b1"]).stored("bob", "b1");
     let history = history.changed("bob", bound("b1", "True"));
     history.is_not_at_rest("sales/alice has no condition Bound for its spec yet");
-    let lying = Stored { state: "Closed", ..bound("a1", "True") };
-    history.changed("alice", lying).breaks("I1: more than one has Bound=True");
+    let contradictory = Stored { state: "Closed", ..bound("a1", "True") };
+    history.changed("alice", contradictory).breaks("I1: more than one has Bound=True");
 }
 
 #[test]
-fn one_that_no_webhook_saw_waits_unbound() {
-    let unseen = || Oracle::default().unseen_by_webhooks(|place| place.name == "bob");
-    let history = History::of_alice().stored("bob", "b1");
+fn conversation_unseen_by_webhooks_may_stay_unbound() {
+    let unseen = || Oracle::default().unseen_by_webhooks(|conversation| conversation.name == "bob");
+    let history = History::held_by_alice().stored("bob", "b1");
     let oracle = unseen().read(&history.0).unwrap_or_else(|violation| panic!("{violation}"));
     assert!(oracle.unrest().join("\n").contains("sales/bob has no condition Bound for its spec yet"));
     let history = history.changed("bob", bound("b1", "False"));
@@ -216,61 +217,61 @@ fn one_that_no_webhook_saw_waits_unbound() {
 }
 
 #[test]
-fn a_claim_without_a_holder_is_no_rest() {
+fn claim_without_a_holder_is_reported_as_unrest() {
     History::default()
         .claimed("alice", &["a1"])
         .is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
-    History::of_alice().deleted("alice").is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
-    assert_eq!(History::of_alice().deleted("alice").is_sound().stuck().len(), 1);
+    History::held_by_alice().deleted("alice").is_not_at_rest("I3: claim chat-1 names sales/alice, which does not hold");
+    assert_eq!(History::held_by_alice().deleted("alice").is_sound().stuck().len(), 1);
 }
 
 #[test]
-fn a_status_that_does_not_say_what_is_so_is_no_rest() {
+fn wrong_or_missing_bound_condition_is_reported_as_unrest() {
     let history = || History::default().claimed("alice", &["a1"]).stored("alice", "a1");
     history().is_not_at_rest("sales/alice has no condition Bound for its spec yet");
     history().changed("alice", bound("a1", "False")).is_not_at_rest("has the claim chat-1 and is Bound=False");
-    let lying = Stored { state: "Closed", ..bound("a1", "True") };
-    history().changed("alice", lying).released().is_not_at_rest("needs nothing and is Bound=True");
+    let contradictory = Stored { state: "Closed", ..bound("a1", "True") };
+    history().changed("alice", contradictory).released().is_not_at_rest("needs nothing and is Bound=True");
 }
 
 #[test]
-fn a_dry_run_that_writes_is_rejected() {
-    let dry_runs = || Oracle::default().dry_runs(|place| place.name == "try");
+fn dry_run_that_writes_is_rejected() {
+    let dry_runs = || Oracle::default().dry_runs(|conversation| conversation.name == "try");
     History::default().claimed("try", &["t1"]).breaks_for(dry_runs(), "I5: a dry run of sales/try wrote a claim");
     History::default().stored("try", "t1").breaks_for(dry_runs(), "I5: a dry run was stored");
 
-    let mut oracle = History::of_alice().is_sound();
+    let mut oracle = History::held_by_alice().is_sound();
     assert!(oracle.was_dry_run("a2").is_ok());
-    assert!(oracle.was_dry_run("a1").is_err(), "recorded before the dry run was answered");
-    let mut later = History::of_alice().reclaimed("alice", &["a1", "a2"]).0;
-    assert!(oracle.observe(&later.pop().unwrap()).is_err(), "recorded after");
+    assert!(oracle.was_dry_run("a1").is_err(), "a claim recorded it before the dry run was answered");
+    let mut later = History::held_by_alice().reclaimed("alice", &["a1", "a2"]).0;
+    assert!(oracle.observe(&later.pop().unwrap()).is_err(), "a claim recorded it afterwards");
 }
 
 #[test]
-fn a_history_with_a_gap_is_rejected() {
+fn history_with_a_gap_is_rejected() {
     History::default().changed("alice", bound("a1", "True")).breaks("a gap");
-    History::of_alice().stored("alice", "a2").breaks("a gap");
-    History::of_alice().changed("alice", new("a2")).breaks("a gap");
+    History::held_by_alice().stored("alice", "a2").breaks("a gap");
+    History::held_by_alice().changed("alice", new("a2")).breaks("a gap");
     History::default().released().breaks("a gap");
-    History::of_alice().claimed("alice", &["a1"]).breaks("a gap");
-    let mut history = History::of_alice();
+    History::held_by_alice().claimed("alice", &["a1"]).breaks("a gap");
+    let mut history = History::held_by_alice();
     history.0.swap(0, 1);
     history.breaks("I1: sales/alice (a1) was stored without a claim");
 }
 
 #[test]
-fn who_held_a_binding_and_when_is_remembered_until_it_is_to_be_forgotten() {
-    let history = History::of_alice().changed("alice", closed("a1")).reclaimed("bob", &["b1"]).stored("bob", "b1");
+fn past_holders_are_remembered_until_the_binding_is_forgotten() {
+    let history = History::held_by_alice().changed("alice", closed("a1")).reclaimed("bob", &["b1"]).stored("bob", "b1");
     let mut oracle = history.is_sound();
     assert_eq!(oracle.tenures(&carol()).len(), 2);
-    let has_held = |name: &str, when| oracle.has_held(&carol(), &place(name), &when);
-    assert!(has_held("alice", 0..=101) && has_held("alice", 102..=200), "from 101 on, and before 103");
+    let has_held = |name: &str, when| oracle.has_held(&carol(), &reference(name), &when);
+    assert!(has_held("alice", 0..=101) && has_held("alice", 102..=200), "from revision 101 until before 103");
     assert!(!has_held("alice", 0..=100) && !has_held("alice", 103..=200));
     assert!(has_held("bob", 103..=105) && has_held("bob", 1000..=1000) && !has_held("bob", 0..=104));
     assert!(!has_held("carl", 0..=1000));
 
     oracle.forget(&carol());
-    assert_eq!(oracle.remembered(), 1, "something of it is stored");
+    assert_eq!(oracle.remembered(), 1, "objects of the binding are still stored");
     let end = history.deleted("alice").deleted("bob").released();
     end.0[6..].iter().try_for_each(|event| oracle.observe(event)).unwrap_or_else(|violation| panic!("{violation}"));
     assert_eq!(oracle.remembered(), 0);

@@ -1,4 +1,4 @@
-//! The generated schemas, and the parsers that state the same rules. Tier: pure.
+//! The generated schemas, and the parsers that implement the same rules. Tier: pure.
 
 use crate::testdata;
 use serde_json::{Map, Value, json};
@@ -20,11 +20,11 @@ fn root_schema(crd: &Value) -> &Value {
     &version(crd)["schema"]["openAPIV3Schema"]
 }
 
-/// One place in a schema.
+/// A field, a list item or the root of a schema.
 struct Node<'a> {
-    /// Where: `Conversation.spec.participants[].identity`.
+    /// The path, such as `Conversation.spec.participants[].identity`.
     path: String,
-    /// Whether it is a field, as opposed to the root or the items of a list.
+    /// False for the root and for the items of a list.
     is_field: bool,
     schema: &'a Map<String, Value>,
 }
@@ -43,7 +43,7 @@ impl Node<'_> {
     }
 }
 
-/// Every place in both schemas, from the root down.
+/// The nodes of both schemas, children before parents.
 fn nodes(crds: &[Value]) -> Vec<Node<'_>> {
     fn walk<'a>(path: String, is_field: bool, schema: &'a Value, nodes: &mut Vec<Node<'a>>) {
         let schema = schema.as_object().unwrap();
@@ -64,7 +64,7 @@ fn nodes(crds: &[Value]) -> Vec<Node<'_>> {
     nodes
 }
 
-/// The paths of the places where `is_wrong`.
+/// The paths of the nodes for which `is_wrong` is true.
 fn wrong(crds: &[Value], is_wrong: impl Fn(&Node) -> bool) -> Vec<String> {
     nodes(crds).into_iter().filter(is_wrong).map(|node| node.path).collect()
 }
@@ -126,7 +126,7 @@ fn default_status_is_pending() {
 }
 
 #[test]
-fn every_field_has_a_description_of_its_own() {
+fn every_field_has_a_unique_description() {
     let crds = crds();
     let nodes = nodes(&crds);
     let description =
@@ -135,21 +135,26 @@ fn every_field_has_a_description_of_its_own() {
         let text = description(node);
         assert!(text.ends_with('.'), "{}: {text:?} is not a sentence", node.path);
         let kind = node.path.split('.').next();
-        // Where two fields read the same, the type that they share is described in their place.
-        let twin = nodes.iter().find(|other| {
+        // Two equal descriptions usually describe the type that the fields share, not the fields.
+        let duplicate = nodes.iter().find(|other| {
             node.is_field
                 && other.is_field
                 && other.path != node.path
                 && other.path.split('.').next() == kind
                 && description(other) == text
         });
-        assert!(twin.is_none(), "{} and {} read the same", node.path, twin.map_or("", |twin| &twin.path));
+        assert!(
+            duplicate.is_none(),
+            "{} and {} read the same",
+            node.path,
+            duplicate.map_or("", |duplicate| &duplicate.path)
+        );
     }
 }
 
 #[test]
 fn schemas_are_structural_and_closed() {
-    // What a structural schema may have, less what would let a null or an unknown field in.
+    // The keywords of structural schemas, except those that permit a null or an unknown field.
     const KEYWORDS: [&str; 16] = [
         "default",
         "description",
@@ -186,7 +191,7 @@ fn objects_have_only_spec_and_status() {
     let [conversation, binding] = &crds;
     assert_eq!(fields(conversation), ["spec", "status"]);
     assert_eq!(version(conversation)["subresources"], json!({"status": {}}));
-    // One object and no status subresource: a claim is one atomic write.
+    // Without a status subresource, one atomic write stores a whole claim.
     assert_eq!(fields(binding), ["spec"]);
     assert_eq!(version(binding).get("subresources"), None);
 }
@@ -194,7 +199,11 @@ fn objects_have_only_spec_and_status() {
 #[test]
 fn values_follow_the_api_conventions() {
     let crds = crds();
-    assert_eq!(wrong(&crds, |node| node.is("boolean") || node.is("number")), NONE, "neither may grow");
+    assert_eq!(
+        wrong(&crds, |node| node.is("boolean") || node.is("number")),
+        NONE,
+        "the API conventions discourage both types"
+    );
     let integers = wrong(&crds, |node| {
         node.is("integer") && !node.schema.get("format").is_some_and(|f| f == "int32" || f == "int64")
     });
@@ -237,11 +246,11 @@ fn every_rule_states_the_requirement_and_the_field() {
             }
         }
     }
-    assert!(rules > 20, "only {rules} rules were seen");
+    assert!(rules > 20, "only {rules} rules were found");
 }
 
 #[test]
-fn every_error_code_of_the_schema_starts_a_message() {
+fn every_error_code_starts_a_message_of_the_schema() {
     let crds = crds();
     for code in ["48025", "48026", "48027", "50377", "50433"] {
         let starts = |rule: &Value| rule["message"].as_str().unwrap().starts_with(&format!("{code}: "));
@@ -250,7 +259,7 @@ fn every_error_code_of_the_schema_starts_a_message() {
 }
 
 #[test]
-fn printer_columns_are_those_of_the_api() {
+fn printer_columns_match_the_api() {
     let columns = |crd: &Value, priority: i64| -> Vec<(String, String)> {
         let columns = version(crd)["additionalPrinterColumns"].as_array().unwrap();
         let text = |column: &Value, key: &str| column[key].as_str().unwrap().to_owned();
@@ -279,7 +288,7 @@ fn printer_columns_are_those_of_the_api() {
 }
 
 #[test]
-fn selectable_fields_are_those_of_the_api() {
+fn selectable_fields_match_the_api() {
     let selectable = |crd: &Value| -> Vec<String> {
         let fields = version(crd)["selectableFields"].as_array().unwrap();
         fields.iter().map(|field| field["jsonPath"].as_str().unwrap().to_owned()).collect()
@@ -295,7 +304,7 @@ fn selectable_fields_are_those_of_the_api() {
 }
 
 #[test]
-fn names_are_those_of_the_api() {
+fn names_scopes_and_groups_match_the_api() {
     let names =
         |crd: &Value| (crd["spec"]["names"].clone(), crd["spec"]["scope"].clone(), crd["spec"]["group"].clone());
     let [conversation, binding] = &crds();
@@ -313,8 +322,8 @@ fn names_are_those_of_the_api() {
     assert_eq!(names(binding), (expected("AddressBinding", "ab"), json!("Cluster"), json!("switchboard.dev")));
 }
 
-/// Whether `object` has a value at `path`, the path of a [`Node`].
-fn stands_in(path: &str, object: &Value) -> bool {
+/// Whether `object` has a value at `path`, which is the path of a [`Node`] without the kind.
+fn has_value(path: &str, object: &Value) -> bool {
     let Some((first, rest)) = path.split_once('.') else {
         return match path.strip_suffix("[]") {
             Some(list) => object[list].as_array().is_some_and(|items| !items.is_empty()),
@@ -322,8 +331,8 @@ fn stands_in(path: &str, object: &Value) -> bool {
         };
     };
     match first.strip_suffix("[]") {
-        Some(list) => object[list].as_array().is_some_and(|items| items.iter().any(|item| stands_in(rest, item))),
-        None => stands_in(rest, &object[first]),
+        Some(list) => object[list].as_array().is_some_and(|items| items.iter().any(|item| has_value(rest, item))),
+        None => has_value(rest, &object[first]),
     }
 }
 
@@ -337,7 +346,7 @@ fn every_field_and_channel_is_in_an_admitted_manifest() {
             continue;
         };
         assert!(
-            objects.iter().any(|object| object["kind"] == kind && stands_in(path, object)),
+            objects.iter().any(|object| object["kind"] == kind && has_value(path, object)),
             "no admitted manifest has {}",
             node.path
         );
@@ -347,7 +356,7 @@ fn every_field_and_channel_is_in_an_admitted_manifest() {
     for channel in channels.as_array().unwrap() {
         assert!(
             objects.iter().any(|object| object["spec"]["channel"] == *channel),
-            "no admitted manifest is on {channel}"
+            "no admitted manifest uses {channel}"
         );
     }
 }
@@ -372,7 +381,7 @@ fn admitted_manifests_survive_a_round_trip() {
     }
 }
 
-/// `value` without its empty lists, which mean the same as absent ones, and with the durations in their shortest spelling.
+/// `value` without empty lists, which are equal to absent ones, and with durations in their shortest format.
 fn without_empty_lists(value: &Value) -> Value {
     match value {
         Value::Object(fields) => fields
@@ -395,7 +404,7 @@ fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, Op
 }
 
 #[test]
-fn addresses_are_parsed_if_the_schema_admits_them() {
+fn parser_accepts_the_addresses_that_the_schema_admits() {
     for testdata::AddressCase { channel, role, address, refused, write } in testdata::addresses() {
         let parsed = parse_address(&channel, role, &address);
         let expected = if refused.is_some() { Err(write) } else { Ok(address.clone()) };
@@ -404,7 +413,7 @@ fn addresses_are_parsed_if_the_schema_admits_them() {
 }
 
 #[test]
-fn proposed_canonical_addresses_are_admitted() {
+fn parser_accepts_the_canonical_addresses_that_it_proposes() {
     for testdata::AddressCase { channel, role, address, write, .. } in testdata::addresses() {
         let Some(canonical) = write else { continue };
         assert!(parse_address(&channel, role, &canonical).is_ok(), "{canonical:?} for {address:?} on {channel}");
@@ -412,7 +421,7 @@ fn proposed_canonical_addresses_are_admitted() {
 }
 
 #[test]
-fn manifests_are_refused_if_the_parsers_refuse_their_addresses() {
+fn schema_refuses_the_addresses_that_the_parser_rejects() {
     let manifests = [testdata::manifests("admitted"), testdata::manifests("refused")];
     for manifest in manifests.iter().flatten() {
         for (index, document) in manifest.documents.iter().enumerate() {
@@ -443,20 +452,20 @@ fn manifests_are_refused_if_the_parsers_refuse_their_addresses() {
 }
 
 #[test]
-fn durations_are_parsed_if_the_schema_admits_them() {
+fn parser_accepts_the_durations_that_the_schema_admits() {
     for testdata::DurationCase { duration, meaning } in testdata::durations() {
         match (duration.parse::<Duration>(), meaning) {
             (Ok(parsed), Ok(milliseconds)) => {
                 assert_eq!(parsed.as_std(), std::time::Duration::from_millis(milliseconds), "{duration:?}");
             }
             (Err(error), Err(refused)) => assert!(error.to_string().contains(&refused), "{duration:?}: {error}"),
-            (parsed, meaning) => panic!("{duration:?} is {parsed:?}, and should be {meaning:?}"),
+            (parsed, meaning) => panic!("{duration:?} is {parsed:?}, expected {meaning:?}"),
         }
     }
 }
 
 #[test]
-fn schema_and_parser_refuse_durations_in_the_same_words() {
+fn schema_and_parser_reject_durations_with_the_same_message() {
     let crds = crds();
     let words: Vec<String> =
         ["", "0s"].map(|duration| duration.parse::<Duration>().unwrap_err().to_string()).into_iter().collect();
@@ -473,7 +482,7 @@ fn schema_and_parser_refuse_durations_in_the_same_words() {
 }
 
 #[test]
-fn admitted_instants_are_parsed() {
+fn parser_accepts_the_instants_that_the_schema_admits() {
     for (instant, refused) in testdata::instants() {
         if refused.is_none() {
             assert!(instant.parse::<Time>().is_ok(), "{instant}");

@@ -1,4 +1,4 @@
-//! Reads the manifests of `examples/`, and holds each against the type of its kind.
+//! Reads the manifests of `examples/`, and compares each with the type of its kind.
 
 use super::{Document, Manifest};
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use switchboard::api::Conversation;
 use switchboard::core::binding::Binding;
 
-/// Where the examples are, from the root of the repository.
+/// The directory of the examples, relative to the root of the repository.
 pub const EXAMPLES: &str = "examples";
-/// A Kustomization, and a chart, whose conversations have to be rendered.
+/// A Kustomization, whose conversations must be rendered first.
 pub const KUSTOMIZATION: &str = "examples/kustomization";
+/// A Helm chart, whose conversations must be rendered first.
 pub const HELM_CHART: &str = "examples/helm-chart";
 
-/// The manifests of `examples/` that are complete as they are written: neither Kustomizations nor charts.
+/// The manifests of `examples/` that need no rendering: neither Kustomizations nor charts.
 pub fn manifests() -> Vec<Manifest> {
     let mut paths = Vec::new();
     find(Path::new(EXAMPLES), &mut paths);
@@ -24,7 +25,7 @@ pub fn manifests() -> Vec<Manifest> {
     paths.iter().map(|path| Manifest::read(EXAMPLES, path)).collect()
 }
 
-/// The conversations among them, a manifest a file.
+/// The manifests that contain conversations, without their other documents.
 pub fn conversations() -> Vec<Manifest> {
     let mut manifests = manifests();
     for manifest in &mut manifests {
@@ -49,8 +50,8 @@ fn find(directory: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Asserts that the type of its kind reads `object` and writes it as it is: no field is unknown. Returns the binding of a
-/// conversation, whose addresses must be canonical.
+/// Asserts that `object` survives a round trip through the type of its kind, so it has no unknown field. Returns the binding if it is
+/// a conversation, and asserts that its addresses are canonical.
 pub fn assert_is_typed(file: &str, object: &Value) -> Option<Binding> {
     match object["kind"].as_str().unwrap_or_default() {
         "Conversation" => {
@@ -71,7 +72,7 @@ pub fn assert_is_typed(file: &str, object: &Value) -> Option<Binding> {
             assert_same::<RoleBinding>(file, object);
             None
         }
-        kind => panic!("{file}: no type is known here for the kind {kind:?}"),
+        kind => panic!("{file}: this test has no type for the kind {kind:?}"),
     }
 }
 

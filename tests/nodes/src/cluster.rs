@@ -1,4 +1,4 @@
-//! A control plane and two nodes. etcd, the API servers, the controller manager and the scheduler run on the first node, as processes.
+//! A control plane and two nodes. etcd, the API servers, the controller manager and the scheduler run as processes on the first node.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,15 +16,15 @@ use crate::{
     wait,
 };
 
-/// The port of the API server that everything in the cluster calls.
+/// The port of the API server that all components of the cluster use.
 const PORT: u16 = 6443;
 
-/// How long a machine under load may take for what usually takes seconds.
-const READY_WITHIN: Duration = Duration::from_mins(3);
+/// The time limit on a loaded machine for steps that usually take seconds.
+const READY_TIMEOUT: Duration = Duration::from_mins(3);
 
-/// A cluster of two nodes, ready. All of it ends with this value, and with this process.
+/// A cluster of two nodes that are ready. It ends when this value is dropped or this process ends.
 pub struct Cluster {
-    // Dropped from top to bottom.
+    // The fields are dropped from top to bottom.
     control_plane: Vec<(String, Process)>,
     nodes: [Node; 2],
     binaries: Binaries,
@@ -43,10 +43,11 @@ struct Binaries {
 }
 
 impl Cluster {
-    /// Starts one, and returns when both nodes are ready: some twenty seconds where the tools are built. The logs stay where it fails.
+    /// Starts a cluster, and returns when both nodes are ready, after about twenty seconds if the tools are built. If it fails, the logs
+    /// are kept.
     ///
     /// # Errors
-    /// Where something is missing, or does not become ready.
+    /// If a requirement is missing, or a component does not become ready.
     pub fn start() -> Result<Self> {
         let [api_server, etcd, kubectl, helm, controller_manager, scheduler, ..] = tools::ensure(Tool::NODES)?;
         let directory = Arc::new(DataDirectory::create()?);
@@ -66,7 +67,7 @@ impl Cluster {
         self.wait_for_nodes()
     }
 
-    /// Gives power to both nodes, and starts what runs on them.
+    /// Powers on both nodes, and starts their components.
     fn boot(&mut self, prepare: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let namespaces = [self.nodes[0].power_on()?, self.nodes[1].power_on()?];
         network::join([&namespaces[0], &namespaces[1]])?;
@@ -99,11 +100,11 @@ impl Cluster {
         self.spawn("kube-scheduler", scheduler)
     }
 
-    /// Starts one more API server on the same etcd, or one again that was ended by a power cut, and returns when it is ready. Each has
-    /// connections of its own to the webhook.
+    /// Starts another API server on the same etcd, or restarts one after a power cut, and returns when it is ready. Each API server has its
+    /// own connections to the webhook.
     ///
     /// # Errors
-    /// Where it does not become ready.
+    /// If it does not become ready.
     pub fn start_api_server(&mut self, port: u16) -> Result<()> {
         let mut command = self.on_first_node(&self.binaries.api_server)?;
         let Pki { ca, api_server, kubelet_client, token_private, token_public, .. } = &self.pki;
@@ -124,12 +125,12 @@ impl Cluster {
             .arg(flag("kubelet-certificate-authority", ca))
             .arg("--kubelet-preferred-address-types=InternalIP");
         if port != PORT {
-            // The Service `kubernetes` is the first one's.
+            // The Service `kubernetes` belongs to the first API server.
             command.arg("--endpoint-reconciler-type=none");
         }
         self.spawn(&format!("kube-apiserver-{port}"), command)?;
         let kubeconfig = self.kubeconfig_at(port)?;
-        wait(&format!("the API server at port {port}"), READY_WITHIN, || {
+        wait(&format!("the API server at port {port}"), READY_TIMEOUT, || {
             let mut kubectl = self.kubectl().map_err(|error| error.to_string())?;
             kubectl.env("KUBECONFIG", &kubeconfig).args(["get", "--request-timeout=2s", "--raw", "/readyz"]);
             run(&mut kubectl).map(drop).map_err(|error| error.to_string())
@@ -147,23 +148,23 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs a program on the first node for as long as the cluster has power; what it prints goes to a log of that name.
+    /// Runs a program on the first node until the power is cut. Its output goes to a log with this name.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn run_on_first_node(&mut self, name: &str, program: &Path, arguments: &[String]) -> Result<()> {
         let mut command = self.on_first_node(program)?;
         command.args(arguments);
         self.spawn(name, command)
     }
 
-    /// Ends a program that was started by that name.
+    /// Ends the program with this name.
     pub fn end_on_first_node(&mut self, name: &str) {
         self.control_plane.retain(|(known, _)| known != name);
     }
 
     fn wait_for_nodes(&self) -> Result<()> {
-        wait("both nodes to be ready", READY_WITHIN, || {
+        wait("both nodes to be ready", READY_TIMEOUT, || {
             let failed = |error: Error| error.to_string();
             run(self.kubectl().map_err(failed)?.args([
                 "wait",
@@ -177,7 +178,7 @@ impl Cluster {
         })
     }
 
-    /// Ends everything on both nodes at once, the control plane with it. What is on their disks stays.
+    /// Ends all processes on both nodes immediately, including the control plane. Their disks keep their data.
     pub fn cut_power(&mut self) {
         for node in &mut self.nodes {
             node.power_off();
@@ -185,10 +186,10 @@ impl Cluster {
         self.control_plane.clear();
     }
 
-    /// Gives power back to both nodes, and returns when the API server is ready.
+    /// Powers on both nodes again, and returns when the API server is ready.
     ///
     /// # Errors
-    /// Where it does not become ready.
+    /// If it does not become ready.
     pub fn restore_power(&mut self) -> Result<()> {
         self.boot(|_| Ok(()))
     }
@@ -199,27 +200,27 @@ impl Cluster {
         &self.nodes
     }
 
-    /// Gives an image to both nodes.
+    /// Imports an image on both nodes.
     ///
     /// # Errors
-    /// Where containerd does not take it.
+    /// If containerd does not take it.
     pub fn import(&self, archive: &Path) -> Result<()> {
         self.nodes.iter().try_for_each(|node| {
-            wait(&format!("{} to take an image", node.name()), READY_WITHIN, || {
+            wait(&format!("{} to import an image", node.name()), READY_TIMEOUT, || {
                 node.import(archive).map_err(|error| error.to_string())
             })
         })
     }
 
-    /// The administrator's kubeconfig at the API server with that port, for what runs in the network of the first node.
+    /// The kubeconfig of the administrator for the API server at this port, for programs in the network of the first node.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub fn kubeconfig_at(&self, port: u16) -> Result<PathBuf> {
         self.pki.kubeconfig(&self.directory, "administrator", Some("system:masters"), port)
     }
 
-    /// The administrator's kubeconfig.
+    /// The kubeconfig of the administrator.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
@@ -228,7 +229,7 @@ impl Cluster {
     /// kubectl as the administrator.
     ///
     /// # Errors
-    /// Where the first node has no power.
+    /// If the first node has no power.
     pub fn kubectl(&self) -> Result<Command> {
         self.client(&self.binaries.kubectl)
     }
@@ -236,12 +237,12 @@ impl Cluster {
     /// helm as the administrator.
     ///
     /// # Errors
-    /// Where the first node has no power.
+    /// If the first node has no power.
     pub fn helm(&self) -> Result<Command> {
         self.client(&self.binaries.helm)
     }
 
-    /// Of the user's own settings it sees nothing.
+    /// Runs a client without the configuration of the user.
     fn client(&self, binary: &Path) -> Result<Command> {
         let mut command = self.nodes[0].namespaces()?.client(binary);
         command.env("KUBECONFIG", &self.kubeconfig).env("KUBERC", "off");
@@ -259,42 +260,42 @@ impl Cluster {
         Ok(command)
     }
 
-    /// Runs kubectl with these arguments, and returns what it printed.
+    /// Runs kubectl with these arguments, and returns its output.
     ///
     /// # Errors
-    /// Where it fails; then with what it said.
+    /// If it fails; the error contains its output.
     pub fn kubectl_run(&self, arguments: &[&str]) -> Result<String> {
         Ok(run(self.kubectl()?.args(arguments))?)
     }
 
-    /// Runs kubectl with these arguments, which must fail, and returns what it said.
+    /// Runs kubectl with these arguments, which must fail, and returns its output.
     ///
     /// # Errors
-    /// Where it succeeds.
+    /// If it succeeds.
     pub fn kubectl_refused(&self, arguments: &[&str]) -> Result<String> {
         let output = output(self.kubectl()?.args(arguments))?;
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
-            return Err(Error::Unexpected(format!("kubectl {} succeeded: {said}", arguments.join(" "))));
+            return Err(Error::Unexpected(format!("kubectl {} succeeded: {printed}", arguments.join(" "))));
         }
-        Ok(said.into_owned())
+        Ok(printed.into_owned())
     }
 
-    /// A file of the cluster's, removed with it.
+    /// Writes a file that is removed with the cluster.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         Ok(self.directory.write(name, content)?)
     }
 
-    /// Where images are packaged.
+    /// The directory of the cluster.
     #[must_use]
     pub fn directory(&self) -> &DataDirectory {
         &self.directory
     }
 
-    /// Something failed that this cannot know of: the logs are to stay. Returns where.
+    /// Keeps the logs after a failure, and returns their directory.
     pub fn keep_logs(&self) -> PathBuf {
         self.directory.keep_logs();
         self.directory.path().join("logs")

@@ -1,35 +1,35 @@
-//! What can go wrong with nodes, and with what is asserted of the product on them. No I/O.
+//! Errors of the nodes, and failed expectations about the product. No I/O.
 
 use std::{io, time::Duration};
 
-/// Why a step did not do what it was to do.
+/// The error of a step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A command, a tool or a process.
+    /// A command, a tool or a process failed.
     #[error(transparent)]
     ControlPlane(#[from] control_plane::Error),
-    /// The API server did not do what was asked.
+    /// A request to the API server failed.
     #[error("the API server answers: {0}")]
     Api(#[from] kube::Error),
-    /// The operating system refused something.
+    /// The operating system returned an error.
     #[error("cannot {doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: String,
         /// The system's error.
         source: io::Error,
     },
-    /// Something was waited for and did not come.
-    #[error("waited {} s for {what}; the last look gave: {last}", within.as_secs())]
+    /// A condition did not become true in time.
+    #[error("waited {} s for {what}; the last check returned: {last}", within.as_secs())]
     Timeout {
-        /// What was waited for.
+        /// The condition.
         what: String,
-        /// How long.
+        /// The time limit.
         within: Duration,
-        /// What the last look gave.
+        /// The result of the last check.
         last: String,
     },
-    /// The product did not do what it must.
+    /// The product did not behave as expected.
     #[error("{0}")]
     Unexpected(String),
 }
@@ -38,7 +38,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// The system refused what was being done.
+    /// Adds the operation to an error of the system.
     pub fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io { doing: doing.into(), source }
     }

@@ -1,4 +1,4 @@
-//! Images as OCI archives, as `make image` writes them, packaged by buildah. It pulls nothing.
+//! Builds images as OCI archives with buildah, as `make image` does. It pulls nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,10 +9,10 @@ use control_plane::{DataDirectory, run};
 
 use crate::Result;
 
-/// Builds the image `name`, and returns its archive. buildah keeps what it needs in `directory`, and nothing anywhere else.
+/// Builds the image `name`, and returns its archive. buildah stores its files only in `directory`.
 ///
 /// # Errors
-/// Where buildah cannot build it.
+/// If buildah cannot build it.
 pub fn build(context: &Path, containerfile: &Path, name: &str, directory: &DataDirectory) -> Result<PathBuf> {
     let buildah = || {
         let mut buildah = Command::new("buildah");

@@ -1,8 +1,8 @@
-//! Two real nodes on one machine: kubelets with containerd, kube-proxies and pods, under a whole control plane, each node in namespaces
-//! of its own. What a process beside an API server cannot show is shown here: Services over HTTP/1.1, rollouts, drains, power cuts.
+//! Two real nodes on one machine, each in its own namespaces: kubelets with containerd, kube-proxies and pods, with a whole control plane.
+//! They test behaviour that a process beside an API server cannot show: Services over HTTP/1.1, rollouts, drains, power cuts.
 //!
-//! Linux and root are needed, and a few of the system's packages: see [`requirements`]. Nothing touches the machine's own network, and
-//! all ends with this process, however that ends.
+//! They need Linux, root, and a few packages of the system: see [`requirements`]. They do not change the network of the machine, and end
+//! with this process, for any reason.
 
 mod cluster;
 mod error;
@@ -25,14 +25,14 @@ pub use image::build as build_image;
 pub use namespaces::Namespaces;
 pub use node::Node;
 
-/// Looks until `look` succeeds, and returns what it found.
+/// Calls `check` until it succeeds, and returns its result.
 ///
 /// # Errors
-/// Where that does not happen in time; then with what the last look gave.
-pub fn wait<T>(what: &str, within: Duration, mut look: impl FnMut() -> std::result::Result<T, String>) -> Result<T> {
+/// If it does not succeed in time. The error contains the result of the last check.
+pub fn wait<T>(what: &str, within: Duration, mut check: impl FnMut() -> std::result::Result<T, String>) -> Result<T> {
     let started = Instant::now();
     loop {
-        match look() {
+        match check() {
             Ok(found) => return Ok(found),
             Err(last) if started.elapsed() >= within => {
                 return Err(Error::Timeout { what: what.to_owned(), within, last });

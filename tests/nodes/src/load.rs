@@ -1,4 +1,4 @@
-//! Creates at a steady pace from the network of the first node, none of which is repeated: what a user without a retry would see.
+//! Sends creates at a steady rate from the network of the first node, without retries, so that every failure is counted.
 
 use std::{
     path::Path,
@@ -27,31 +27,31 @@ use tokio::{
 
 use crate::{Cluster, Error, Result};
 
-/// How long a create may take; the API server gives the webhook ten seconds.
+/// The time limit of a create. The API server waits up to ten seconds for the webhook.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A create that failed.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// When it was sent, since the beginning.
+    /// The time at which it was sent, since the start of the load.
     pub sent: Duration,
-    /// When it was answered.
+    /// The time at which it was answered, since the start of the load.
     pub answered: Duration,
-    /// What the client was told.
+    /// The error of the client.
     pub message: String,
 }
 
-/// What became of creates.
+/// The outcome of the creates.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// How many were sent.
+    /// The number of creates that were sent.
     pub sent: usize,
-    /// Those that failed.
+    /// The creates that failed.
     pub failures: Vec<Failure>,
 }
 
 impl Outcome {
-    /// `N creates, N failed`, and how the first of them failed.
+    /// `N creates, N failed`, and the first failure.
     #[must_use]
     pub fn summary(&self) -> String {
         let first = self.failures.first().map(|failure| {
@@ -61,7 +61,7 @@ impl Outcome {
         format!("{} creates, {} failed{}", self.sent, self.failures.len(), first.unwrap_or_default())
     }
 
-    /// How long from the first failed create, as sent, to the last one, as answered, with that text; zero where there is none.
+    /// The time from sending the first create that failed with this text to the answer of the last one; zero if none failed with it.
     #[must_use]
     pub fn failing_with(&self, text: &str) -> Duration {
         let failures = || self.failures.iter().filter(|failure| failure.message.contains(text));
@@ -70,10 +70,10 @@ impl Outcome {
         first.zip(last).map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first))
     }
 
-    /// Nothing was lost.
+    /// Asserts that every create succeeded.
     ///
     /// # Errors
-    /// Where a create failed, or none was sent.
+    /// If a create failed, or none was sent.
     pub fn none_failed(&self) -> Result<()> {
         if self.sent == 0 || !self.failures.is_empty() {
             return Err(Error::Unexpected(self.summary()));
@@ -82,7 +82,7 @@ impl Outcome {
     }
 }
 
-/// Creates that are being sent.
+/// A running load of creates.
 pub struct Load {
     shared: Arc<Shared>,
     thread: JoinHandle<Result<Outcome>>,
@@ -95,20 +95,20 @@ struct Shared {
 }
 
 impl Load {
-    /// Sends one create each `interval`, whether or not those before are answered, until [`stop`](Self::stop). `name` sets its
-    /// conversations, in the namespace `default`, apart from those of others. The intervals sweep from one hundredth less to one
-    /// hundredth more: what is cut after some round time is then met a moment before, and a moment after.
+    /// Sends one create each `interval` until [`stop`](Self::stop), without waiting for the answers. `name` makes the names of its
+    /// conversations, in the namespace `default`, unique. The interval varies by one percent in both directions. If a peer closes
+    /// connections after a round time, creates arrive shortly before and shortly after it.
     ///
     /// # Errors
-    /// Where the API server with that port cannot be called.
+    /// If the API server at this port cannot be called.
     pub fn start(cluster: &Cluster, port: u16, name: &str, interval: Duration) -> Result<Self> {
         Self::start_limited(cluster, port, name, interval, usize::MAX)
     }
 
-    /// The same, and no more than `limit` of them.
+    /// Like [`start`](Self::start), but sends at most `limit` creates.
     ///
     /// # Errors
-    /// Where the API server with that port cannot be called.
+    /// If the API server at this port cannot be called.
     pub fn start_limited(cluster: &Cluster, port: u16, name: &str, interval: Duration, limit: usize) -> Result<Self> {
         let kubeconfig = cluster.kubeconfig_at(port)?;
         let network = cluster.nodes()[0].namespaces()?.network()?;
@@ -128,7 +128,7 @@ impl Load {
                 })
             }
         });
-        // Where it has ended already, the error is found by whoever joins it.
+        // If the thread has already ended, joining it returns the error.
         if has_started.recv().is_err() {
             return Err(match thread.join() {
                 Ok(Err(error)) => error,
@@ -138,38 +138,38 @@ impl Load {
         Ok(Self { shared, thread })
     }
 
-    /// How many were sent until now.
+    /// The number of creates that were sent so far.
     #[must_use]
     pub fn sent(&self) -> usize {
         self.shared.sent.load(Ordering::Relaxed)
     }
 
-    /// Since the beginning, as in the outcome.
+    /// The time since the start of the load.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.shared.began.elapsed()
     }
 
-    /// Sends no more, waits for the last answers, and returns what became of all.
+    /// Stops sending, waits for the last answers, and returns the outcome.
     ///
     /// # Errors
-    /// Where they could not be sent.
+    /// If they could not be sent.
     pub fn stop(self) -> Result<Outcome> {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
         self.finish()
     }
 
-    /// Waits until as many were sent as were asked for, and answered.
+    /// Waits until the limit is reached and all creates are answered.
     ///
     /// # Errors
-    /// Where they could not be sent.
+    /// If they could not be sent.
     pub fn finish(self) -> Result<Outcome> {
         self.thread.join().unwrap_or_else(|_| Err(Error::Unexpected("the sender of creates panicked".to_owned())))
     }
 }
 
 async fn client(kubeconfig: &Path) -> Result<Client> {
-    let failed = |error: &dyn std::fmt::Display| Error::Unexpected(format!("no client: {error}"));
+    let failed = |error: &dyn std::fmt::Display| Error::Unexpected(format!("cannot create a client: {error}"));
     let kubeconfig = Kubeconfig::read_from(kubeconfig).map_err(|error| failed(&error))?;
     let options = KubeConfigOptions::default();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| failed(&error))?;
@@ -184,7 +184,7 @@ async fn send(client: &Client, name: &str, interval: Duration, limit: usize, sha
     while outcome.sent < limit && !shared.is_stopped.load(Ordering::Relaxed) {
         tokio::select! {
             () = time::sleep_until(next) => {
-                next = time::Instant::now() + swept(interval, outcome.sent);
+                next = time::Instant::now() + varied(interval, outcome.sent);
                 outcome.sent += 1;
                 shared.sent.store(outcome.sent, Ordering::Relaxed);
                 let conversation = conversation(name, outcome.sent);
@@ -212,7 +212,7 @@ async fn send(client: &Client, name: &str, interval: Duration, limit: usize, sha
     outcome
 }
 
-/// The failure of a create, if it failed; that its task panicked is one, too.
+/// The failure of a create, if it failed or its task panicked.
 fn failure(answered: std::result::Result<Option<Failure>, JoinError>, began: Instant) -> Option<Failure> {
     answered.unwrap_or_else(|error| {
         let now = began.elapsed();
@@ -220,8 +220,8 @@ fn failure(answered: std::result::Result<Option<Failure>, JoinError>, began: Ins
     })
 }
 
-/// `interval`, from one hundredth less to one hundredth more, in forty steps.
-fn swept(interval: Duration, number: usize) -> Duration {
+/// `interval`, varied from minus one to plus one percent in forty steps.
+fn varied(interval: Duration, number: usize) -> Duration {
     const STEPS: u32 = 40;
     let step = u32::try_from(number).unwrap_or_default() % STEPS;
     interval * 99 / 100 + interval / 50 * step / STEPS

@@ -1,5 +1,5 @@
-//! Network, mount and process namespaces of their own for a node, held open by one process: its end is the end of everything in them,
-//! as a power cut is. It knows nothing of Kubernetes.
+//! The network, mount and process namespaces of a node. One process holds them open. When it ends, all processes in them end, as after a
+//! power cut. This module is independent of Kubernetes.
 
 use std::{
     fs::{self, File},
@@ -14,18 +14,18 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Error, Result, wait};
 
-/// The namespaces of one node. What is started in them ends with this value, and with this process.
+/// The namespaces of one node. The processes in them end when this value is dropped or this process ends.
 pub struct Namespaces {
     holder: Process,
-    /// The process id of the first process in them, as the machine sees it.
+    /// The id, on the machine, of the first process in them.
     first: u32,
 }
 
 impl Namespaces {
-    /// New ones. `directory` is the node's; `pause` is a program that waits and reaps.
+    /// Creates namespaces. `directory` belongs to the node; `pause` is a program that waits and reaps processes.
     ///
     /// # Errors
-    /// Where the machine does not let this user make them.
+    /// If the machine does not permit this user to create them.
     pub fn new(name: &str, directory: &Path, log: PathBuf, pause: &Path) -> Result<Self> {
         let mut command = Command::new("unshare");
         command
@@ -40,14 +40,14 @@ impl Namespaces {
             }
             let id = holder.id().unwrap_or_default();
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-            let first = children.trim().parse().map_err(|_| "nothing was started in them".to_owned())?;
+            let first = children.trim().parse().map_err(|_| "no process was started in them".to_owned())?;
             let prepared = Path::new(&format!("/proc/{first}/root")).join("run/prepared").exists();
             if prepared { Ok(first) } else { Err(holder.log_tail()) }
         })?;
         Ok(Self { holder, first })
     }
 
-    /// The process id of the first process in them, as the machine sees it.
+    /// The id, on the machine, of the first process in them.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.first
@@ -59,7 +59,7 @@ impl Namespaces {
         self.enter(&["--net", "--mount", "--pid"], program.as_ref())
     }
 
-    /// A command that runs on the machine, and calls others from the network of the node.
+    /// A command that runs on the machine, but in the network of the node.
     #[must_use]
     pub fn client(&self, program: impl AsRef<Path>) -> Command {
         self.enter(&["--net"], program.as_ref())
@@ -71,20 +71,20 @@ impl Namespaces {
         command
     }
 
-    /// Their network, for threads of this process.
+    /// The network of the node, for threads of this process.
     ///
     /// # Errors
-    /// Where the namespaces are gone.
+    /// If the namespaces no longer exist.
     pub fn network(&self) -> Result<Network> {
         let path = format!("/proc/{}/ns/net", self.first);
         File::open(&path).map(Network).map_err(|error| Error::io(format!("open {path}"), error))
     }
 
-    /// Ends everything in them at once, as a power cut does.
+    /// Ends all processes in them immediately, as a power cut does.
     pub fn end(&self) {
         let started = Instant::now();
         self.holder.kill();
-        // The kernel ends what is in the process namespace after its first process; mounts and sockets go with the last one.
+        // The kernel ends all processes of the process namespace after its first one. Mounts and sockets end with the last process.
         let first = format!("/proc/{}", self.first);
         while Path::new(&first).exists() && started.elapsed() < Duration::from_secs(30) {
             std::thread::sleep(Duration::from_millis(10));
@@ -103,10 +103,10 @@ impl Drop for Namespaces {
 pub struct Network(File);
 
 impl Network {
-    /// Moves the calling thread into it: the sockets that the thread opens from now on are the node's.
+    /// Moves the calling thread into the network. Sockets that the thread opens afterwards belong to the node.
     ///
     /// # Errors
-    /// Where the system refuses it.
+    /// If the system does not permit it.
     pub fn enter(&self) -> Result<()> {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|error| Error::io("enter the network of a node", error.into()))

@@ -1,5 +1,5 @@
-//! The addresses of the nodes, of their pods and of the Services, and how they reach each other. All of them exist in the nodes' network
-//! namespaces alone.
+//! The addresses of the nodes, of their pods and of the Services, and the routes between them. They exist only in the network namespaces
+//! of the nodes.
 
 use std::net::Ipv4Addr;
 
@@ -7,29 +7,29 @@ use control_plane::run;
 
 use crate::{Result, namespaces::Namespaces};
 
-/// The Services.
+/// The addresses of the Services.
 pub const SERVICES: &str = "10.79.0.0/24";
-/// The Service `kubernetes`.
+/// The address of the Service `kubernetes`.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
-/// The pods of all nodes.
+/// The addresses of the pods of all nodes.
 pub const PODS: &str = "10.78.0.0/16";
 
-/// The address of a node, of which the first one is 1.
+/// The address of a node. The number of the first node is 1.
 #[must_use]
 pub fn address(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, node)
 }
 
-/// The pods of a node.
+/// The addresses of the pods of a node.
 fn pods(node: u8) -> String {
     format!("10.78.{node}.0/24")
 }
 
-/// Joins two nodes by a pair of virtual interfaces, and tells each where the other's pods are, and the Services: by a route that leads
-/// somewhere, so that `connect` comes as far as kube-proxy's rules.
+/// Connects two nodes by a pair of virtual interfaces, and adds routes to the pods of the other node and to the Services. `connect` needs
+/// a route to a Service before the rules of kube-proxy apply.
 ///
 /// # Errors
-/// Where the system refuses it.
+/// If the system does not permit it.
 pub fn join(nodes: [&Namespaces; 2]) -> Result<()> {
     let [first, second] = nodes.map(|node| node.id().to_string());
     run(std::process::Command::new("ip")
@@ -46,7 +46,7 @@ pub fn join(nodes: [&Namespaces; 2]) -> Result<()> {
     Ok(())
 }
 
-/// How the network plugins connect the pods of a node.
+/// The configuration of the network plugins for the pods of a node.
 #[must_use]
 pub fn plugins(node: u8) -> String {
     serde_json::json!({

@@ -1,4 +1,4 @@
-//! A node: containerd, a kubelet and a kube-proxy in namespaces of their own. Its disk survives a power cut, its memory does not.
+//! A node: containerd, a kubelet and a kube-proxy in their own namespaces. Its disk survives a power cut, its memory does not.
 
 use std::{
     fs,
@@ -21,14 +21,14 @@ use crate::{
 /// The image of a pod's sandbox.
 const PAUSE_IMAGE: &str = "localhost/pause:1";
 
-/// Where what runs a node is on the machine.
+/// The paths of the programs of a node.
 struct Binaries {
     kubelet: PathBuf,
     kube_proxy: PathBuf,
     pause: PathBuf,
 }
 
-/// What makes a node the same one again after a power cut.
+/// A node. Its files stay the same after a power cut.
 pub struct Node {
     number: u8,
     name: String,
@@ -40,7 +40,7 @@ pub struct Node {
 
 /// A node that has power.
 struct Running {
-    // Dropped from top to bottom: the namespaces end with everything in them.
+    // The fields are dropped from top to bottom. The namespaces end last, with all processes in them.
     kube_proxy: Process,
     kubelet: Process,
     _containerd: Process,
@@ -48,17 +48,17 @@ struct Running {
 }
 
 impl Node {
-    /// The node of that number, 1 or 2, its files written and no power on.
+    /// Creates the node with this number, 1 or 2, and writes its files. It has no power yet.
     ///
     /// # Errors
-    /// Where a file cannot be written, or a tool cannot be built.
+    /// If a file cannot be written, or a tool cannot be built.
     pub fn new(number: u8, directory: &DataDirectory, pki: &Pki, port: u16) -> Result<Self> {
         let [kubelet, kube_proxy, pause] = tools::ensure([Tool::Kubelet, Tool::KubeProxy, Tool::Pause])?;
         let name = format!("node-{number}");
         let path = directory.path().join(&name);
         fs::create_dir_all(path.join("plugins")).map_err(|error| Error::io("create a node's directory", error))?;
         let cgroup = format!("{}/{name}", cgroups(directory));
-        make_cgroup(&cgroup)?;
+        create_cgroup(&cgroup)?;
         directory.write(&format!("{name}/plugins/10-pods.conflist"), &network::plugins(number))?;
         directory.write(&format!("{name}/containerd.toml"), &containerd(&path))?;
         let serving = pki.kubelet_serving(directory, &name, network::address(number))?;
@@ -71,7 +71,7 @@ impl Node {
             "failSwapOn": false,
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": format!("/{cgroup}"),
-            // There is no DNS: nothing that switchboard does needs it.
+            // The cluster has no DNS, because switchboard does not need it.
             "clusterDNS": ["10.79.0.10"],
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "authentication": {
@@ -82,7 +82,7 @@ impl Node {
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": serving.certificate,
             "tlsPrivateKeyFile": serving.key,
-            // The disk is the machine's, which others fill too: nothing is evicted and no image removed for want of it.
+            // Other programs also fill the disk of the machine, so the kubelet must not evict pods or remove images.
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
@@ -96,7 +96,7 @@ impl Node {
             "mode": "nftables",
             "clusterCIDR": network::PODS,
             "detectLocalMode": "ClusterCIDR",
-            // Those settings belong to the machine's own network.
+            // These settings belong to the network of the machine.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         });
         directory.write(&format!("{name}/kube-proxy.yaml"), &proxy_configuration.to_string())?;
@@ -119,12 +119,12 @@ impl Node {
         &self.name
     }
 
-    /// Makes its namespaces; nothing runs in them yet.
+    /// Creates its namespaces. Nothing runs in them yet.
     pub(crate) fn power_on(&self) -> Result<Namespaces> {
         Namespaces::new(&self.name, &self.directory, self.log("namespaces"), &self.binaries.pause)
     }
 
-    /// Starts what makes pods run.
+    /// Starts containerd, the kubelet and kube-proxy.
     pub(crate) fn start(&mut self, namespaces: Namespaces) -> Result<()> {
         let file = |name: &str| self.directory.join(name);
         let mut containerd = namespaces.command("containerd");
@@ -159,7 +159,7 @@ impl Node {
         self.logs.join(format!("{}-{name}.log", self.name))
     }
 
-    /// Ends everything on it at once. Its disk stays.
+    /// Ends all its processes immediately. Its disk keeps its data.
     pub fn power_off(&mut self) {
         self.running = None;
     }
@@ -167,7 +167,7 @@ impl Node {
     /// Its namespaces.
     ///
     /// # Errors
-    /// Where it has no power.
+    /// If it has no power.
     pub fn namespaces(&self) -> Result<&Namespaces> {
         self.running().map(|running| &running.namespaces)
     }
@@ -176,10 +176,10 @@ impl Node {
         self.running.as_ref().ok_or_else(|| Error::Unexpected(format!("{} has no power", self.name)))
     }
 
-    /// Stops kube-proxy, and takes its rules away: as on a node that has just started, no Service can be reached.
+    /// Stops kube-proxy and removes its rules. No Service is reachable, as on a node that has just started.
     ///
     /// # Errors
-    /// Where its rules stay.
+    /// If its rules cannot be removed.
     pub fn stop_kube_proxy(&self) -> Result<()> {
         let running = self.running()?;
         running.kube_proxy.stop();
@@ -190,7 +190,7 @@ impl Node {
     /// Starts kube-proxy again.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn start_kube_proxy(&self) -> Result<()> {
         Ok(self.running()?.kube_proxy.start()?)
     }
@@ -201,10 +201,10 @@ impl Node {
         self.running.as_ref().map(|running| running.kubelet.log_tail()).unwrap_or_default()
     }
 
-    /// Gives it the image in an archive, so that nothing has to be pulled.
+    /// Imports the image in an archive, so that the node does not pull it.
     ///
     /// # Errors
-    /// Where containerd does not take it.
+    /// If containerd rejects it.
     pub fn import(&self, archive: &Path) -> Result<()> {
         let mut ctr = self.namespaces()?.command("ctr");
         run(ctr.args(["--namespace", "k8s.io", "images", "import"]).arg(archive))?;
@@ -212,14 +212,14 @@ impl Node {
     }
 }
 
-/// What the control groups of a cluster are called.
+/// The name of the control groups of a cluster.
 pub(crate) fn cgroups(directory: &DataDirectory) -> String {
     directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Makes a control group in each hierarchy of version 1. One for processors has none until it is told.
-fn make_cgroup(name: &str) -> Result<()> {
-    let failed = |error| Error::io(format!("make the control group {name}"), error);
+/// Creates a control group in each hierarchy of version 1. A new group of the cpuset hierarchy has no processors until they are set.
+fn create_cgroup(name: &str) -> Result<()> {
+    let failed = |error| Error::io(format!("create the control group {name}"), error);
     for hierarchy in fs::read_dir("/sys/fs/cgroup").map_err(failed)? {
         let hierarchy = hierarchy.map_err(failed)?.path();
         if !hierarchy.join("cgroup.procs").exists() {
@@ -254,7 +254,7 @@ state = "/run/containerd"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   disable_apparmor = true
-  # Without CAP_SYS_RESOURCE a process cannot be made less likely to be killed than it is.
+  # Without CAP_SYS_RESOURCE the OOM score of a process cannot be lowered.
   restrict_oom_score_adj = true
 
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -268,10 +268,10 @@ state = "/run/containerd"
     )
 }
 
-/// The archive of the sandboxes' image, made in `directory`.
+/// Builds the image of sandboxes in `directory`, and returns its archive.
 ///
 /// # Errors
-/// Where buildah cannot make it.
+/// If buildah cannot build it.
 pub(crate) fn pause_image(directory: &DataDirectory) -> Result<PathBuf> {
     let [pause] = tools::ensure([Tool::Pause])?;
     let context = directory.path().join("pause");

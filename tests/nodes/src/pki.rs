@@ -1,4 +1,5 @@
-//! Certificates and kubeconfigs of a cluster: one CA signs the servers and the clients. It writes files, and starts nothing.
+//! The certificates and kubeconfigs of a cluster. One CA signs the certificates of servers and clients. It writes files, and starts no
+//! process.
 
 use std::{
     net::Ipv4Addr,
@@ -9,7 +10,7 @@ use control_plane::{Authority, DataDirectory, TokenKey};
 
 use crate::{Result, network};
 
-/// The files of a certificate and of its key, PEM.
+/// The files of a certificate and of its key, as PEM.
 #[derive(Clone, Debug)]
 pub struct Pair {
     /// The certificate.
@@ -18,26 +19,26 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
-/// The CA of a cluster, the API servers' certificate, and the keys of its service accounts' tokens.
+/// The CA of a cluster, the certificates of the API servers, and the keys for the tokens of service accounts.
 pub struct Pki {
     authority: Authority,
-    /// The CA's own certificate.
+    /// The certificate of the CA.
     pub ca: PathBuf,
-    /// What API servers serve with.
+    /// The serving certificate of the API servers.
     pub api_server: Pair,
-    /// What API servers show to kubelets.
+    /// The client certificate of the API servers for kubelets.
     pub kubelet_client: Pair,
     /// Signs tokens.
     pub token_private: PathBuf,
-    /// Checks tokens.
+    /// Verifies tokens.
     pub token_public: PathBuf,
 }
 
 impl Pki {
-    /// A new one, its files in `directory`.
+    /// Creates a CA and its certificates, and writes them into `directory`.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub fn new(directory: &DataDirectory) -> Result<Self> {
         let authority = Authority::new("nodes")?;
         let token = TokenKey::new()?;
@@ -65,18 +66,18 @@ impl Pki {
         })
     }
 
-    /// What the kubelet of a node serves with.
+    /// Issues the serving certificate of the kubelet of a node.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub fn kubelet_serving(&self, directory: &DataDirectory, node: &str, address: Ipv4Addr) -> Result<Pair> {
         pair(&self.authority, directory, &format!("{node}-serving"), node, None, &[node, &address.to_string()])
     }
 
-    /// The kubeconfig of the user `name` in the group `group`, at the API server with that port.
+    /// Writes the kubeconfig of the user `name` in the group `group`, for the API server at this port.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub fn kubeconfig(&self, directory: &DataDirectory, name: &str, group: Option<&str>, port: u16) -> Result<PathBuf> {
         let file = format!("{}-{port}", name.replace(':', "-"));
         let client = pair(&self.authority, directory, &file, name, group, &[])?;
@@ -94,7 +95,7 @@ impl Pki {
     }
 }
 
-/// A certificate of that common name, its files called `file`.
+/// Issues a certificate with the common name `name`, and writes it into files named `file`.
 fn pair(
     authority: &Authority,
     directory: &DataDirectory,
@@ -110,7 +111,7 @@ fn pair(
     })
 }
 
-/// A file's path as an argument.
+/// A path as an argument.
 pub(crate) fn flag(name: &str, path: &Path) -> String {
     format!("--{name}={}", path.display())
 }

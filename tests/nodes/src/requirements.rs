@@ -1,10 +1,10 @@
-//! What a machine needs for two nodes. It tries, leaves nothing behind, and installs nothing.
+//! The requirements of two nodes. The check leaves nothing behind and installs nothing.
 
 use std::{env, fs, io, path::Path, process::Command};
 
 use control_plane::output;
 
-/// A program, and the package of Debian's that brings it.
+/// Programs, each with its Debian package.
 const PROGRAMS: [(&str, &str); 10] = [
     ("unshare", "util-linux"),
     ("ip", "iproute2"),
@@ -18,7 +18,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("prometheus", "prometheus"),
 ];
 
-/// What is missing here, in one line with the remedy; nothing where nodes can be started.
+/// Returns one line with the missing requirement and its remedy, or `None` if nodes can be started.
 #[must_use]
 pub fn missing() -> Option<String> {
     if !cfg!(target_os = "linux") {
@@ -28,10 +28,10 @@ pub fn missing() -> Option<String> {
         return Some("nodes need root: namespaces, control groups and mounts".to_owned());
     }
     if let Err(error) = try_cgroup() {
-        return Some(format!("nodes need control groups of version 1 at /sys/fs/cgroup that can be written: {error}"));
+        return Some(format!("nodes need writable control groups of version 1 at /sys/fs/cgroup: {error}"));
     }
     if !Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
-        return Some("nodes need the kernel's br_netfilter: modprobe br_netfilter".to_owned());
+        return Some("nodes need the kernel module br_netfilter: modprobe br_netfilter".to_owned());
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &str| env::split_paths(&path).any(|directory| directory.join(program).is_file());
@@ -51,7 +51,7 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// Makes a control group, and removes it.
+/// Creates a control group, and removes it.
 fn try_cgroup() -> io::Result<()> {
     let group = format!("/sys/fs/cgroup/memory/switchboard-probe-{}", std::process::id());
     fs::create_dir(&group)?;

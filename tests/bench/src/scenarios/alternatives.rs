@@ -1,5 +1,5 @@
-//! Scenario 9: what a user would reach for instead, side by side with switchboard: how many creates a second it lets through, and how
-//! many conversations too many it lets through when 50 clients race for one binding.
+//! Scenario 9: compares switchboard with alternatives. It measures creates per second, and counts the duplicate conversations that each
+//! alternative permits when 50 clients race for one binding.
 
 use control_plane::Authority;
 use data_encoding::BASE64;
@@ -24,21 +24,21 @@ use crate::{
 };
 
 const NAMESPACE: &str = "bench-alternatives";
-/// The name of what is installed here.
+/// The name of the objects of this scenario.
 const NAME: &str = "bench-alternative";
-/// How many clients create at once where it is about speed.
+/// The number of concurrent clients in the measurement of speed.
 const CLIENTS: usize = 16;
-/// A name that the policy refuses, by which it is seen to be in force.
+/// A name that the policy refuses. The refusal shows that the policy is in force.
 const REFUSED: &str = "refused-by-the-policy";
 
-/// How a binding is to have one holder.
+/// A way to limit a binding to one holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Switchboard,
     Lookup,
     Leases,
     Policy,
-    /// Nothing is done about it.
+    /// No limit.
     Bare,
 }
 
@@ -56,7 +56,7 @@ impl Way {
     }
 }
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let (count, races) = (bench.options.pick(1500, 32), bench.options.pick(5, 1));
     let mut world = World::start(bench, &Setup::default())?;
@@ -83,7 +83,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     for (index, way) in Way::ALL.into_iter().enumerate() {
         let duplicates: Vec<f64> = too_many.iter().map(|too_many| too_many[index]).collect();
         if way == Way::Switchboard && duplicates.iter().any(|duplicates| *duplicates > 0.0) {
-            return Err(Error::Unexpected("switchboard let two conversations have one binding".to_owned()));
+            return Err(Error::Unexpected("switchboard gave two conversations the same binding".to_owned()));
         }
         if way != Way::Bare {
             let pairs: Vec<_> = speeds.iter().map(|speeds| (speeds[index], speeds[Way::ALL.len() - 1])).collect();
@@ -95,10 +95,10 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Creates a second, and how many conversations too many got a binding in a race.
+/// Returns creates per second, and the mean number of duplicate conversations in a race.
 async fn measure(world: &World<'_>, way: Way, count: usize, races: usize) -> Result<(f64, f64)> {
     let administrator = world.administrator();
-    // Answers for as long as it is held.
+    // The webhook answers while this value lives.
     let _lookup = match way {
         Way::Lookup => Some(put_lookup_in_force(&administrator).await?),
         _ => None,
@@ -130,7 +130,7 @@ async fn measure(world: &World<'_>, way: Way, count: usize, races: usize) -> Res
     Ok((speed, as_f64(too_many) / as_f64(races)))
 }
 
-/// One client's part in it.
+/// Creates a conversation as a client of this alternative does.
 async fn create_by(way: Way, client: Client, conversation: Conversation) -> kube::Result<()> {
     if way == Way::Leases
         && let Ok(binding) = binding(&conversation)
@@ -160,7 +160,7 @@ async fn put_lookup_in_force(client: &Client) -> Result<Lookup> {
     Ok(lookup)
 }
 
-/// What can be said in CEL is said of the one object.
+/// A CEL expression of the policy can only use the object of the request.
 async fn put_policy_in_force(client: &Client) -> Result<()> {
     let expression =
         format!("object.metadata.name != '{REFUSED}' && object.spec.contact.address != object.spec.proxy.address");

@@ -1,5 +1,5 @@
-//! Scenario 8: the API calls of a conversation's whole life, by verb and resource, as the API server's audit log has them; and what
-//! goes on at rest, in calls and in processor time.
+//! Scenario 8: the API calls in the whole life of a conversation, by verb and resource, from the audit log of the API server; and the
+//! calls and the processor time at rest.
 
 use std::{path::Path, thread, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
 };
 
 const NAMESPACE: &str = "bench-calls";
-/// Of a second, in seconds.
-const NONE_TO_SPEAK_OF: f64 = 0.01;
+/// The target for processor time in a second at rest, in seconds.
+const MAX_PROCESSOR_AT_REST: f64 = 0.01;
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut log = AuditLog::in_directory(Path::new(RESULTS))?;
     let setup = Setup { leads: true, api_server_flags: log.flags(), ..Setup::default() };
@@ -33,7 +33,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Each conversation is opened, bound, closed by its timer, and released.
+/// Each conversation is created, bound and closed by its timer, and its claim is released.
 fn lives(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
     let count = bench.options.pick(200, 20);
     let batch = Batch::new(NAMESPACE).close_after("3s");
@@ -49,7 +49,7 @@ fn lives(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
         };
         drive(&clients, count, create).await?;
         conversations.wait_until("all closed", |seen| seen.closed.len() == count).await?;
-        // The sentinel's stays.
+        // The claim of the sentinel stays.
         claims.wait_until("all released", |seen| seen.claims.len() == 1).await?;
         Ok::<_, crate::error::Error>(())
     })?;
@@ -58,27 +58,27 @@ fn lives(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
     let counts = |call: &&Call| call.is_write() && call.resource != "events" && call.resource != "leases";
     let writes = calls.keys().filter(counts).map(|call| calls[call]).sum();
     let all = Row::figures(8, "API writes in a life, events not counted", Unit::Count, &[a_life(writes)]);
-    let each = calls.iter().filter(|(call, _)| is_of_a_life(call)).map(|(call, count)| {
-        let who = if call.by_operator { "operator" } else { "client" };
-        let name = format!("  {who}: {} {}", call.verb, call.resource);
+    let each = calls.iter().filter(|(call, _)| is_part_of_a_life(call)).map(|(call, count)| {
+        let caller = if call.by_operator { "operator" } else { "client" };
+        let name = format!("  {caller}: {} {}", call.verb, call.resource);
         Row::figures(8, name, Unit::Count, &[a_life(*count)])
     });
     Ok([all.target(Target::AtMost(5.0))].into_iter().chain(each).collect())
 }
 
-/// Whether the number of such calls follows that of the conversations: what the observers do, and what keeps the Lease, does not.
-fn is_of_a_life(call: &Call) -> bool {
+/// Whether the number of these calls depends on the number of conversations. Calls of the observers and for the Lease do not.
+fn is_part_of_a_life(call: &Call) -> bool {
     call.resource != "leases" && !matches!(call.verb.as_str(), "list" | "watch")
 }
 
-/// Nothing happens for a while.
+/// Measures the calls and the processor time while nothing happens.
 fn rest(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
     let seconds = bench.options.pick(120, 5);
     log.calls()?;
     let processor = processor_share(bench, world, seconds)?;
     let calls = log.calls()?;
-    let by_operator = |is_so: fn(&Call) -> bool| -> f64 {
-        as_f64(calls.iter().filter(|(call, _)| call.by_operator && is_so(call)).map(|(_, count)| count).sum())
+    let by_operator = |counts: fn(&Call) -> bool| -> f64 {
+        as_f64(calls.iter().filter(|(call, _)| call.by_operator && counts(call)).map(|(_, count)| count).sum())
     };
     let row = |name: &str, figure| Row::figures(8, format!("{name} in {seconds} s at rest"), Unit::Count, &[figure]);
     Ok(vec![
@@ -89,7 +89,7 @@ fn rest(bench: &Bench, world: &World, log: &mut AuditLog) -> Result<Vec<Row>> {
     ])
 }
 
-/// The same with many conversations stored, each with a timer.
+/// Measures the processor time with many stored conversations, each with a timer.
 fn rest_with_many(bench: &Bench) -> Result<Row> {
     let count = bench.options.many();
     let data = Seed::Open(count).data(bench)?;
@@ -98,15 +98,15 @@ fn rest_with_many(bench: &Bench) -> Result<Row> {
     let processor = processor_share(bench, &world, bench.options.pick(60, 5))?;
     let row =
         Row::figures(8, format!("processor time, a second at rest with {count} open"), Unit::Seconds, &[processor]);
-    Ok(row.target(Target::AtMost(NONE_TO_SPEAK_OF)))
+    Ok(row.target(Target::AtMost(MAX_PROCESSOR_AT_REST)))
 }
 
-/// Processor time of the leader, of each of so many seconds.
+/// The processor time of the leader per second, measured for this number of seconds.
 fn processor_share(bench: &Bench, world: &World, seconds: usize) -> Result<f64> {
     bench.progress.step(&format!("{seconds} s at rest"));
     let replica = world.installation().replica(0);
     let before = process::processor_seconds(replica)?;
-    // What is measured is this time.
+    // The measurement needs this time.
     thread::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)));
     Ok((process::processor_seconds(replica)? - before) / as_f64(seconds))
 }

@@ -1,5 +1,5 @@
-//! Scenario 1: creates a second through the webhook, with the controller paused and at work, against the same creates with nothing
-//! of switchboard but its CRDs.
+//! Scenario 1: creates per second through the webhook, with the controller paused and at work, compared with the same creates without
+//! switchboard except its CRDs.
 
 use crate::{
     error::Result,
@@ -11,10 +11,10 @@ use crate::{
 
 const NAMESPACE: &str = "bench-creates";
 
-/// How many clients create at once, and how many conversations they create together.
+/// The number of concurrent clients, and the number of conversations that they create together.
 const CLIENTS: [(usize, usize); 4] = [(1, 200), (4, 600), (16, 1500), (64, 1500)];
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut world = World::start(bench, &Setup::default())?;
     world.namespace(NAMESPACE)?;
@@ -51,7 +51,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Creates a second, for each number of clients.
+/// Creates per second for each number of clients.
 fn rates(bench: &Bench, world: &World) -> Result<Vec<f64>> {
     let rate = |(clients, count): (usize, usize)| {
         let batch = Batch::new(NAMESPACE);

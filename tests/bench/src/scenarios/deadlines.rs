@@ -1,5 +1,5 @@
-//! Scenario 7: how late deadlines are honoured that fall due within a minute, as a client sees who watches; and many that fall due at
-//! one instant, until all is closed and released, against a bare client that makes the same writes.
+//! Scenario 7: the delay of timers whose deadlines are spread over a minute, as a watching client observes it; and the time until many
+//! conversations with the same deadline are closed and released, compared with a bare client that makes the same writes.
 
 use std::{
     collections::HashMap,
@@ -26,10 +26,10 @@ use crate::{
 };
 
 const NAMESPACE: &str = "bench-deadlines";
-/// As many as work at once in the operator.
+/// The number of concurrent writers, as in the operator.
 const WRITERS: usize = 16;
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut world = World::start(bench, &Setup::default())?;
     world.namespace(NAMESPACE)?;
@@ -38,10 +38,10 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Deadlines that are spread evenly.
+/// Measures the delay of evenly spread deadlines.
 fn spread(bench: &Bench, world: &mut World) -> Result<Vec<Row>> {
     let (count, seconds) = (bench.options.pick(2000, 50), bench.options.pick(60, 3));
-    // Long enough that all is stored, seen, and at rest before the first.
+    // All objects must be stored and observed, and the operator at rest, before the first deadline.
     let first = bench.options.pick(20, 6);
     let runs = bench.options.pick(3, 1);
     let after = |number: usize| milliseconds(first * 1000 + number * seconds * 1000 / count);
@@ -74,16 +74,16 @@ fn spread(bench: &Bench, world: &mut World) -> Result<Vec<Row>> {
     Ok(vec![row("p50", &p50), row("p99", &p99).target(Target::AtMost(1.0)), row("max", &max)])
 }
 
-/// Deadlines at one instant.
+/// Measures the time to process many deadlines at the same instant.
 fn at_once(bench: &Bench, world: &mut World) -> Result<Row> {
     let count = bench.options.pick(10_000, 100);
-    // Long enough that all is stored, seen, and at rest before it.
+    // All objects must be stored and observed, and the operator at rest, before the deadline.
     let after = milliseconds(bench.options.pick(45, 6) * 1000);
     let all = bench.options.pairs();
     let mut pairs = Vec::new();
     for pair in 1..=all {
-        let step = |who: &str| {
-            bench.progress.step(&format!("pair {pair} of {all}, {count} deadlines at one instant, {who}"));
+        let step = |writer: &str| {
+            bench.progress.step(&format!("pair {pair} of {all}, {count} deadlines at one instant, {writer}"));
         };
         step("switchboard");
         world.bare()?;
@@ -109,14 +109,14 @@ fn at_once(bench: &Bench, world: &mut World) -> Result<Row> {
     Ok(row.target(Target::AtMost(1.3)))
 }
 
-/// What watches the conversations and the claims.
+/// The watches of the conversations and the claims.
 struct Observers {
     conversations: Observer,
     claims: Observer,
 }
 
 impl Observers {
-    /// How long after `due` all `count` conversations are seen to be closed and their claims to be gone. `work` begins when it is due.
+    /// Starts `work` at `due`, and returns the seconds until all `count` conversations are observed as closed and their claims as deleted.
     async fn seconds_from(
         mut self,
         due: Time,
@@ -127,33 +127,33 @@ impl Observers {
         let early = self.conversations.wait_until("anything", |_| true).await?.closed.len();
         if early > 0 || Instant::now() >= due {
             return Err(Error::Unexpected(format!(
-                "the deadline came before everything was ready for it ({early} closed)"
+                "the deadline passed before the preparation was complete ({early} closed)"
             )));
         }
         sleep_until(due.into()).await;
         tokio::spawn(work).await??;
         self.conversations.wait_until("all closed", |seen| seen.closed.len() == count).await?;
-        // The sentinel's stays.
+        // The claim of the sentinel stays.
         self.claims.wait_until("all released", |seen| seen.claims.len() <= 1).await?;
         Ok(due.elapsed().as_secs_f64())
     }
 }
 
-/// Stores open conversations with their claims and statuses, each of which closes so many milliseconds after its creation.
+/// Stores open conversations with their claims and statuses. Each closes after the duration that `close_after` returns.
 async fn prepare(
     world: &World<'_>,
     count: usize,
     close_after: impl Fn(usize) -> Duration,
 ) -> Result<(Template, Observers)> {
-    let spelled = |after: Duration| format!("{}s{}ms", after.as_secs(), after.subsec_millis());
+    let text_of = |after: Duration| format!("{}s{}ms", after.as_secs(), after.subsec_millis());
     let client = BareClient::new(world.administrator());
-    let batch = Batch::new(NAMESPACE).close_after(&spelled(close_after(0)));
+    let batch = Batch::new(NAMESPACE).close_after(&text_of(close_after(0)));
     let etcd = world.etcd()?;
     let template = Template::make(&client, &etcd, &batch).await?;
     let creation = template.creation_time()?;
     let edit = |number: usize, conversation: &mut Value| {
         let after = close_after(number);
-        conversation["spec"]["timers"]["closeAfter"] = json!(spelled(after));
+        conversation["spec"]["timers"]["closeAfter"] = json!(text_of(after));
         conversation["status"]["deadlines"]["closeTime"] = json!(creation.after(after));
     };
     template.copy(&etcd, 1..count, edit).await?;
@@ -164,7 +164,8 @@ async fn prepare(
     Ok((template, observers))
 }
 
-/// Closes and releases all that is stored, with as many clients as work at once in the operator. What the writes rest on is read now.
+/// Reads all stored objects now, and returns a future that closes the conversations and releases their claims, with as many concurrent
+/// writers as the operator has.
 async fn work_of_a_bare_client(world: &World<'_>) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
     let conversations = Api::<Conversation>::namespaced(world.administrator(), NAMESPACE);
     let claims = Api::<AddressBinding>::all(world.administrator());
@@ -192,12 +193,12 @@ async fn work_of_a_bare_client(world: &World<'_>) -> Result<impl Future<Output =
     })
 }
 
-/// When a time of day is, by the clock that only moves forward.
+/// Converts a wall-clock time to the monotonic clock.
 fn instant(time: Time) -> Result<Instant> {
     let (now, ahead) = (Instant::now(), time.duration_since(Clock.now()));
     let behind = Clock.now().duration_since(time);
     let instant = (now + ahead).checked_sub(behind);
-    instant.ok_or_else(|| Error::Unexpected(format!("{time} was before this machine was started")))
+    instant.ok_or_else(|| Error::Unexpected(format!("{time} is before the start of this machine")))
 }
 
 fn milliseconds(count: usize) -> Duration {

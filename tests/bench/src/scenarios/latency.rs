@@ -1,5 +1,5 @@
-//! Scenario 3: how long one create takes, and one refusal, while 0, 10,000 and 100,000 conversations are stored. Control planes of
-//! each size run side by side and are asked in turn.
+//! Scenario 3: the latency of a create and of a refusal while 0, 10,000 and 100,000 conversations are stored. The control planes of all
+//! sizes run side by side and are measured alternately.
 
 use kube::{Api, api::PostParams};
 
@@ -14,7 +14,7 @@ use crate::{
 
 const NAMESPACE: &str = "bench-latency";
 
-/// What is measured of one control plane at a time.
+/// The latencies of one control plane.
 #[derive(Clone, Copy, Default)]
 struct Latencies {
     p50: f64,
@@ -22,7 +22,7 @@ struct Latencies {
     refusal: f64,
 }
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let sizes: Vec<_> = [0].into_iter().chain(bench.options.sizes()).collect();
     let mut worlds = Vec::new();
@@ -55,7 +55,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// One client creates conversations, one after another, and then others for the same bindings.
+/// One client creates conversations one after another, and then rivals for the same bindings.
 async fn latencies_of(world: &World<'_>, count: usize) -> Result<Latencies> {
     let clients = world.clients(1).await?;
     let batch = Batch::new(NAMESPACE);

@@ -1,5 +1,5 @@
-//! Scenario 5: the memory of the leader and of a standby with conversations stored, for each of them. What stays resident of the
-//! lists that a replica begins with counts.
+//! Scenario 5: the memory of the leader and of a standby, per stored conversation. It includes memory from the initial lists that stays
+//! resident.
 
 use crate::{
     error::Result,
@@ -9,14 +9,14 @@ use crate::{
     world::{Bench, Setup, World},
 };
 
-/// Resident, in bytes, a figure a start.
+/// Resident memory in bytes, one figure per start.
 struct Memory {
     leader: Vec<f64>,
     standby: Vec<f64>,
     peak: Vec<f64>,
 }
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let many = bench.options.many();
     let empty = measure(bench, Seed::Open(0))?;
@@ -26,7 +26,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     ];
     let open = bench.options.sizes().into_iter();
     let open = open.map(|count| (Seed::Open(count), count, "open", (count == many).then_some(1024.0)));
-    // Next to nothing.
+    // A closed conversation must need very little memory.
     let closed = (Seed::Closed(many), many, "closed", Some(64.0));
     for (seed, count, what, most) in open.chain([closed]) {
         let memory = measure(bench, seed)?;
@@ -34,9 +34,13 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
             let base = Summary::of(empty).map_or(0.0, |summary| summary.median);
             figures.iter().map(|figure| (figure - base) / as_f64(count)).collect()
         };
-        let row = |who: &str, figures: &[f64], empty: &[f64]| {
-            let row =
-                Row::figures(5, format!("memory of {who}, each of {count} {what}"), Unit::Bytes, &each(figures, empty));
+        let row = |replica: &str, figures: &[f64], empty: &[f64]| {
+            let row = Row::figures(
+                5,
+                format!("memory of {replica}, each of {count} {what}"),
+                Unit::Bytes,
+                &each(figures, empty),
+            );
             match most {
                 Some(most) => row.target(Target::AtMost(most)),
                 None => row,
@@ -56,7 +60,7 @@ fn measure(bench: &Bench, seed: Seed) -> Result<Memory> {
     let starts = bench.options.pick(3, 1);
     for start in 1..=starts {
         bench.progress.step(&format!("{seed:?}, start {start} of {starts}"));
-        // Replica 1 leads; the others stand by from the start.
+        // Replica 1 leads; the others are standbys from the start.
         world.restart_all()?;
         world.wait_until_at_rest()?;
         let [leader, standby] = [0, 1].map(|index| resident_bytes(world.installation().replica(index)));

@@ -1,4 +1,4 @@
-//! Scenario 4: 50 clients race for one binding, against 50 clients that create a conversation for a binding each.
+//! Scenario 4: 50 clients race for one binding, compared with 50 clients that create conversations for different bindings.
 
 use kube::{
     Api, Client,
@@ -15,10 +15,10 @@ use crate::{
 };
 
 const NAMESPACE: &str = "bench-races";
-/// How many race.
+/// The number of clients in a race.
 pub const RACERS: usize = 50;
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let world = World::start(bench, &Setup { leads: true, ..Setup::default() })?;
     world.namespace(NAMESPACE)?;
@@ -49,15 +49,15 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// What came of a race.
+/// The outcome of a race.
 pub struct Race {
-    /// Until the last one was answered.
+    /// The time until the last create was answered.
     pub milliseconds: f64,
-    /// How many conversations were stored for one binding.
+    /// The number of conversations that were stored for the binding.
     pub stored: usize,
 }
 
-/// As many clients create a conversation for the same binding at once, each by `create`: a refusal is no error.
+/// Each client creates a conversation for the same binding at the same time with `create`. A refusal is not an error.
 pub async fn race<F>(
     clients: &[Client],
     namespace: &str,
@@ -75,7 +75,7 @@ where
             racer.metadata.name = racer.metadata.name.map(|name| format!("{name}-{number}"));
             match create(client, racer).await {
                 Ok(()) => Ok(()),
-                // 409: what the binding is taken by, if it is an object, exists already.
+                // 409: the object that represents the claim on the binding exists already.
                 Err(kube::Error::Api(status)) if status.code == 403 || status.code == 409 => Ok(()),
                 Err(error) => Err(error.into()),
             }
@@ -86,12 +86,12 @@ where
     Ok(Race { milliseconds: drive.seconds * 1e3, stored })
 }
 
-/// Creates a conversation, as anybody does.
+/// Creates a conversation.
 pub async fn create(client: Client, namespace: &str, conversation: Conversation) -> kube::Result<()> {
     Api::namespaced(client, namespace).create(&PostParams::default(), &conversation).await.map(drop)
 }
 
-/// How many conversations there are in a namespace.
+/// The number of conversations in a namespace.
 async fn stored(client: &Client, namespace: &str) -> Result<usize> {
     let conversations = Api::<Conversation>::namespaced(client.clone(), namespace);
     Ok(conversations.list(&ListParams::default()).await?.items.len())

@@ -1,5 +1,5 @@
-//! Scenario 2: conversations created and Ready, against a bare client that makes the same writes with nothing of switchboard but its
-//! CRDs: object, claim, status, events.
+//! Scenario 2: conversations created and Ready, compared with a bare client that makes the same writes (object, claim, status, events)
+//! without switchboard except its CRDs.
 
 use std::time::Instant;
 
@@ -16,10 +16,10 @@ use crate::{
 
 const NAMESPACE: &str = "bench-ready";
 
-/// How many clients create at once. As many write statuses at once in the operator, and in the bare client.
+/// The number of concurrent clients. The operator and the bare client write as many statuses concurrently.
 const CLIENTS: usize = 16;
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let count = bench.options.pick(2000, 64);
     let mut world = World::start(bench, &Setup::default())?;
@@ -43,7 +43,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![row.target(Target::AtLeast(0.9))])
 }
 
-/// Seconds until a client that watches has seen all of them Ready.
+/// Seconds until a watching client has observed all conversations as Ready.
 async fn ours(world: &World<'_>, count: usize) -> Result<f64> {
     let batch = Batch::new(NAMESPACE).half_unassigned();
     let clients = world.clients(CLIENTS).await?;
@@ -58,7 +58,7 @@ async fn ours(world: &World<'_>, count: usize) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// The same of a bare client: those who create hand what is stored over to those who write statuses.
+/// The same for a bare client: its creators pass the stored objects to its status writers.
 async fn bare(world: &World<'_>, count: usize) -> Result<f64> {
     let batch = Batch::new(NAMESPACE).half_unassigned();
     let clients = BareClient::each(world.clients(CLIENTS).await?);
@@ -82,7 +82,7 @@ async fn bare(world: &World<'_>, count: usize) -> Result<f64> {
         async move {
             bare.claim(&batch, &batch.conversation(number)?).await?;
             let conversation = bare.create(&batch, number).await?;
-            stored.send(conversation).map_err(|_| Error::Unexpected("nobody writes statuses any more".to_owned()))
+            stored.send(conversation).map_err(|_| Error::Unexpected("all status writers have ended".to_owned()))
         }
     };
     drive(&clients, count, create).await?;

@@ -1,4 +1,5 @@
-//! Scenario 6: from the start of a replica until it is ready, against a bare client that lists both kinds in pages at once.
+//! Scenario 6: the time from the start of a replica until it is ready, compared with a bare client that lists both kinds concurrently in
+//! pages.
 
 use std::time::Instant;
 
@@ -13,10 +14,10 @@ use crate::{
     world::{Bench, Setup, World},
 };
 
-/// As many as clients in this field ask for at once.
+/// The usual page size of Kubernetes clients.
 const PAGE: u32 = 500;
 
-/// Measures it.
+/// Runs the measurement.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let count = bench.options.many();
     let data = Seed::Open(count).data(bench)?;
@@ -50,10 +51,10 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 fn no_clients() -> Error {
-    Error::Unexpected("there are not two clients".to_owned())
+    Error::Unexpected("expected two clients".to_owned())
 }
 
-/// Reads all of a kind, and keeps nothing.
+/// Lists all objects of a kind, and drops them.
 async fn list<K>(client: Client) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,

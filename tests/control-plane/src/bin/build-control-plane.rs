@@ -1,5 +1,5 @@
-//! Builds what the tests need of the control plane, as a step of its own before them: else the first of them would seem to hang for
-//! minutes. With the argument `nodes` it builds what two nodes need, with `cert-manager` its parts.
+//! Builds the tools of the control plane before the tests start. Otherwise the first test would seem to hang for minutes. The argument
+//! `nodes` builds the tools of two nodes, and `cert-manager` builds the components of cert-manager.
 
 use std::{env, process::ExitCode};
 
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Some("nodes") => tools::ensure(Tool::NODES).map(Vec::from),
         Some("cert-manager") => tools::ensure(Tool::CERT_MANAGER).map(Vec::from),
         Some(other) => {
-            eprintln!("error: {other:?} is none of: nodes, cert-manager");
+            eprintln!("error: unknown argument {other:?}; it must be nodes or cert-manager");
             return ExitCode::FAILURE;
         }
     };

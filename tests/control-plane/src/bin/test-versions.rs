@@ -1,6 +1,6 @@
-//! `make test-versions`: what depends on the API server, against each version of it.
+//! `make test-versions`: runs the suites that depend on the API server against each of its versions.
 //!
-//! Environment: `VERSIONS`, minors as in `VERSIONS="1.31 1.35"` (all unless set).
+//! Environment: `VERSIONS` lists minor versions, as in `VERSIONS="1.31 1.35"` (default: all).
 
 use std::{env, process::ExitCode};
 

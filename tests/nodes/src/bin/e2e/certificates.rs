@@ -1,33 +1,33 @@
-//! What the API server trusts and what the webhook serves with, while one of them is changed by others.
+//! The CA that the API server trusts and the certificate of the webhook, while another program changes one of them.
 
 use std::{fs, time::Instant};
 
 use control_plane::{Tool, copy_directory, run, tools};
 use nodes::{Error, Result, build_image, load::Load, wait};
 
-use crate::world::{NAMESPACE, PACE, RELEASE, WITHIN, World, expect, said};
+use crate::world::{CREATE_INTERVAL, NAMESPACE, RELEASE, TIMEOUT, World, expect, output_of};
 
 const REGISTRATION: &str = "validatingwebhookconfiguration";
 
 /// Waits until the registration has a CA again.
 fn wait_for_ca(world: &World) -> Result<()> {
-    wait("a caBundle in the registration", WITHIN, || {
+    wait("a caBundle in the registration", TIMEOUT, || {
         let path = "--output=jsonpath={.webhooks[0].clientConfig.caBundle}";
         let bundle = world.kubectl(&["get", REGISTRATION, "switchboard", path]).map_err(|error| error.to_string())?;
-        if bundle.is_empty() { Err("there is none".to_owned()) } else { Ok(()) }
+        if bundle.is_empty() { Err("the caBundle is empty".to_owned()) } else { Ok(()) }
     })
 }
 
-/// Creates fail while the API server trusts nobody, by x509 alone, and no longer than that.
-fn judge(world: &World, load: Load) -> Result<String> {
+/// Creates may fail only with x509 errors, and only until the API server trusts a CA again.
+fn expect_repair(world: &World, load: Load) -> Result<String> {
     wait_for_ca(world)?;
     world.wait_for_creates()?;
-    let (mended, sent) = (load.elapsed(), load.sent());
-    wait("forty more creates", WITHIN, || if load.sent() >= sent + 40 { Ok(()) } else { Err(String::new()) })?;
+    let (repaired, sent) = (load.elapsed(), load.sent());
+    wait("forty more creates", TIMEOUT, || if load.sent() >= sent + 40 { Ok(()) } else { Err(String::new()) })?;
     let outcome = load.stop()?;
     let x509 = outcome.failing_with("x509");
     let figures = format!("{}; {:.2} s of x509", outcome.summary(), x509.as_secs_f32());
-    let other = outcome.failures.iter().find(|failure| failure.sent > mended || !failure.message.contains("x509"));
+    let other = outcome.failures.iter().find(|failure| failure.sent > repaired || !failure.message.contains("x509"));
     expect(other.is_none(), || format!("{figures}: {other:?}"))?;
     Ok(figures)
 }
@@ -43,15 +43,15 @@ pub fn replaced_registration(world: &mut World) -> Result<String> {
         metadata.retain(|key, _| ["name", "labels", "annotations"].contains(&key.as_str()));
     }
     let file = world.cluster.write("registration.json", &registration.to_string())?;
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     world.kubectl(&["replace", "--filename", &file.display().to_string()])?;
-    judge(world, load)
+    expect_repair(world, load)
 }
 
 pub fn force_replaced_release(world: &mut World) -> Result<String> {
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     let chart = "charts/switchboard";
-    let output = said(world.cluster.helm()?.args([
+    let output = output_of(world.cluster.helm()?.args([
         "upgrade",
         RELEASE,
         chart,
@@ -64,32 +64,37 @@ pub fn force_replaced_release(world: &mut World) -> Result<String> {
         "--timeout=5m",
     ]))?;
     expect(output.contains("has been upgraded"), || output.clone())?;
-    judge(world, load)
+    expect_repair(world, load)
 }
 
 pub fn deleted_secret(world: &mut World) -> Result<String> {
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     let before = world.get(&["secret", "switchboard-webhook-tls"])?["data"]["tls.crt"].clone();
     world.kubectl(&["delete", "secret", "switchboard-webhook-tls"])?;
-    wait("another certificate in the Secret", WITHIN, || {
+    wait("another certificate in the Secret", TIMEOUT, || {
         let secret = world.get(&["secret", "switchboard-webhook-tls"]).map_err(|error| error.to_string())?;
         let certificate = &secret["data"]["tls.crt"];
-        if certificate.is_string() && *certificate != before { Ok(()) } else { Err("the same".to_owned()) }
+        if certificate.is_string() && *certificate != before {
+            Ok(())
+        } else {
+            Err("the certificate has not changed".to_owned())
+        }
     })?;
-    let figures = judge(world, load)?;
+    let figures = expect_repair(world, load)?;
     expect(figures.contains(" 0 failed"), || figures.clone())?;
     Ok(figures)
 }
 
-/// cert-manager from its own chart, with its real controller, cainjector and webhook. A renewal is asked for as `cmctl renew` does.
+/// Installs cert-manager from its own chart, with its real controller, cainjector and webhook, and requests a renewal as `cmctl renew`
+/// does.
 pub fn cert_manager(world: &mut World) -> Result<String> {
     install_cert_manager(world)?;
     world.install(RELEASE, &["--set", "certManager.enabled=true"])?;
     world.wait_for_creates()?;
     let before = served(world)?;
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     let renew = r#"{"status": {"conditions": [{"type": "Issuing", "status": "True", "reason": "ManuallyTriggered",
-        "message": "asked for by a test", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
+        "message": "requested by a test", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
     world.kubectl(&[
         "patch",
         "certificate",
@@ -100,19 +105,19 @@ pub fn cert_manager(world: &mut World) -> Result<String> {
         renew,
     ])?;
     let started = Instant::now();
-    let took = wait("both replicas to serve the renewed certificate", WITHIN, || {
+    let took = wait("both replicas to serve the renewed certificate", TIMEOUT, || {
         let now = served(world).map_err(|error| error.to_string())?;
         let are_new = now.iter().all(|expiry| !before.contains(expiry));
         if are_new { Ok(started.elapsed()) } else { Err(format!("{before:?}, then {now:?}")) }
     })?;
     let sent = load.sent();
-    wait("a hundred more creates", WITHIN, || if load.sent() >= sent + 100 { Ok(()) } else { Err(String::new()) })?;
+    wait("a hundred more creates", TIMEOUT, || if load.sent() >= sent + 100 { Ok(()) } else { Err(String::new()) })?;
     let outcome = load.stop()?;
     outcome.none_failed()?;
     Ok(format!("{}; both replicas served the renewed certificate after {:.0} s", outcome.summary(), took.as_secs_f32()))
 }
 
-/// When what each replica serves expires, as its metrics tell.
+/// The expiry of the certificate that each replica serves, from its metrics.
 fn served(world: &World) -> Result<Vec<String>> {
     let pods = world.pods()?;
     pods.iter()
@@ -131,7 +136,7 @@ fn install_cert_manager(world: &World) -> Result<()> {
     let binaries = tools::ensure(Tool::CERT_MANAGER)?;
     let source = tools::cert_manager_source()?;
     let directory = world.cluster.directory().path();
-    let failed = |error| Error::io("lay out cert-manager's chart", error);
+    let failed = |error| Error::io("prepare the chart of cert-manager", error);
     for (binary, name) in binaries.iter().zip(["controller", "cainjector", "webhook"]) {
         let context = directory.join(format!("cert-manager-{name}"));
         fs::create_dir_all(&context).map_err(failed)?;
@@ -142,7 +147,7 @@ fn install_cert_manager(world: &World) -> Result<()> {
         let image = format!("{IMAGE}-{name}:e2e");
         world.cluster.import(&build_image(&context, &containerfile, &image, world.cluster.directory())?)?;
     }
-    // As its release process does: the chart, with the CRDs among its templates.
+    // Copies the CRDs into the templates of the chart, as the release process of cert-manager does.
     let chart = directory.join("cert-manager-chart");
     copy_directory(&source.join("deploy/charts/cert-manager"), &chart)?;
     fs::write(chart.join("Chart.yaml"), "apiVersion: v2\nname: cert-manager\nversion: 1.11.5\nappVersion: v1.11.5\n")

@@ -1,4 +1,4 @@
-//! What breaks around the operator, and in it.
+//! Faults in the operator and in its environment.
 
 use std::{
     fs,
@@ -9,18 +9,18 @@ use std::{
 use control_plane::run;
 use nodes::{Error, Result, wait};
 
-use crate::world::{NAMESPACE, PACE, Pod, RELEASE, WITHIN, World, expect, manifest};
+use crate::world::{CREATE_INTERVAL, NAMESPACE, Pod, RELEASE, TIMEOUT, World, expect, manifest};
 
-/// As many at once, of the largest size that a review may have.
+/// The number of concurrent bodies. Each has the largest size of a review.
 const BODIES: usize = 64;
 const BODY_BYTES: usize = 8 << 20;
 
-/// Anybody who reaches the port may send: sixty-four of the largest bodies at once to each replica.
+/// Any client that reaches the port can send bodies. Here sixty-four of the largest ones reach each replica at the same time.
 pub fn largest_bodies(world: &mut World) -> Result<String> {
     let body = world.cluster.directory().path().join("body");
     fs::write(&body, vec![b' '; BODY_BYTES]).map_err(|error| Error::io("write a body", error))?;
     let pods = world.pods()?;
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     let mut senders = Vec::new();
     for pod in pods.iter().flat_map(|pod| std::iter::repeat_n(pod, BODIES)) {
         let mut curl = world.cluster.nodes()[0].namespaces()?.client("curl");
@@ -53,7 +53,7 @@ pub fn largest_bodies(world: &mut World) -> Result<String> {
     Ok(figures)
 }
 
-/// The most memory, in bytes, that the container of a pod has had, what the kernel caches for it included.
+/// The peak memory of the container of a pod, in bytes, with the caches of the kernel.
 fn peak_memory(pod: &Pod) -> Option<u64> {
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", World::process_of_now(pod)?)).ok()?;
     let group = groups.lines().find_map(|line| line.split_once(":memory:"))?.1;
@@ -71,13 +71,13 @@ fn answer(child: Child) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// An upgrade whose pods are killed for want of memory goes no further, and who served before serves on.
+/// An upgrade stops if its pods are killed because of too little memory, and the previous pods keep serving.
 pub fn out_of_memory(world: &mut World) -> Result<String> {
-    let load = world.creates(PACE)?;
+    let load = world.creates(CREATE_INTERVAL)?;
     world.upgrade(RELEASE, &["--set", "resources.limits.memory=4Mi,resources.requests.memory=4Mi"])?;
-    // It is killed before or just after the runtime has handed the container over to the program.
+    // The container is killed before or just after the runtime starts the program.
     let is_killed = |reason: &String| reason == "OOMKilled" || reason == "StartError";
-    let killed = wait("a pod that is killed for want of memory", WITHIN, || {
+    let killed = wait("a pod that is killed because of too little memory", TIMEOUT, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
         let killed = pods.iter().find(|pod| pod.reasons.iter().any(is_killed));
         killed.map(|pod| pod.name.clone()).ok_or_else(|| format!("{pods:?}"))
@@ -92,7 +92,7 @@ pub fn out_of_memory(world: &mut World) -> Result<String> {
     Ok(format!("{} while {killed} was killed, and during the rollback", outcome.summary()))
 }
 
-/// Pods that start while no Service can be reached, as on nodes that have just come up, wait for it.
+/// Pods that start while no Service is reachable, as on nodes that have just started, wait for it.
 pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
     const AWAY: Duration = Duration::from_mins(1);
     for node in world.cluster.nodes() {
@@ -100,8 +100,8 @@ pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
     }
     world.kubectl(&["delete", "pods", "--selector=app.kubernetes.io/name=switchboard", "--wait=false"])?;
     let deleted = Instant::now();
-    // A pod that ends instead of waiting is started again, which its restarts tell of.
-    wait("two new pods that have started", WITHIN, || {
+    // A pod that ends instead of waiting is restarted, and its number of restarts shows it.
+    wait("two new pods that have started", TIMEOUT, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
         let has_started = |pod: &Pod| pod.restarts > 0 || World::process_of_now(pod).is_some();
         if pods.len() == 2 && pods.iter().all(has_started) { Ok(()) } else { Err(format!("{pods:?}")) }
@@ -120,7 +120,7 @@ pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
     Ok(figures)
 }
 
-/// Both nodes lose power, the control plane with them. A timer that becomes due meanwhile takes effect after.
+/// Both nodes lose power, and the control plane too. A timer that becomes due meanwhile takes effect afterwards.
 pub fn power_cut(world: &mut World) -> Result<String> {
     let name = world.set();
     let mut conversation: serde_json::Value = serde_json::from_str(&manifest(&name, &name)).unwrap_or_default();
@@ -129,9 +129,11 @@ pub fn power_cut(world: &mut World) -> Result<String> {
     world.cluster.kubectl_run(&["apply", "--filename", &file.display().to_string()])?;
     let (before, closed) = (count(world)?, format!("conversation/{name}"));
     let state = world.cluster.kubectl_run(&["get", &closed, "--output=jsonpath={.status.state}"])?;
-    expect(state != "Closed", || "the timer fired before the power cut: nothing would be shown".to_owned())?;
+    expect(state != "Closed", || {
+        "the timer fired before the power cut, so the scenario would show nothing".to_owned()
+    })?;
     world.cluster.cut_power();
-    // Due while nobody is there to see it.
+    // The timer becomes due while nothing runs.
     std::thread::sleep(Duration::from_secs(6));
     let back = Instant::now();
     world.cluster.restore_power()?;
@@ -142,9 +144,7 @@ pub fn power_cut(world: &mut World) -> Result<String> {
     let fired = back.elapsed();
     world.wait_for_rollout()?;
     let after = count(world)?;
-    expect(after == before, || {
-        format!("{before} conversations were stored before the power cut, {after} are after it")
-    })?;
+    expect(after == before, || format!("{before} conversations were stored before the power cut, {after} afterwards"))?;
     Ok(format!(
         "API server after {:.1} s, creates after {:.1} s, the overdue timer after {:.1} s; {after} conversations before and after",
         reached.as_secs_f32(),

@@ -1,4 +1,4 @@
-//! Install, refuse, uninstall: what a user of the chart does first and last.
+//! Installation, a refusal and uninstallation: the first and the last steps of a user of the chart.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 use control_plane::run;
 use nodes::{Error, Result, wait};
 
-use crate::world::{NAMESPACE, RELEASE, WITHIN, World, expect, list, manifest};
+use crate::world::{NAMESPACE, RELEASE, TIMEOUT, World, expect, list, manifest};
 
 pub fn installs_under_restricted(world: &mut World) -> Result<String> {
     let started = Instant::now();
@@ -27,7 +27,7 @@ pub fn installs_under_restricted(world: &mut World) -> Result<String> {
     let ids =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     let (user, group) = (ids("Uid:"), ids("Gid:"));
-    // The real, the effective, the saved one, and that of the file system.
+    // The real, effective, saved and file system ids.
     let is_nobody = |ids: &str| ids.split_whitespace().collect::<Vec<_>>() == ["65532"; 4];
     expect(is_nobody(&user) && is_nobody(&group), || format!("it runs as user {user} and group {group}"))?;
     Ok(format!("installed in {:.1} s", took.as_secs_f32()))
@@ -40,27 +40,27 @@ pub fn refuses_the_second(world: &mut World) -> Result<String> {
     let (first, second) = (first.display().to_string(), second.display().to_string());
     world.cluster.kubectl_run(&["apply", "--filename", &first])?;
     world.cluster.kubectl_run(&["wait", "--for=condition=Ready", &format!("conversation/{name}-a"), "--timeout=1m"])?;
-    let said = world.cluster.kubectl_refused(&["apply", "--filename", &second])?;
+    let output = world.cluster.kubectl_refused(&["apply", "--filename", &second])?;
     for expected in ["Error from server (Forbidden)", "denied the request: 48031:", &format!("default/{name}-a")] {
-        expect(said.contains(expected), || format!("{expected:?} is not in the refusal: {said}"))?;
+        expect(output.contains(expected), || format!("{expected:?} is not in the refusal: {output}"))?;
     }
     Ok("48031, and the holder's name".to_owned())
 }
 
 pub fn helm_test(world: &mut World) -> Result<String> {
-    let said = run(world.cluster.helm()?.args(["test", RELEASE, "--namespace", NAMESPACE, "--timeout=2m"]))?;
-    expect(said.contains("Phase:") && said.contains("Succeeded"), || said.clone())?;
+    let output = run(world.cluster.helm()?.args(["test", RELEASE, "--namespace", NAMESPACE, "--timeout=2m"]))?;
+    expect(output.contains("Phase:") && output.contains("Succeeded"), || output.clone())?;
     Ok("Succeeded".to_owned())
 }
 
-/// An uninstall, and nothing of the operator left but what `crds.keep` keeps.
+/// Uninstalls the release. Only the objects that `crds.keep` keeps remain.
 fn uninstall(world: &World, release: &str) -> Result<()> {
     run(world.cluster.helm()?.args(["uninstall", release, "--namespace", NAMESPACE, "--wait", "--timeout=3m"]))?;
-    wait("the pods to end", WITHIN, || {
+    wait("the pods to end", TIMEOUT, || {
         let pods = world.pods().map_err(|error| error.to_string())?;
         if pods.is_empty() { Ok(()) } else { Err(format!("{pods:?}")) }
     })?;
-    // Nothing blocks what users do while no operator is there.
+    // Users can create and delete conversations without an operator.
     let name = format!("{release}-meanwhile");
     let manifest = world.cluster.write("meanwhile.yaml", &manifest(&name, &name))?;
     world.cluster.kubectl_run(&["apply", "--filename", &manifest.display().to_string()])?;
@@ -72,26 +72,32 @@ pub fn reinstalls(world: &mut World) -> Result<String> {
     world.leader()?;
     uninstall(world, RELEASE)?;
     let lease = world.kubectl(&["get", "lease", "switchboard", "--ignore-not-found", "--output=name"])?;
-    expect(lease.trim().is_empty(), || format!("{} is left behind", lease.trim()))?;
+    expect(lease.trim().is_empty(), || format!("{} still exists", lease.trim()))?;
     let started = Instant::now();
     world.install(RELEASE, &[])?;
     world.wait_for_creates()?;
     let ready = started.elapsed();
     world.leader()?;
     let led = started.elapsed();
-    Ok(format!("ready {:.1} s after the next install began, led after {:.1} s", ready.as_secs_f32(), led.as_secs_f32()))
+    Ok(format!(
+        "ready {:.1} s after the start of the next install, a leader after {:.1} s",
+        ready.as_secs_f32(),
+        led.as_secs_f32()
+    ))
 }
 
 pub fn renames_the_release(world: &mut World) -> Result<String> {
     const OTHER: &str = "telephony";
     uninstall(world, RELEASE)?;
-    let refused = match world.upgrade(OTHER, &[]) {
+    let refusal = match world.upgrade(OTHER, &[]) {
         Err(Error::ControlPlane(error)) => error.to_string(),
         other => {
-            return Err(Error::Unexpected(format!("another name is taken without being told to take over: {other:?}")));
+            return Err(Error::Unexpected(format!(
+                "an install with another name succeeds without --take-ownership: {other:?}"
+            )));
         }
     };
-    expect(refused.contains("invalid ownership metadata"), || refused.clone())?;
+    expect(refusal.contains("invalid ownership metadata"), || refusal.clone())?;
     world.install(OTHER, &["--take-ownership"])?;
     world.wait_for_creates()?;
     uninstall(world, OTHER)?;
@@ -100,14 +106,14 @@ pub fn renames_the_release(world: &mut World) -> Result<String> {
     Ok(format!("with --take-ownership, and back; creates succeed after {:.1} s", took.as_secs_f32()))
 }
 
-/// A namespace that is deleted takes Helm's record of the release along; the registration stays, and fails closed.
+/// Deleting the namespace also deletes Helm's record of the release. The webhook registration stays, and fails closed.
 pub fn recovers_from_a_deleted_namespace(world: &mut World) -> Result<String> {
     world.cluster.kubectl_run(&["delete", "namespace", NAMESPACE, "--timeout=3m"])?;
     let manifest = world.cluster.write("closed.yaml", &manifest("closed", "closed"))?;
-    let said = world.cluster.kubectl_refused(&["create", "--filename", &manifest.display().to_string()])?;
-    expect(said.contains("failed calling webhook"), || said.clone())?;
+    let output = world.cluster.kubectl_refused(&["create", "--filename", &manifest.display().to_string()])?;
+    expect(output.contains("failed calling webhook"), || output.clone())?;
     let started = Instant::now();
     world.install(RELEASE, &["--take-ownership"])?;
     world.wait_for_creates()?;
-    Ok(format!("creates succeed {:.1} s after the next install began", started.elapsed().as_secs_f32()))
+    Ok(format!("creates succeed {:.1} s after the start of the next install", started.elapsed().as_secs_f32()))
 }

@@ -1,7 +1,9 @@
-//! `make e2e`: switchboard as its users run it, from its chart and its image, on two nodes. Each scenario says what held, with figures.
+//! `make e2e`: runs switchboard as its users do, from its chart and its image, on two nodes. Each scenario reports figures, or the reason
+//! why its name does not hold.
 //!
-//! The argument is the operator's program, linked statically; without one it only says what this machine lacks. Environment: `QUICK=1` runs a few scenarios, small; `ONLY=name,name` those
-//! whose names contain one of the words; `KEEP=1` leaves the cluster up at the end, until Ctrl-C.
+//! The argument is the statically linked program of the operator. Without an argument, it only reports the missing requirements of this
+//! machine. Environment: `QUICK=1` runs a few small scenarios; `ONLY=name,name` runs the scenarios whose names contain one of the words;
+//! `KEEP=1` keeps the cluster until Ctrl-C.
 
 mod certificates;
 mod creates;
@@ -21,44 +23,44 @@ use std::{
 use nodes::{Result, requirements};
 use world::World;
 
-/// A claim about the product, and how it is tried.
+/// A statement about the product, and its test.
 struct Scenario {
     name: &'static str,
     is_quick: bool,
-    try_out: fn(&mut World) -> Result<String>,
+    run: fn(&mut World) -> Result<String>,
 }
 
-const fn scenario(name: &'static str, try_out: fn(&mut World) -> Result<String>) -> Scenario {
-    Scenario { name, is_quick: false, try_out }
+const fn scenario(name: &'static str, run: fn(&mut World) -> Result<String>) -> Scenario {
+    Scenario { name, is_quick: false, run }
 }
 
-const fn quick(name: &'static str, try_out: fn(&mut World) -> Result<String>) -> Scenario {
-    Scenario { name, is_quick: true, try_out }
+const fn quick(name: &'static str, run: fn(&mut World) -> Result<String>) -> Scenario {
+    Scenario { name, is_quick: true, run }
 }
 
-/// In the order in which they run: each leaves the chart installed and both replicas ready.
+/// The scenarios in their order. Each leaves the chart installed and both replicas ready.
 const SCENARIOS: [Scenario; 21] = [
     quick("chart_installs_under_restricted_without_a_warning", installation::installs_under_restricted),
-    quick("second_open_conversation_is_refused_by_the_service", installation::refuses_the_second),
+    quick("second_open_conversation_is_refused_via_the_service", installation::refuses_the_second),
     quick("helm_test_succeeds", installation::helm_test),
     quick("idle_connections_lose_no_create", creates::idle_connections),
     quick("rollouts_lose_no_create_and_spread_the_replicas", creates::rollouts),
     quick("drains_lose_no_create", creates::drains),
     scenario("upgrade_and_rollback_lose_no_create", creates::upgrade_and_rollback),
     scenario("deleted_leader_and_standby_lose_no_create", creates::deleted_pods),
-    scenario("killed_leader_loses_only_what_was_in_flight", creates::killed_leader),
-    scenario("largest_bodies_leave_the_replicas_alive", faults::largest_bodies),
-    scenario("replaced_registration_is_mended_at_once", certificates::replaced_registration),
-    scenario("force_replaced_release_is_mended_at_once", certificates::force_replaced_release),
+    scenario("killed_leader_loses_only_creates_in_flight", creates::killed_leader),
+    scenario("replicas_survive_the_largest_bodies", faults::largest_bodies),
+    scenario("replaced_registration_is_repaired_immediately", certificates::replaced_registration),
+    scenario("force_replaced_release_is_repaired_immediately", certificates::force_replaced_release),
     scenario("deleted_secret_loses_no_create", certificates::deleted_secret),
     scenario("alert_fires_and_resolves_in_prometheus", monitoring::alert),
-    scenario("out_of_memory_stops_a_rollout_and_no_create", faults::out_of_memory),
-    scenario("pods_outlast_an_absent_kube_proxy", faults::absent_kube_proxy),
-    scenario("power_cut_of_both_nodes_costs_no_conversation", faults::power_cut),
-    scenario("uninstalled_operator_leaves_no_lease_behind", installation::reinstalls),
-    scenario("other_release_name_takes_over_after_an_uninstall", installation::renames_the_release),
-    scenario("deleted_namespace_is_recovered_by_an_install", installation::recovers_from_a_deleted_namespace),
-    scenario("cert_manager_renews_without_a_failed_create", certificates::cert_manager),
+    scenario("out_of_memory_stops_the_rollout_but_no_create", faults::out_of_memory),
+    scenario("pods_wait_for_an_absent_kube_proxy", faults::absent_kube_proxy),
+    scenario("power_cut_of_both_nodes_loses_no_conversation", faults::power_cut),
+    scenario("uninstall_removes_the_lease", installation::reinstalls),
+    scenario("release_can_be_renamed_after_an_uninstall", installation::renames_the_release),
+    scenario("install_recovers_a_deleted_namespace", installation::recovers_from_a_deleted_namespace),
+    scenario("cert_manager_renewal_loses_no_create", certificates::cert_manager),
 ];
 
 fn main() -> ExitCode {
@@ -94,8 +96,8 @@ fn play(program: &Path) -> Result<bool> {
     for scenario in SCENARIOS.iter().filter(is_wanted) {
         let started = Instant::now();
         println!("     {} …", scenario.name);
-        // Each scenario but the first finds the chart installed.
-        let result = world.prepare(scenario.name).and_then(|()| (scenario.try_out)(&mut world));
+        // The chart is installed before each scenario except the first.
+        let result = world.prepare(scenario.name).and_then(|()| (scenario.run)(&mut world));
         let took = started.elapsed().as_secs_f32();
         match result {
             Ok(figures) => {
@@ -105,18 +107,18 @@ fn play(program: &Path) -> Result<bool> {
             Err(error) => {
                 failed += 1;
                 println!("FAIL {} ({took:.1} s): {error}", scenario.name);
-                println!("     the logs stay in {}", world.keep_logs().display());
+                println!("     the logs are kept in {}", world.keep_logs().display());
             }
         }
     }
-    println!("\nAll of it took {:.0} s.", started.elapsed().as_secs_f32());
+    println!("\nTotal time: {:.0} s.", started.elapsed().as_secs_f32());
     println!("{passed} passed, {failed} failed");
     if is_set("KEEP") {
-        println!("The cluster stays up until Ctrl-C: {}", world.how_to_call());
+        println!("The cluster runs until Ctrl-C: {}", world.how_to_call());
         loop {
             thread::park();
         }
     }
-    // A name that nothing has is a mistake.
+    // It is an error if ONLY matches no scenario.
     Ok(failed == 0 && passed > 0)
 }

@@ -1,4 +1,4 @@
-//! Prometheus, as Debian packages it, scrapes the pods and evaluates the rules of the chart.
+//! Prometheus from the Debian package scrapes the pods and evaluates the rules of the chart.
 
 use std::{
     path::Path,
@@ -9,17 +9,17 @@ use control_plane::run;
 use nodes::{Error, Result, wait};
 use serde_json::Value;
 
-use crate::world::{NAMESPACE, RELEASE, WITHIN, World, expect};
+use crate::world::{NAMESPACE, RELEASE, TIMEOUT, World, expect};
 
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
-/// The alert that is made to fire: it waits for two minutes.
+/// The alert under test. It fires after two minutes.
 const ALERT: &str = "SwitchboardNoLeader";
-/// How long somebody else holds the Lease, in seconds: for longer than the alert waits.
+/// The time, in seconds, during which another holder has the Lease. It is longer than the delay of the alert.
 const HELD: u32 = 180;
 
 pub fn alert(world: &mut World) -> Result<String> {
     start_prometheus(world)?;
-    let result = try_out(world);
+    let result = fire_and_resolve(world);
     world.cluster.end_on_first_node("prometheus");
     result
 }
@@ -32,9 +32,9 @@ fn start_prometheus(world: &mut World) -> Result<()> {
             "--show-only=templates/monitoring/prometheusrule.yaml",
         ]))?;
     let rule: Value = serde_saphyr::from_str(&chart)
-        .map_err(|error| Error::Unexpected(format!("the chart's PrometheusRule cannot be read: {error}")))?;
+        .map_err(|error| Error::Unexpected(format!("the PrometheusRule of the chart cannot be parsed: {error}")))?;
     let rules = world.cluster.write("rules.json", &rule["spec"].to_string())?;
-    // Debian leaves out the discovery in Kubernetes, so the pods are named. They do not change meanwhile.
+    // The package of Debian has no discovery for Kubernetes, so the targets are static. The pods do not change during the scenario.
     let targets: Vec<_> = world.pods()?.iter().map(|pod| format!("{}:8080", pod.address)).collect();
     let configuration = serde_json::json!({
         "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
@@ -54,23 +54,23 @@ fn start_prometheus(world: &mut World) -> Result<()> {
     )
 }
 
-fn try_out(world: &World) -> Result<String> {
-    wait("Prometheus to scrape both replicas", WITHIN, || {
-        let found = ask(world, "query?query=count(up==1)").map_err(|error| error.to_string())?;
+fn fire_and_resolve(world: &World) -> Result<String> {
+    wait("Prometheus to scrape both replicas", TIMEOUT, || {
+        let found = query(world, "query?query=count(up==1)").map_err(|error| error.to_string())?;
         let count = found["data"]["result"][0]["value"][1].as_str().unwrap_or("0").to_owned();
-        if count == "2" { Ok(()) } else { Err(format!("{count} of them: {found}")) }
+        if count == "2" { Ok(()) } else { Err(format!("{count} targets are up: {found}")) }
     })?;
     let before = firing(world)?;
-    expect(before.is_empty(), || format!("alerts fire while all is well: {before:?}"))?;
+    expect(before.is_empty(), || format!("alerts fire without a fault: {before:?}"))?;
     world.leader()?;
-    // Somebody takes the Lease and does nothing with it.
+    // Another holder takes the Lease and does not lead.
     let patch = format!(r#"{{"spec": {{"holderIdentity": "somebody-else", "leaseDurationSeconds": {HELD}}}}}"#);
     world.kubectl(&["patch", "lease", "switchboard", "--type=merge", "--patch", &patch])?;
     let taken = Instant::now();
-    wait(&format!("{ALERT} to fire"), WITHIN, || is_firing(world, true))?;
+    wait(&format!("{ALERT} to fire"), TIMEOUT, || is_firing(world, true))?;
     let fired = taken.elapsed();
     world.leader()?;
-    wait(&format!("{ALERT} to resolve"), WITHIN, || is_firing(world, false))?;
+    wait(&format!("{ALERT} to resolve"), TIMEOUT, || is_firing(world, false))?;
     let resolved = taken.elapsed();
     Ok(format!("{ALERT} fired after {:.0} s and was resolved after {:.0} s", seconds(fired), seconds(resolved)))
 }
@@ -86,14 +86,15 @@ fn is_firing(world: &World, expected: bool) -> std::result::Result<(), String> {
 
 /// The names of the alerts that fire.
 fn firing(world: &World) -> Result<Vec<String>> {
-    let found = ask(world, "alerts")?;
+    let found = query(world, "alerts")?;
     let alerts = found["data"]["alerts"].as_array().cloned().unwrap_or_default();
     let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
     Ok(firing.map(|alert| alert["labels"]["alertname"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
-fn ask(world: &World, path: &str) -> Result<Value> {
+fn query(world: &World, path: &str) -> Result<Value> {
     let mut curl = world.cluster.nodes()[0].namespaces()?.client("curl");
     let text = run(curl.args(["--silent", "--fail", "--globoff", &format!("{PROMETHEUS}/api/v1/{path}")]))?;
-    serde_json::from_str(&text).map_err(|error| Error::Unexpected(format!("Prometheus answers no JSON: {error}")))
+    serde_json::from_str(&text)
+        .map_err(|error| Error::Unexpected(format!("the answer of Prometheus is not JSON: {error}")))
 }

@@ -1,4 +1,4 @@
-//! The cluster with the chart on it, and what scenarios ask of it.
+//! The cluster with the installed chart, and the operations of the scenarios.
 
 use std::{
     fs,
@@ -14,14 +14,14 @@ use serde_json::Value;
 pub const NAMESPACE: &str = "switchboard-system";
 /// The name of the release, and of all objects of the chart.
 pub const RELEASE: &str = "switchboard";
-/// The port of the API server that everything in the cluster calls.
+/// The port of the API server that all components of the cluster use.
 pub const API_SERVER: u16 = 6443;
-/// How long what usually takes seconds may take on a machine under load.
-pub const WITHIN: Duration = Duration::from_mins(5);
-/// The pace of creates beside a disruption.
-pub const PACE: Duration = Duration::from_millis(50);
+/// The time limit on a loaded machine for steps that usually take seconds.
+pub const TIMEOUT: Duration = Duration::from_mins(5);
+/// The interval between two creates during a disruption.
+pub const CREATE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The directory of the chart; the working directory is the repository's root.
+/// The directory of the chart. The working directory is the root of the repository.
 const CHART: &str = "charts/switchboard";
 const IMAGE: &str = "localhost/switchboard";
 /// The tags of the image: an upgrade goes from the first to the second.
@@ -34,35 +34,35 @@ pub struct Pod {
     pub name: String,
     /// Its uid.
     pub uid: String,
-    /// The node that it runs on.
+    /// The node on which it runs.
     pub node: String,
     /// Its address.
     pub address: String,
-    /// How often its container was started again.
+    /// The number of restarts of its container.
     pub restarts: u64,
-    /// Why its container ended the last time, or why it does not run.
+    /// The reasons why its container ended last, or does not run.
     pub reasons: Vec<String>,
 }
 
-/// Everything that a scenario may touch.
+/// The shared state of the scenarios.
 pub struct World {
     /// The nodes and the control plane.
     pub cluster: Cluster,
-    /// Whether scenarios are to be small.
+    /// Whether the scenarios are small.
     pub is_quick: bool,
-    /// How many sets of creates there were: each has a name of its own.
+    /// The number of sets of creates so far. Each set has its own name.
     sets: usize,
 }
 
 impl World {
-    /// Two nodes that have the operator's image under two tags.
+    /// Starts two nodes, and imports the image of the operator under two tags.
     pub fn new(program: &Path, is_quick: bool) -> Result<Self> {
         let cluster = Cluster::start()?;
         let context = cluster.directory().path().join("image");
         let failed = |error| Error::io("package the operator's image", error);
         fs::create_dir_all(&context).map_err(failed)?;
         fs::copy(program, context.join("switchboard")).map_err(failed)?;
-        // The list of what the program is made of takes minutes to make, and nothing here reads it.
+        // Building the SBOM takes minutes, and no scenario reads it.
         fs::write(context.join("switchboard.cdx.json"), "{}").map_err(failed)?;
         for tag in TAGS {
             let containerfile = Path::new("image/Containerfile");
@@ -71,7 +71,7 @@ impl World {
         Ok(Self { cluster, is_quick, sets: 0 })
     }
 
-    /// Sees to it that the chart is installed and whole, whatever the scenario before has left.
+    /// Makes sure that the chart is installed and ready, whatever state the previous scenario left.
     pub fn prepare(&mut self, scenario: &str) -> Result<()> {
         if scenario.starts_with("chart_installs") {
             return Ok(());
@@ -81,15 +81,15 @@ impl World {
         self.wait_for_creates().map(drop)
     }
 
-    /// Installs or upgrades the release with the first image and these further arguments, and waits until both replicas are ready.
+    /// Installs or upgrades the release with the first image and more arguments, and waits until both replicas are ready.
     pub fn install(&self, release: &str, arguments: &[&str]) -> Result<()> {
         self.upgrade(release, &[&["--wait", "--timeout=5m"], arguments].concat())?;
         self.wait_for_rollout()
     }
 
-    /// The same without waiting.
+    /// Like [`install`](Self::install), but without waiting.
     pub fn upgrade(&self, release: &str, arguments: &[&str]) -> Result<()> {
-        self.make_namespace()?;
+        self.create_namespace()?;
         run(self
             .cluster
             .helm()?
@@ -99,8 +99,8 @@ impl World {
         Ok(())
     }
 
-    /// The namespace, in which Pod Security enforces "restricted".
-    fn make_namespace(&self) -> Result<()> {
+    /// Creates the namespace, in which Pod Security enforces "restricted".
+    fn create_namespace(&self) -> Result<()> {
         if self.cluster.kubectl_run(&["get", "namespace", NAMESPACE]).is_err() {
             self.cluster.kubectl_run(&["create", "namespace", NAMESPACE])?;
             self.cluster.kubectl_run(&[
@@ -114,10 +114,10 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the Deployment is as it is to be, and no pod of before is left.
+    /// Waits until the rollout of the Deployment is complete and no previous pod exists.
     pub fn wait_for_rollout(&self) -> Result<()> {
         self.kubectl(&["rollout", "status", "deployment/switchboard", "--timeout=5m"])?;
-        wait("two pods, both of them ready", WITHIN, || {
+        wait("two pods, both of them ready", TIMEOUT, || {
             let pods = self.pods().map_err(|error| error.to_string())?;
             if pods.len() == 2 { Ok(()) } else { Err(format!("{pods:?}")) }
         })
@@ -128,13 +128,14 @@ impl World {
         self.cluster.kubectl_run(&[&["--namespace", NAMESPACE], arguments].concat())
     }
 
-    /// What kubectl finds, as JSON.
+    /// Returns the output of `kubectl get` as JSON.
     pub fn get(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
-        serde_json::from_str(&text).map_err(|error| Error::Unexpected(format!("kubectl answers no JSON: {error}")))
+        serde_json::from_str(&text)
+            .map_err(|error| Error::Unexpected(format!("the output of kubectl is not JSON: {error}")))
     }
 
-    /// The operator's pods, those that are about to end among them.
+    /// The pods of the operator, including terminating ones.
     pub fn pods(&self) -> Result<Vec<Pod>> {
         let pods = self.get(&["pods", "--selector=app.kubernetes.io/name=switchboard"])?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -160,62 +161,62 @@ impl World {
             .collect())
     }
 
-    /// Who holds the Lease: the name of a pod, and something random, so that it differs after a restart of its container.
+    /// The holder of the Lease: the name of a pod and a random suffix, so that it changes when the container restarts.
     pub fn holder(&self) -> Result<String> {
         let lease = self.get(&["lease", "switchboard"])?;
         Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// The pod that holds the Lease, waited for.
+    /// Waits for a pod that holds the Lease, and returns it.
     pub fn leader(&self) -> Result<Pod> {
         self.leader_after("")
     }
 
-    /// The pod that holds the Lease, waited for until that holder no longer does.
+    /// Waits for a pod that holds the Lease and is not the previous holder, and returns it.
     pub fn leader_after(&self, before: &str) -> Result<Pod> {
-        wait("a pod that leads", WITHIN, || {
+        wait("a pod that leads", TIMEOUT, || {
             let failed = |error: Error| error.to_string();
             let holder = self.holder().map_err(failed)?;
             let is_holder = |pod: &Pod| holder != before && holder.starts_with(&format!("{}_", pod.name));
             let pods = self.pods().map_err(failed)?;
-            pods.into_iter().find(is_holder).ok_or(format!("{holder:?} holds it"))
+            pods.into_iter().find(is_holder).ok_or(format!("the holder of the Lease is {holder:?}"))
         })
     }
 
-    /// The process of the operator in a pod, as the machine sees it.
+    /// Waits for the process of the operator in a pod, and returns its process id on the machine.
     pub fn process_of(pod: &Pod) -> Result<u32> {
-        wait(&format!("the process of {}", pod.name), WITHIN, || {
-            Self::process_of_now(pod).ok_or_else(|| "there is none".to_owned())
+        wait(&format!("the process of {}", pod.name), TIMEOUT, || {
+            Self::process_of_now(pod).ok_or_else(|| "no such process".to_owned())
         })
     }
 
-    /// The same, where it runs now.
+    /// Returns the process id if the process runs now.
     pub fn process_of_now(pod: &Pod) -> Option<u32> {
         let processes = fs::read_dir("/proc").ok()?.flatten();
         let read = |id: u32, file: &str| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
-        let is_it =
+        let is_operator =
             |id: &u32| read(*id, "cgroup").contains(&pod.uid) && read(*id, "cmdline").starts_with("/switchboard\0run");
-        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it)
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_operator)
     }
 
-    /// Creates at that pace through the first API server, until they are stopped.
+    /// Sends creates at this interval through the first API server until they are stopped.
     pub fn creates(&mut self, interval: Duration) -> Result<Load> {
         let name = self.set();
         Load::start(&self.cluster, API_SERVER, &name, interval)
     }
 
-    /// Another name for a set of creates.
+    /// Returns a new name for a set of creates.
     pub fn set(&mut self) -> String {
         self.sets += 1;
         format!("set-{}", self.sets)
     }
 
-    /// Waits until a create is answered by the webhook, and returns how long that took.
+    /// Waits until a create succeeds, and returns the waiting time.
     pub fn wait_for_creates(&self) -> Result<Duration> {
         let probe = self.cluster.write("probe.yaml", &manifest("probe", "probe"))?;
         let probe = probe.display().to_string();
         let started = Instant::now();
-        wait("a create to succeed", WITHIN, || {
+        wait("a create to succeed", TIMEOUT, || {
             self.cluster
                 .kubectl_run(&["create", "--dry-run=server", "--validate=false", "--filename", &probe])
                 .map_err(|error| error.to_string())
@@ -223,7 +224,7 @@ impl World {
         Ok(started.elapsed())
     }
 
-    /// The logs are to stay. Returns where.
+    /// Keeps the logs, and returns their directory.
     pub fn keep_logs(&self) -> PathBuf {
         let logs = self.cluster.keep_logs();
         for pod in self.pods().unwrap_or_default() {
@@ -236,7 +237,7 @@ impl World {
         logs
     }
 
-    /// How a person calls the cluster.
+    /// The command with which a user calls the cluster.
     pub fn how_to_call(&self) -> String {
         let Ok(kubectl) = self.cluster.kubectl() else { return String::new() };
         let words: Vec<_> = kubectl.get_args().map(|word| word.to_string_lossy()).collect();
@@ -260,13 +261,13 @@ pub fn manifest(name: &str, contact: &str) -> String {
     .to_string()
 }
 
-/// Something that must hold.
+/// Returns an error unless the condition holds.
 pub fn expect(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::Unexpected(otherwise())) }
 }
 
-/// What a command said, whether or not it succeeded.
-pub fn said(command: &mut std::process::Command) -> Result<String> {
+/// Returns the output of a command, whether or not it succeeded.
+pub fn output_of(command: &mut std::process::Command) -> Result<String> {
     let output = output(command)?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
 }
