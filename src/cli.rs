@@ -3,6 +3,7 @@
 
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
+use crate::export::Selection;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{COMMIT, VERSION};
@@ -59,6 +60,7 @@ Examples:
   switchboard run                                as in the Deployment of the chart
   switchboard run --log=info,switchboard=debug   the same, and log each decision
   switchboard crds | kubectl apply --server-side --filename=-
+  switchboard export --all-namespaces > conversations.yaml
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
 Each flag of `run` can also be set by an environment variable; see `switchboard run --help`.
@@ -81,6 +83,8 @@ enum Command {
         #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
         namespace: String,
     },
+    /// Write conversations as manifests to stdout, for a backup. A conversation that a timer closed is closed in its manifest.
+    Export(Export),
     /// Write the CustomResourceDefinitions as YAML.
     Crds {
         /// Write one file per kind to this directory instead of stdout.
@@ -92,6 +96,20 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false, args = ["namespace", "all_namespaces"])]
+struct Export {
+    /// The namespace whose conversations to export.
+    #[arg(long, short)]
+    namespace: Option<String>,
+    /// Export the conversations of all namespaces.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+    /// Omit the contacts. Use this for a copy beside the original: conversations without a contact need no binding.
+    #[arg(long)]
+    without_contacts: bool,
 }
 
 #[derive(Args, Debug)]
@@ -178,6 +196,7 @@ impl Cli {
                 };
             }
             Command::Check { namespace } => check(&namespace),
+            Command::Export(export) => export.run(),
             Command::Crds { directory } => crds(directory.as_deref()),
             Command::Completions { shell } => completions(shell),
         };
@@ -253,6 +272,14 @@ impl Run {
         // Nothing is logged after the last line. Blocking tasks, such as a DNS lookup, are not waited for.
         runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
         Ok(ended?)
+    }
+}
+
+impl Export {
+    fn run(self) -> Result<(), Error> {
+        let Self { namespace, all_namespaces: _, without_contacts } = self;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(run::export(&Selection { namespace, without_contacts }))?)
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not know each other;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
+//! - [`export`] writes conversations as manifests, for a backup;
 //! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
 //! - [`telemetry`] has metrics, logs, traces and Events, and [`clock`] reads the time;
 //! - [`run`] assembles these into one process, `supervisor` supervises its tasks, and [`cli`] parses the command line.
@@ -26,6 +27,7 @@ pub mod client;
 pub mod clock;
 pub mod controller;
 pub mod core;
+pub mod export;
 pub mod kube_error;
 pub mod leader;
 mod listener;

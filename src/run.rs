@@ -6,6 +6,7 @@ use crate::claims::{ClaimMetrics, Claims};
 use crate::client::{self, ApiServer, ClientMetrics};
 use crate::clock::Clock;
 use crate::controller::{Controller, ControllerMetrics};
+use crate::export;
 use crate::leader::{self, LeaderElector};
 use crate::listener;
 use crate::self_check::{self, SelfCheck, SelfCheckMetrics};
@@ -59,6 +60,9 @@ pub enum Error {
     /// There is no client of an API server.
     #[error(transparent)]
     Client(#[from] client::Error),
+    /// Conversations could not be exported.
+    #[error(transparent)]
+    Export(#[from] export::Error),
     /// The API server did not answer.
     #[error(
         "the API server at {url} cannot be reached: {cause}; check that it runs, and the address and the credentials"
@@ -209,4 +213,13 @@ pub async fn check(namespace: &str) -> Result<(), Error> {
     api_server.version().await.map_err(|cause| Error::Unreachable { url: api_server.url.clone(), cause })?;
     let result = self_check::try_once(api_server.client, namespace).await;
     result.map_err(|source| Error::NotAdmitted { namespace: namespace.to_owned(), source })
+}
+
+/// Writes the selected conversations to stdout as manifests, for a backup.
+///
+/// # Errors
+/// If they cannot be read or written, with the cause.
+pub async fn export(selection: &export::Selection) -> Result<(), Error> {
+    let api_server = ApiServer::from_environment(&ClientMetrics::new(&mut metrics::registry())).await?;
+    Ok(export::export(api_server.client, selection, std::io::stdout()).await?)
 }

@@ -44,7 +44,7 @@ fn denial() -> Denial {
     let holder = ConversationReference { namespace: "sales".to_owned(), name: "alice-before".to_owned() };
     let stored = LiveConversation {
         uid: "u".to_owned(),
-        held_binding: Some(request().binding.name()),
+        needed_binding: Some(request().binding.name()),
         state: State::Active,
         participants: vec!["agent-7".to_owned()],
     };

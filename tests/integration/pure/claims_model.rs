@@ -205,6 +205,17 @@ fn large() {
             ..configuration("manual deletions, a restart", "ab")
         },
         Configuration { budget: either, ..configuration("two and two", "aabb") },
+        Configuration { budget: either, has_statuses: true, ..configuration("two wait", "awz") },
+        Configuration {
+            budget: Budget { restarts: 1, ..either },
+            has_statuses: true,
+            ..configuration("waiting, a restart", "az")
+        },
+        Configuration {
+            budget: Budget { doubts: 1, restarts: 1, manual_deletions: 1, ..release },
+            has_statuses: true,
+            ..configuration("doubts, a waiting one", "az")
+        },
     ] {
         check(configuration, &[]);
     }
@@ -273,7 +284,7 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         (M::RivalForgotten, waiting(), ONE_BOUND),
         (M::DoubtIgnored, doubted(), ONE_BOUND),
         (M::EarlierLeaderIgnored, restarted(), ONE_BOUND),
-        (M::HandOverWithoutVersion, waiting(), RECORDED),
+        (M::PruneWithoutVersion, waiting(), RECORDED),
         (M::HandOverTooEarly, waiting(), RECORDED),
         (M::WaitingForgotten, waiting(), REST),
     ]

@@ -236,6 +236,7 @@ fn conversation(name: &str, number: usize) -> Conversation {
         participants: None,
         timers: None,
         ttl_after_closed: None,
+        on_conflict: None,
     };
     Conversation::new(&format!("{name}-{number}"), spec)
 }

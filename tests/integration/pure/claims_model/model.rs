@@ -51,7 +51,7 @@ pub enum Mutation {
     DeleteUnconditional,
     /// The leader deletes a claim with the same UID at any resourceVersion.
     DeleteWithoutVersion,
-    /// The leader prunes a claim with the same UID at any resourceVersion.
+    /// The leader prunes a claim, or hands it over, with the same UID at any resourceVersion.
     PruneWithoutVersion,
     /// The leader does not wait for the grace period.
     GraceSkipped,
@@ -71,8 +71,6 @@ pub enum Mutation {
     DoubtIgnored,
     /// A new leader ignores the writes of the leader before it.
     EarlierLeaderIgnored,
-    /// The binding is handed over at any resourceVersion of the claim.
-    HandOverWithoutVersion,
     /// The binding is handed over while a create of the other name can still be stored.
     HandOverTooEarly,
     /// The leader deletes a claim for which a conversation waits, and does not ask that one.
@@ -92,7 +90,6 @@ impl Mutation {
                 | M::DeleteUnconditional
                 | M::DeleteWithoutVersion
                 | M::PruneWithoutVersion
-                | M::HandOverWithoutVersion
         )
     }
 }

@@ -167,9 +167,6 @@ pub fn execute(job: Job, world: &mut World<'_>) {
                 Some(Mutation::PruneWithoutVersion) if !is_delete && !is_create => {
                     Preconditions { version: false, ..Preconditions::ALL }
                 }
-                Some(Mutation::HandOverWithoutVersion) if !is_delete && !is_create => {
-                    Preconditions { version: false, ..Preconditions::ALL }
-                }
                 Some(Mutation::AdoptReplaces) => Preconditions { absence: false, ..Preconditions::ALL },
                 _ => Preconditions::ALL,
             };

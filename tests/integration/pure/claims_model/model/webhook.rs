@@ -15,6 +15,7 @@ const GRACE_PERIOD: Duration = Duration::from_mins(1);
 
 /// The create that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each of them is independent of the others")]
 pub struct Create {
     pub place: Place,
     pub is_server_side_apply: bool,
