@@ -99,13 +99,12 @@ enum Command {
 }
 
 #[derive(Args, Debug)]
-#[group(required = true, multiple = false, args = ["namespace", "all_namespaces"])]
 struct Export {
     /// The namespace whose conversations to export.
-    #[arg(long, short)]
+    #[arg(long, short, required_unless_present = "all_namespaces")]
     namespace: Option<String>,
     /// Export the conversations of all namespaces.
-    #[arg(long, short = 'A')]
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
     all_namespaces: bool,
     /// Omit the contacts. Use this for a copy beside the original: conversations without a contact need no binding.
     #[arg(long)]

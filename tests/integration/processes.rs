@@ -14,6 +14,7 @@ mod leader;
 mod lifecycle;
 mod logs;
 mod races;
+mod restore;
 mod rules;
 mod runtime;
 mod same_name;
