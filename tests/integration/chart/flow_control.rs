@@ -52,7 +52,7 @@ async fn claims_are_served_during_a_flood_of_creates() {
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
-    let namespace = cluster.desk().await;
+    let namespace = cluster.test_namespace().await;
     let flood = TestNamespace { client: service_account(&cluster, &namespace).await, ..namespace.clone() };
 
     let creates = futures::stream::iter(0..CREATES).map(|number| {

@@ -24,7 +24,7 @@ async fn ready(namespace: &TestNamespace) {
 
 #[tokio::test]
 async fn administrator_cannot_write_claims() {
-    let namespace = Cluster::shared().desk().await;
+    let namespace = Cluster::shared().test_namespace().await;
     ready(&namespace).await;
     let claim = namespace.claim().await.unwrap();
     let name = claim.name_any();
@@ -42,7 +42,7 @@ async fn administrator_cannot_write_claims() {
 
 #[tokio::test]
 async fn administrator_can_write_only_reported_activity_in_the_status() {
-    let namespace = Cluster::shared().desk().await;
+    let namespace = Cluster::shared().test_namespace().await;
     ready(&namespace).await;
     let before = namespace.conversations().get("alice").await.unwrap();
     for forged in [
@@ -79,7 +79,7 @@ async fn with_role(namespace: &TestNamespace, user: &str, role: &str) -> TestNam
 
 #[tokio::test]
 async fn gateway_can_only_read_and_report_activity() {
-    let namespace = Cluster::shared().desk().await;
+    let namespace = Cluster::shared().test_namespace().await;
     ready(&namespace).await;
     let gateway = with_role(&namespace, "insider", "switchboard-gateway").await;
     gateway.report_activity("alice", "2026-01-01T00:00:00Z").await.unwrap();
@@ -91,7 +91,7 @@ async fn gateway_can_only_read_and_report_activity() {
 
 #[tokio::test]
 async fn editor_can_write_conversations_but_not_claims() {
-    let namespace = Cluster::shared().desk().await;
+    let namespace = Cluster::shared().test_namespace().await;
     let editor = with_role(&namespace, "outsider", "switchboard-edit").await;
     editor.create("alice", json!({})).await.unwrap();
     editor.change("alice", json!({"state": "Closed"})).await.unwrap();

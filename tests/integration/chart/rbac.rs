@@ -140,13 +140,14 @@ async fn operator_uses_every_permission_and_lacks_none() {
         control_plane,
         &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed(),
     );
-    let namespace = cluster.desk().await;
+    let namespace = cluster.test_namespace().await;
 
     // The life of a conversation, with its Events.
     namespace.create("alice", json!({})).await.unwrap();
     namespace.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
     // The denial names a holder in another namespace only to users who may read it, so the operator asks for their permission.
-    let elsewhere = common::cluster::TestNamespace { contact: namespace.contact.clone(), ..cluster.desk().await };
+    let elsewhere =
+        common::cluster::TestNamespace { contact: namespace.contact.clone(), ..cluster.test_namespace().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
     namespace.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     namespace.wait_for_event("alice", "Closed").await;

@@ -42,7 +42,7 @@ async fn waits(namespace: &TestNamespace) {
 #[tokio::test]
 async fn restore_brings_back_each_state_and_the_holder() {
     let cluster = Cluster::shared();
-    let namespace = cluster.desk().await;
+    let namespace = cluster.test_namespace().await;
     three_states(&namespace).await;
     let manifests = export(cluster, &["--namespace", &namespace.namespace]);
     assert_eq!(manifests.matches("\n---\n").count() + 1, 3, "{manifests}");
@@ -57,7 +57,7 @@ async fn restore_brings_back_each_state_and_the_holder() {
 #[tokio::test]
 async fn closed_conversation_takes_no_binding_in_any_order_of_the_restore() {
     let cluster = Cluster::shared();
-    let namespace = cluster.desk().await;
+    let namespace = cluster.test_namespace().await;
     three_states(&namespace).await;
     namespace.delete("a-waiting-one").await;
     let manifests = export(cluster, &["--namespace", &namespace.namespace]);
@@ -72,7 +72,7 @@ async fn closed_conversation_takes_no_binding_in_any_order_of_the_restore() {
 #[tokio::test]
 async fn copy_without_contacts_leaves_the_bindings_to_the_original() {
     let cluster = Cluster::shared();
-    let namespace = cluster.desk().await;
+    let namespace = cluster.test_namespace().await;
     namespace.create("bob", json!({})).await.unwrap();
     namespace.bound("bob").await;
     let manifests = export(cluster, &["--namespace", &namespace.namespace, "--without-contacts"]);

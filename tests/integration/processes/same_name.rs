@@ -2,7 +2,7 @@
 
 use crate::common::cluster::TestNamespace;
 use crate::common::fault_cluster::{
-    FaultCluster, GRACE_PERIOD, HistoryChecker, create_as_soon_as_possible, create_denied, is_to_be_repeated, shared,
+    FaultCluster, GRACE_PERIOD, HistoryChecker, create_denied, create_with_retries, is_retryable, shared,
 };
 use futures::future::join_all;
 use kube::api::{Patch, PatchParams};
@@ -20,7 +20,7 @@ const APPLIES: usize = 10;
 
 async fn namespace() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
     let cluster = shared().await;
-    let (namespace, checker) = cluster.desk().await;
+    let (namespace, checker) = cluster.checked_namespace().await;
     (cluster, namespace, checker)
 }
 
@@ -35,7 +35,7 @@ async fn alice_gives_way_at_once(namespace: &TestNamespace, checker: &mut Histor
     assert_eq!(recorded(namespace).await, [alice.metadata.uid.unwrap()], "no other UID was left behind");
     namespace.change("alice", json!({"state": "Closed"})).await.unwrap();
     namespace.create("bob", json!({})).await.expect("the binding is free at once");
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn concurrent_creates_of_one_name_leave_no_uid_behind() {
     let outcomes = join_all((0..CREATES).map(|_| namespace.create("alice", json!({})))).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
     for refusal in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-        assert!(refusal.reason == "AlreadyExists" || is_to_be_repeated(refusal), "{refusal:?}");
+        assert!(refusal.reason == "AlreadyExists" || is_retryable(refusal), "{refusal:?}");
     }
     alice_gives_way_at_once(&namespace, &mut checker).await;
 }
@@ -58,7 +58,7 @@ async fn concurrent_applies_of_one_name_leave_no_uid_behind() {
         loop {
             match namespace.conversations().patch("alice", &parameters, &Patch::Apply(&object)).await {
                 Ok(stored) => return stored.metadata.uid.unwrap(),
-                Err(kube::Error::Api(status)) if is_to_be_repeated(&status) => {
+                Err(kube::Error::Api(status)) if is_retryable(&status) => {
                     let seconds = status.details.map_or(1, |details| details.retry_after_seconds);
                     sleep(Duration::from_secs(seconds.into())).await;
                 }
@@ -83,7 +83,7 @@ async fn repeated_create_of_a_closed_name_keeps_the_binding_free() {
         assert_eq!(namespace.claim().await, None, "nothing was claimed for it");
     }
     namespace.create("bob", json!({})).await.expect("the binding is free");
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
@@ -92,13 +92,13 @@ async fn unavailable_answer_says_what_it_waits_for_and_until_when() {
     let _other = cluster.deny_some(&namespace).await;
     create_denied(&namespace, "alice").await;
     let refusal = namespace.create("bob", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    assert!(is_retryable(&refusal), "{refusal:?}");
     let name = format!("Conversation {}/alice", namespace.namespace);
     let claim = namespace.claim().await.unwrap();
     let until = claim.spec.admissions[0].time.after(GRACE_PERIOD);
     for part in [name, format!("released after {until}")] {
         assert!(refusal.message.contains(&part), "{part} is missing in {}", refusal.message);
     }
-    create_as_soon_as_possible(&namespace, "bob", json!({})).await;
-    checker.show_rest().await;
+    create_with_retries(&namespace, "bob", json!({})).await;
+    checker.wait_until_at_rest().await;
 }

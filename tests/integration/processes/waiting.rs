@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 async fn namespace() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
     let cluster = shared().await;
-    let (namespace, checker) = cluster.desk().await;
+    let (namespace, checker) = cluster.checked_namespace().await;
     (cluster, namespace, checker)
 }
 
@@ -47,7 +47,7 @@ async fn waiting_conversation_is_bound_when_the_holder_closes() {
     let ready = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Ready).unwrap();
     assert_eq!((ready.status, ready.reason), (ConditionStatus::False, ConditionReason::WaitingForBinding));
     assert!(ready.message.contains(namespace.binding().as_str()) && !ready.message.contains("alice"), "{ready:?}");
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
     // The timers are long over, counted from the creation.
     let alice = namespace.change("alice", json!({"timers": {"closeAfter": "3s"}})).await.unwrap();
     assert_eq!(alice.spec.state, None);
@@ -58,7 +58,7 @@ async fn waiting_conversation_is_bound_when_the_holder_closes() {
     assert_eq!(namespace.claim().await.unwrap().metadata.uid, claim, "the claim was handed over in one write");
     namespace.wait_for_event("bob", "Bound").await;
     namespace.wait_for_state("bob", State::Closed).await;
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn oldest_waiting_conversation_gets_the_binding_first() {
         }
         namespace.bound(next).await;
         assert_eq!(namespace.held_by().await.as_deref(), Some(next), "after {how} of {holder}");
-        checker.show_rest().await;
+        checker.wait_until_at_rest().await;
     }
 }
 
@@ -96,7 +96,7 @@ async fn waiting_create_claims_a_free_binding_at_once() {
     assert!(refusal.message.contains("48031"), "{refusal:?}");
     let refusal = namespace.create("alice", waits(json!({}))).await.unwrap_err();
     assert_eq!(refusal.reason, "AlreadyExists", "a name that is taken stays a 409");
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn waiting_create_is_stored_while_claims_cannot_be_reached() {
     assert_eq!(namespace.claim().await, None);
     drop(refused);
     namespace.bound("alice").await;
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
@@ -119,7 +119,7 @@ async fn dry_run_of_a_waiting_create_is_allowed_and_writes_nothing() {
     let object = namespace.conversation("bob", waits(json!({})));
     namespace.create_object(&object, &dry_run).await.expect("it would wait");
     assert_eq!(namespace.claim().await, claim);
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 /// Waits until the replica's metrics have this line.
@@ -137,7 +137,7 @@ async fn hand_over_costs_the_same_however_many_wait() {
     const MANY: usize = 200;
     let cluster = exclusive_cluster().await;
     let calls_of_a_hand_over = async |count: usize| {
-        let (namespace, mut checker) = cluster.desk().await;
+        let (namespace, mut checker) = cluster.checked_namespace().await;
         namespace.create("holder", json!({})).await.unwrap();
         for number in 0..count {
             namespace.create(&format!("waiting-{number:03}"), waits(json!({}))).await.unwrap();
@@ -145,7 +145,7 @@ async fn hand_over_costs_the_same_however_many_wait() {
         for number in 0..count {
             waiting(&namespace, &format!("waiting-{number:03}")).await;
         }
-        checker.show_rest().await;
+        checker.wait_until_at_rest().await;
         wait_for_metric(&cluster, &format!("switchboard_waiting_conversations {count}")).await;
         let is_of_namespace = {
             let (place, binding) = (format!("/namespaces/{}/", namespace.namespace), namespace.binding().to_string());
@@ -154,7 +154,7 @@ async fn hand_over_costs_the_same_however_many_wait() {
         let calls = cluster.proxy.inject(Stage::Before, Fault::Pass, is_of_namespace);
         namespace.change("holder", json!({"state": "Closed"})).await.unwrap();
         namespace.bound("waiting-000").await;
-        checker.show_rest().await;
+        checker.wait_until_at_rest().await;
         let calls_made = calls.count();
         drop(calls);
         // The next measurement counts its own waiting ones alone.
@@ -182,9 +182,9 @@ async fn conversation_being_deleted_frees_its_binding_at_once() {
     assert_eq!(reason, ConditionReason::Deleting, "{alice:?}");
     assert!(alice.metadata.deletion_timestamp.is_some());
     namespace.bound("bob").await;
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
     keep(&namespace, "alice", json!([])).await;
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
     assert_eq!(namespace.held_by().await.as_deref(), Some("bob"));
 }
 
@@ -198,5 +198,5 @@ async fn expiry_event_says_that_a_finalizer_keeps_the_object() {
     let note = events.iter().find(|event| event.reason.as_deref() == Some("TTLExpired")).unwrap().note.clone();
     assert!(note.as_ref().is_some_and(|note| note.contains("example.com/archive")), "{note:?}");
     keep(&namespace, "alice", json!([])).await;
-    checker.show_rest().await;
+    checker.wait_until_at_rest().await;
 }

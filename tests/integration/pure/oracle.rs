@@ -263,7 +263,7 @@ fn history_with_a_gap_is_rejected() {
 fn past_holders_are_remembered_until_the_binding_is_forgotten() {
     let history = History::held_by_alice().changed("alice", closed("a1")).reclaimed("bob", &["b1"]).stored("bob", "b1");
     let mut oracle = history.is_sound();
-    assert_eq!(oracle.tenures(&carol()).len(), 2);
+    assert_eq!(oracle.hold_intervals(&carol()).len(), 2);
     let has_held = |name: &str, when| oracle.has_held(&carol(), &reference(name), &when);
     assert!(has_held("alice", 0..=101) && has_held("alice", 102..=200), "from revision 101 until before 103");
     assert!(!has_held("alice", 0..=100) && !has_held("alice", 103..=200));
