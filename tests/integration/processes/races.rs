@@ -117,8 +117,8 @@ impl Pair {
         binding.unwrap().name().to_string()
     }
 
-    fn conversation(&self, name: &Name) -> Conversation {
-        let metadata = match name {
+    fn conversation(&self, ask: &Ask) -> Conversation {
+        let metadata = match &ask.name {
             Name::Fixed(name) => json!({"name": name}),
             Name::Generated(prefix) => json!({"generateName": prefix}),
         };
@@ -127,6 +127,7 @@ impl Pair {
             "contact": {"address": self.contact},
             "proxy": {"address": Self::PROXY},
             "participants": [{"identity": "agent-7"}],
+            "onConflict": if ask.waits { "Wait" } else { "Refuse" },
         });
         let object = json!({
             "apiVersion": "switchboard.dev/v1alpha1", "kind": "Conversation", "metadata": metadata, "spec": spec,
@@ -158,6 +159,8 @@ struct Ask {
     is_dry_run: bool,
     /// Whether other requests use the same name.
     is_shared_name: bool,
+    /// Whether it waits for a binding that is not free.
+    waits: bool,
     api_server: usize,
 }
 
@@ -189,6 +192,7 @@ impl Ask {
             name: Name::Fixed(name.to_owned()),
             is_dry_run: false,
             is_shared_name: false,
+            waits: false,
             api_server,
         }
     }
@@ -211,6 +215,7 @@ impl Ask {
                 (_, 25) => Self { is_dry_run: true, ..shared },
                 (_, 26) => Self { is_dry_run: true, ..applied },
                 (_, 27) => Self { is_dry_run: true, name: Name::Generated(format!("r{round}-{DRY_RUN}")), ..own },
+                (_, 28..34) => Self { waits: kind.waits, ..own },
                 _ => own,
             }
         };
@@ -229,12 +234,13 @@ struct Kind {
     releases: &'static [How],
     /// The number of concurrent creates.
     concurrency: usize,
+    /// Whether some creates wait for the binding.
+    waits: bool,
+    /// Whether the holder is closed at the end, and a create of a new name takes the binding.
+    has_successor: bool,
 }
 
 /// How the creates of a round choose their names.
-///
-/// A create may be admitted and then fail because its name exists, or become an update. Once the holder has released the binding, this
-/// create keeps it from other names for the grace period. So in rounds with releases, all creates share one name or none do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Names {
     /// Unique names, except for some dry runs.
@@ -260,8 +266,15 @@ impl Kind {
             8 => (Names::Own, &[Close, Delete, RemoveContact]),
             _ => (Names::Some, &[]),
         };
-        // In rounds with releases, lower concurrency makes the creates last longer.
-        Self { names, releases, concurrency: if releases.is_empty() { CREATES } else { CREATES / 4 } }
+        let waits = matches!(round % KINDS, 3 | 4 | 6 | 8 | 9);
+        Self {
+            names,
+            releases,
+            // In rounds with releases, lower concurrency makes the creates last longer.
+            concurrency: if releases.is_empty() { CREATES } else { CREATES / 4 },
+            waits,
+            has_successor: !waits && names != Names::Own,
+        }
     }
 
     /// The create that provides the next holder if the creates of the round end too early.
@@ -281,20 +294,37 @@ struct Tally {
     exists: usize,
     repeated: AtomicUsize,
     releases: usize,
+    waiting: usize,
     stuck: usize,
     seconds: f64,
     slowest: Duration,
+    /// The longest time from the close of a holder until the create of a successor was admitted.
+    longest_wait: Duration,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rounds, creates, stored, refusals, exists, repeated, releases, stuck, seconds, slowest } = self;
+        let Self {
+            rounds,
+            creates,
+            stored,
+            refusals,
+            exists,
+            repeated,
+            releases,
+            waiting,
+            stuck,
+            seconds,
+            slowest,
+            longest_wait,
+        } = self;
         let repeated = repeated.load(Ordering::Relaxed);
         let duplicates = stored - releases - rounds;
         write!(
             f,
             "{rounds} rounds, {creates} creates, {stored} stored, {releases} released, {refusals} refusals (48031), {exists} name \
-             exists (409), {repeated} repeated (503), {duplicates} duplicates, {stuck} stuck claims, slowest answer {slowest:.1?}, {seconds:.0} s"
+             exists (409), {repeated} repeated (503), {waiting} stored that wait, {duplicates} duplicates, {stuck} stuck claims, slowest answer {slowest:.1?}, longest wait of a \
+             create after a close {longest_wait:.1?}, {seconds:.0} s"
         )
     }
 }
@@ -334,15 +364,16 @@ impl Races {
         for round in first..first + rounds {
             // Meanwhile, the conversations of an earlier round of this kind are deleted.
             let outdated = if self.stored.len() < KINDS { None } else { self.stored.pop_front() };
-            let (outcomes, ()) = tokio::join!(self.round(round), self.delete_all(outdated.unwrap_or_default()));
-            let stored = self.check(round, outcomes).await;
+            let ((outcomes, longest_wait), ()) =
+                tokio::join!(self.round(round), self.delete_all(outdated.unwrap_or_default()));
+            let stored = self.check(round, outcomes, longest_wait).await;
             self.stored.push_back(stored);
         }
         self.tally.seconds += began.elapsed().as_secs_f64();
     }
 
     /// Lets the creates of one round race, and returns their outcomes.
-    async fn round(&self, round: usize) -> Vec<(Ask, Outcome, Duration)> {
+    async fn round(&self, round: usize) -> (Vec<(Ask, Outcome, Duration)>, Option<Duration>) {
         let (pair, kind) = (Pair::new(&format!("contact-{round}")), Kind::of(round));
         let is_over = AtomicBool::new(false);
         let creates = async {
@@ -358,16 +389,30 @@ impl Races {
             }
             self.holder(&pair, &is_over, &kind.heir(round, kind.releases.len())).await;
         };
-        tokio::join!(creates, churn).0
+        let outcomes = tokio::join!(creates, churn).0;
+        if !kind.has_successor {
+            return (outcomes, None);
+        }
+        let holder = self.holder(&pair, &is_over, &kind.heir(round, kind.releases.len())).await;
+        self.release(&holder, How::Close).await;
+        let began = Instant::now();
+        let successor = self.ask(&pair, Ask::plain(&format!("r{round}-successor"), round % 2)).await.1;
+        assert!(matches!(successor, Outcome::Stored { .. }), "round {round}: the successor got {successor:?}");
+        (outcomes, Some(began.elapsed()))
     }
 
     /// Checks the outcomes of a round, and returns the conversations that it has stored.
-    async fn check(&mut self, round: usize, outcomes: Vec<(Ask, Outcome, Duration)>) -> Vec<Holder> {
+    async fn check(
+        &mut self,
+        round: usize,
+        outcomes: Vec<(Ask, Outcome, Duration)>,
+        longest_wait: Option<Duration>,
+    ) -> Vec<Holder> {
         let binding = Pair::new(&format!("contact-{round}")).binding();
         self.recorder.check(&mut self.oracle).await;
         let hold_intervals = self.oracle.hold_intervals(&binding).to_vec();
         let trail = || self.oracle.trail(&binding);
-        let expected = Kind::of(round).releases.len() + 1;
+        let expected = Kind::of(round).releases.len() + 1 + usize::from(longest_wait.is_some());
         assert_eq!(
             hold_intervals.len(),
             expected,
@@ -375,12 +420,15 @@ impl Races {
             trail()
         );
         let known: BTreeSet<_> = hold_intervals.iter().map(|interval| interval.uid.as_str()).collect();
-        let mut dry_runs = Vec::new();
+        let (mut dry_runs, mut waiting) = (Vec::new(), Vec::new());
         for (ask, outcome, took) in &outcomes {
             self.tally.creates += 1;
             self.tally.slowest = self.tally.slowest.max(*took);
             match outcome {
                 Outcome::Stored { uid, .. } if ask.is_dry_run => dry_runs.push(uid.clone()),
+                Outcome::Stored { place, uid } if ask.waits && !known.contains(uid.as_str()) => {
+                    waiting.push(Holder { place: place.clone(), uid: uid.clone() });
+                }
                 Outcome::Stored { place, uid } => {
                     assert!(known.contains(uid.as_str()), "{place} {uid} is not stored{}", trail());
                 }
@@ -399,10 +447,13 @@ impl Races {
             }
         }
         self.tally.rounds += 1;
+        self.tally.waiting += waiting.len();
+        self.tally.longest_wait = self.tally.longest_wait.max(longest_wait.unwrap_or_default());
         self.tally.stored += hold_intervals.len();
         self.tally.releases += expected - 1;
         self.oracle.forget(&binding);
-        hold_intervals.into_iter().map(|HoldInterval { place, uid, .. }| Holder { place, uid }).collect()
+        let holders = hold_intervals.into_iter().map(|HoldInterval { place, uid, .. }| Holder { place, uid });
+        holders.chain(waiting).collect()
     }
 
     /// Waits until everything is at rest, deletes the conversations of the last rounds, and waits again. Counts the claims without a
@@ -449,7 +500,7 @@ impl Races {
 
     async fn try_once(&self, pair: &Pair, ask: &Ask) -> Result<Conversation, Box<Status>> {
         let conversations = Api::namespaced(self.clients[ask.api_server].clone(), ask.namespace);
-        let conversation = pair.conversation(&ask.name);
+        let conversation = pair.conversation(ask);
         let answer = if let (Verb::Apply, Name::Fixed(name)) = (ask.verb, &ask.name) {
             let manager = format!("client-of-{}", ask.api_server);
             let parameters = PatchParams { dry_run: ask.is_dry_run, ..PatchParams::apply(&manager).force() };
