@@ -116,7 +116,7 @@ impl<S: Stream<Item = &'static str> + Unpin> Supervisor<S> {
             tokio::select! {
                 done = &mut work => return Ok(Some(done)),
                 Some(signal) = self.signals.next() => {
-                    tracing::info!("{signal}: shutting down");
+                    tracing::info!(signal, "shutting down");
                     return Ok(None);
                 }
                 ended = next_end(&mut self.running, &mut self.tasks) => ended?,

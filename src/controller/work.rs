@@ -259,8 +259,8 @@ impl Worker {
             return Ok(JobOutcome::Done);
         }
         let is_release = matches!(write, Write::Delete { .. });
-        let message = if is_release { "releasing a claim" } else { "pruning a claim" };
-        tracing::debug!(conversation = %claim.holder, binding = %claim.name, "{message}");
+        let operation = if is_release { "delete" } else { "replace" };
+        tracing::debug!(conversation = %claim.holder, binding = %claim.name, operation, "writing a claim");
         if self.claims.write(&claim.binding, write).await? == Outcome::Applied && is_release {
             let is_orphan = create_statuses.values().any(|create_status| *create_status == CreateStatus::Expired);
             self.metrics.released(is_orphan);

@@ -274,7 +274,7 @@ async fn what_is_done_on_the_way_out_is_told_too() {
     let answer = deletion.next().await;
     drop(deletion);
     let replica = faulty.replica();
-    let goodbyes = || std::fs::read_to_string(replica.log()).unwrap().matches("SIGTERM: shutting down").count();
+    let goodbyes = || std::fs::read_to_string(replica.log()).unwrap().matches(r#""shutting down""#).count();
     let before = goodbyes();
     replica.terminate();
     while goodbyes() == before {

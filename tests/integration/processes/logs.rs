@@ -62,7 +62,8 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
     for (message, field, value) in [
         ("wrote the status", "state", "Active"),
         ("wrote the status", "conversation", &format!("{}/alice", desk.namespace)),
-        ("releasing a claim", "binding", desk.binding().as_str()),
+        ("writing a claim", "binding", desk.binding().as_str()),
+        ("writing a claim", "operation", "delete"),
         ("decided a create", "outcome", "allowed"),
     ] {
         assert_eq!(wait_for_line(replica, message).await[field], value, "{message}");
@@ -77,7 +78,7 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
 
     // It ends with an error.
     replica.terminate();
-    wait_for_line(replica, "SIGTERM: shutting down").await;
+    assert_eq!(wait_for_line(replica, "shutting down").await["signal"], "SIGTERM");
     replica.terminate();
     assert_eq!(block_in_place(|| replica.wait(TIMEOUT)).expect("it ends").code(), Some(1));
 
