@@ -20,6 +20,6 @@ mod test_server;
 pub use handler::AdmissionHandler;
 pub use metrics::WebhookMetrics;
 pub use outcome::AdmissionOutcome;
-pub use review::{Review, ReviewKind, Unreadable, respond};
+pub use review::{Review, ReviewKind, InvalidReview, respond};
 pub use router::Router;
 pub use server::{Limits, Shutdown, Tls, serve};

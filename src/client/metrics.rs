@@ -31,7 +31,7 @@ impl ClientMetrics {
     /// Registers the metric.
     #[must_use]
     pub fn new(registry: &mut Registry) -> Self {
-        let help = "Requests to the API server, by the code of the last response; 0 if there was none in time";
+        let help = "Requests to the API server by verb, resource and response code; code 0 means no response in time";
         Self { requests: registered(registry, "api_requests", help) }
     }
 }

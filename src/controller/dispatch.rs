@@ -29,7 +29,7 @@ pub trait EventHandler {
     fn list_started(&mut self);
     /// An object was listed, created or changed.
     fn applied(&mut self, object: &Self::Object) -> Vec<Task>;
-    /// An object was listed, created or changed and cannot be parsed.
+    /// An object was listed, created or changed and cannot be decoded.
     fn invalid(&mut self, object: &InvalidObject) -> Vec<Task>;
     /// An object was deleted, or is no longer selected.
     fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task>;
@@ -189,7 +189,7 @@ impl AddressBindings<'_> {
         let name = name(metadata);
         tracing::error!(
             claim = %name,
-            "an AddressBinding cannot be parsed or is not named after its binding; delete it"
+            "an AddressBinding cannot be decoded, or its name is not that of its binding; delete it"
         );
         self.index.claim_deleted(&name)
     }
@@ -199,12 +199,12 @@ fn name(metadata: &ObjectMeta) -> BindingName {
     BindingName::existing(metadata.name.clone().unwrap_or_default())
 }
 
-/// Logs a conversation that cannot be parsed. The cause is only in its Event, because it may quote an address.
+/// Logs a conversation that cannot be decoded. The cause is only in its Event, because it may quote an address.
 fn log_invalid(object: &InvalidObject) {
     let ObjectMeta { namespace, name, .. } = &object.metadata;
     tracing::error!(
         conversation = %NamespacedName::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
-        "a stored conversation cannot be parsed and is not reconciled; correct or delete it; see its Event Unreadable for the cause"
+        "a stored conversation cannot be decoded and is not reconciled; correct or delete it; its Event InvalidObject has the cause"
     );
 }
 

@@ -6,7 +6,7 @@
 mod entry;
 mod tombstones;
 
-pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, UnreadableEntry, fingerprint};
+pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
 
 use super::keys::{NamespacedName, Uid, Version};
 use super::stats::{Stats, StatsKey};
@@ -15,7 +15,7 @@ use super::watch::InvalidObject;
 use crate::api::{Conversation, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::Claim;
-use crate::core::lifecycle::{LifecycleInput, unreadable};
+use crate::core::lifecycle::{LifecycleInput, invalid_object};
 use entry::identity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{HashMap, VecDeque};
@@ -33,8 +33,8 @@ pub struct Index {
     closed: HashMap<NamespacedName, Box<Entry>>,
     /// The recently closed conversations with the time of their closing, in the order of observation.
     recently_closed: VecDeque<(Time, NamespacedName)>,
-    /// The conversations that cannot be parsed.
-    unreadable: HashMap<NamespacedName, UnreadableEntry>,
+    /// The conversations that cannot be decoded.
+    invalid: HashMap<NamespacedName, InvalidEntry>,
     tombstones: Tombstones,
     stats: Stats,
     conversation_list: ListEpoch,
@@ -70,7 +70,7 @@ impl Index {
 
     /// All known conversations.
     pub fn keys(&self) -> impl Iterator<Item = &NamespacedName> {
-        self.conversations.keys().chain(self.closed.keys()).chain(self.unreadable.keys())
+        self.conversations.keys().chain(self.closed.keys()).chain(self.invalid.keys())
     }
 
     /// An open conversation.
@@ -83,9 +83,9 @@ impl Index {
         self.closed.get(key).map(Box::as_ref)
     }
 
-    /// A conversation that cannot be parsed.
-    pub fn unreadable(&self, key: &NamespacedName) -> Option<&UnreadableEntry> {
-        self.unreadable.get(key)
+    /// A conversation that cannot be decoded.
+    pub fn invalid(&self, key: &NamespacedName) -> Option<&InvalidEntry> {
+        self.invalid.get(key)
     }
 
     /// The claim of a binding.
@@ -151,8 +151,8 @@ impl Index {
         self.sync_stats();
         let number = self.conversation_list.number;
         let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(key, _)| key);
-        let unreadable = self.unreadable.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
-        let gone: Vec<NamespacedName> = unlisted.chain(unreadable.map(|(key, _)| key)).cloned().collect();
+        let invalid = self.invalid.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
+        let gone: Vec<NamespacedName> = unlisted.chain(invalid.map(|(key, _)| key)).cloned().collect();
         let mut affected: Vec<Task> = gone.iter().flat_map(|key| self.forget(key, now)).collect();
         // A conversation that was created and deleted between two watches was never shown. Only its claim is left to tell of it.
         affected.extend(self.unsettled());
@@ -171,7 +171,7 @@ impl Index {
                 return self.conversation_invalid(&object, now);
             }
         };
-        self.remove_unreadable(&key);
+        self.remove_invalid(&key);
         let mut affected = Vec::new();
         if self.conversations.get(&key).is_some_and(|before| before.uid != uid) {
             affected.extend(self.forget(&key, now));
@@ -221,12 +221,12 @@ impl Index {
         claimed.filter(|holder| *holder == key).unwrap_or(key)
     }
 
-    /// A conversation cannot be parsed: all that is known of it is its metadata.
+    /// A conversation cannot be decoded: all that is known of it is its metadata.
     pub fn conversation_invalid(&mut self, object: &InvalidObject, now: Instant) -> Vec<Task> {
         let Some((key, uid, _)) = identity(&object.metadata) else { return Vec::new() };
         let mut affected = self.forget(&key, now);
         self.tombstones.insert(uid.clone(), now);
-        self.insert_unreadable(key.clone(), uid, object, false);
+        self.insert_invalid(key.clone(), uid, object, false);
         affected.push(Task::Conversation(key));
         affected
     }
@@ -250,7 +250,7 @@ impl Index {
     }
 
     fn forget(&mut self, key: &NamespacedName, now: Instant) -> Vec<Task> {
-        if self.remove_unreadable(key) {
+        if self.remove_invalid(key) {
             // Its binding is not known.
             return self.claims_of(key).map(Task::Claim).collect();
         }
@@ -291,18 +291,18 @@ impl Index {
         self.candidates(name).iter().cloned().map(Task::Conversation).collect()
     }
 
-    fn insert_unreadable(&mut self, key: NamespacedName, uid: Uid, object: &InvalidObject, is_closed: bool) {
+    fn insert_invalid(&mut self, key: NamespacedName, uid: Uid, object: &InvalidObject, is_closed: bool) {
         let creation_time = object.metadata.creation_timestamp.as_ref().map(Time::from);
-        let notice = unreadable(creation_time.unwrap_or(Time::EPOCH), &object.error);
+        let notice = invalid_object(creation_time.unwrap_or(Time::EPOCH), &object.error);
         let list = if is_closed { self.closed_list.number } else { self.conversation_list.number };
-        self.unreadable.insert(key, UnreadableEntry { uid, notice, is_closed, list });
-        self.stats.set_unreadable(self.unreadable.len());
+        self.invalid.insert(key, InvalidEntry { uid, notice, is_closed, list });
+        self.stats.set_invalid(self.invalid.len());
     }
 
-    fn remove_unreadable(&mut self, key: &NamespacedName) -> bool {
-        let is_removed = self.unreadable.remove(key).is_some();
+    fn remove_invalid(&mut self, key: &NamespacedName) -> bool {
+        let is_removed = self.invalid.remove(key).is_some();
         if is_removed {
-            self.stats.set_unreadable(self.unreadable.len());
+            self.stats.set_invalid(self.invalid.len());
         }
         is_removed
     }
@@ -316,8 +316,8 @@ impl Index {
     pub fn closed_list_completed(&mut self) {
         let number = self.closed_list.number;
         self.closed.retain(|_, entry| entry.list == number);
-        self.unreadable.retain(|_, entry| !entry.is_closed || entry.list == number);
-        self.stats.set_unreadable(self.unreadable.len());
+        self.invalid.retain(|_, entry| !entry.is_closed || entry.list == number);
+        self.stats.set_invalid(self.invalid.len());
     }
 
     /// A closed conversation was listed or changed. If it was closed at `backfill_since` or later, its Event may be missing.
@@ -344,17 +344,17 @@ impl Index {
     pub fn closed_deleted(&mut self, metadata: &ObjectMeta) {
         if let Some((key, ..)) = identity(metadata) {
             self.closed.remove(&key);
-            if self.unreadable(&key).is_some_and(|entry| entry.is_closed) {
-                self.remove_unreadable(&key);
+            if self.invalid(&key).is_some_and(|entry| entry.is_closed) {
+                self.remove_invalid(&key);
             }
         }
     }
 
-    /// A closed conversation cannot be parsed.
+    /// A closed conversation cannot be decoded.
     pub fn closed_invalid(&mut self, object: &InvalidObject) -> Vec<Task> {
         let Some((key, uid, _)) = identity(&object.metadata) else { return Vec::new() };
         self.closed.remove(&key);
-        self.insert_unreadable(key.clone(), uid, object, true);
+        self.insert_invalid(key.clone(), uid, object, true);
         vec![Task::Conversation(key)]
     }
 
@@ -453,7 +453,7 @@ pub(super) mod fixtures {
         .unwrap()
     }
 
-    pub fn unreadable(name: &str) -> InvalidObject {
+    pub fn invalid(name: &str) -> InvalidObject {
         InvalidObject { metadata: conversation(name, UID, json!({})).metadata, error: "unknown channel".into() }
     }
 

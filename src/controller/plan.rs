@@ -1,7 +1,7 @@
 //! The plan for a task: a pure function of the index and the time.
 
 use super::events::PendingEvent;
-use super::index::{AdmissionEntry, Entry, Index, UnreadableEntry, fingerprint};
+use super::index::{AdmissionEntry, Entry, Index, InvalidEntry, fingerprint};
 use super::keys::{NamespacedName, Uid, Version};
 use super::task::Task;
 use crate::api::{ConversationStatus, State, Time};
@@ -146,7 +146,7 @@ pub fn plan_conversation(
     is_in_progress: impl Fn(&NamespacedName) -> bool,
     now: Time,
 ) -> Plan {
-    if let Some(UnreadableEntry { uid, notice, .. }) = index.unreadable(key) {
+    if let Some(InvalidEntry { uid, notice, .. }) = index.invalid(key) {
         return Plan::Record(PendingEvent { key: key.clone(), uid: uid.clone(), notice: notice.clone() });
     }
     let Some(entry) = index.open(key) else {
@@ -240,7 +240,7 @@ pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now
 
 #[cfg(test)]
 mod tests {
-    use super::super::index::fixtures::{NAME, UID, claim, conversation, index, key, unreadable};
+    use super::super::index::fixtures::{NAME, UID, claim, conversation, index, invalid, key};
     use super::*;
     use serde_json::json;
 
@@ -251,7 +251,7 @@ mod tests {
         index.conversation_applied(&alice, now);
         index.claim_applied(&claim("alice", &[UID]), now);
         let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(key("alice")));
-        let affected = index.conversation_invalid(&unreadable("alice"), now);
+        let affected = index.conversation_invalid(&invalid("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
         assert!(plan_all(&index, |_| false, Time::EPOCH).0.contains(&task));
         let Plan::Record(pending) = plan_conversation(&index, &key("alice"), |_| false, Time::EPOCH) else {
@@ -262,7 +262,7 @@ mod tests {
             index.conversation_deleted(&alice.metadata, now).contains(&Task::Claim(name)),
             "it may be ready for release"
         );
-        index.conversation_invalid(&unreadable("alice"), now);
+        index.conversation_invalid(&invalid("alice"), now);
         index.conversation_applied(&alice, now);
         assert!(!matches!(plan_conversation(&index, &key("alice"), |_| false, Time::EPOCH), Plan::Record(_)));
     }

@@ -35,7 +35,7 @@ struct Counts {
     open: BTreeMap<(Channel, State), u64>,
     unassigned: BTreeMap<Time, usize>,
     unassigned_count: usize,
-    unreadable: usize,
+    invalid: usize,
     has_synced: bool,
 }
 
@@ -77,9 +77,9 @@ impl Stats {
         }
     }
 
-    /// Sets the number of stored conversations that cannot be parsed.
-    pub fn set_unreadable(&self, count: usize) {
-        self.counts().unreadable = count;
+    /// Sets the number of stored conversations that cannot be decoded.
+    pub fn set_invalid(&self, count: usize) {
+        self.counts().invalid = count;
     }
 
     /// Marks the counts as complete. Until then a scrape reports none, instead of a part of what is stored.
@@ -127,13 +127,13 @@ impl Collector for StatsCollector {
         let oldest = counts.unassigned.keys().next();
         gauge(
             "oldest_unassigned_age_seconds",
-            "For how long the open conversation that is unassigned for longest has been so; 0 where none is",
+            "Longest time that an open conversation has been unassigned; 0 if none is unassigned",
             oldest.map_or(0, |since| self.clock.now().duration_since(*since).as_secs()),
         )?;
         gauge(
-            "unreadable_conversations",
-            "Stored conversations that cannot be read, about which nothing is done until they are corrected",
-            u64::try_from(counts.unreadable).unwrap_or(u64::MAX),
+            "invalid_conversations",
+            "Stored conversations that cannot be decoded, and are not reconciled until they are corrected",
+            u64::try_from(counts.invalid).unwrap_or(u64::MAX),
         )
     }
 }
@@ -195,14 +195,14 @@ mod tests {
         };
         let key = StatsKey { channel: Channel::Sms, state: State::Active, unassigned_since: Some(Time::EPOCH) };
         stats.add(key);
-        stats.set_unreadable(2);
-        let unsynced = ["switchboard_unassigned_conversations 0", "switchboard_unreadable_conversations 0"];
+        stats.set_invalid(2);
+        let unsynced = ["switchboard_unassigned_conversations 0", "switchboard_invalid_conversations 0"];
         assert_eq!(scrape(), unsynced);
         stats.set_synced();
         let synced = [
             r#"switchboard_conversations{channel="SMS",state="Active"} 1"#,
             "switchboard_unassigned_conversations 1",
-            "switchboard_unreadable_conversations 2",
+            "switchboard_invalid_conversations 2",
         ];
         assert_eq!(scrape(), synced);
     }

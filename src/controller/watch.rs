@@ -20,11 +20,11 @@ const WATCH_TIMEOUT_SECONDS: u32 = 60;
 /// How many streamed lists in a row may start and not end before lists are fetched in pages.
 const STREAMED_ATTEMPTS: u32 = 3;
 
-/// A stored object with the part of its metadata that decisions depend on; or the error if it cannot be parsed.
+/// A stored object with the part of its metadata that decisions depend on; or the error if it cannot be decoded.
 #[derive(Clone, Debug)]
 pub struct Guarded<K>(pub Result<K, InvalidObject>);
 
-/// A stored object that cannot be parsed.
+/// A stored object that cannot be decoded.
 #[derive(Clone, Debug)]
 pub struct InvalidObject {
     /// The metadata of the object.
@@ -35,7 +35,7 @@ pub struct InvalidObject {
 
 /// A kind that can be watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
-    /// Assembles an object from its parts; or returns the part that cannot be parsed, and the error.
+    /// Assembles an object from its parts; or returns the part that cannot be decoded, and the error.
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String>;
 }
 

@@ -1,7 +1,7 @@
 //! Decides reviews: claims the binding, and checks whether the requester may learn its holder. No HTTP here.
 
 use super::outcome::AdmissionOutcome;
-use super::review::{Review, ReviewKind, Unreadable, respond};
+use super::review::{Review, ReviewKind, InvalidReview, respond};
 use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Decision, Request};
@@ -31,7 +31,7 @@ impl AdmissionHandler {
     ///
     /// # Errors
     /// If `body` is not a review that can be answered.
-    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(AdmissionOutcome, Vec<u8>), Unreadable> {
+    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(AdmissionOutcome, Vec<u8>), InvalidReview> {
         let review = Review::parse(body)?;
         let (outcome, denial) = match review.kind()? {
             ReviewKind::NoClaim => (AdmissionOutcome::NoClaim, None),

@@ -15,17 +15,15 @@ pub enum AdmissionOutcome {
     /// The request is allowed and needs no claim.
     NoClaim,
     /// The create is denied with error 48031: another conversation holds the binding.
-    #[strum(serialize = "refused")]
     Denied,
     /// The create is denied: its addresses do not form a binding.
     Invalid,
     /// The create is denied: the conversation exists already.
     AlreadyExists,
     /// The create could not be decided in time.
-    #[strum(serialize = "undecidable")]
     Undecided,
     /// The body is not a review that can be answered.
-    Unreadable,
+    Malformed,
     /// The body did not arrive in time.
     TooSlow,
     /// The body is larger than any review.
@@ -57,7 +55,7 @@ impl AdmissionOutcome {
             Self::Denied | Self::Invalid => Some(StatusCode::FORBIDDEN),
             Self::AlreadyExists => Some(StatusCode::CONFLICT),
             Self::Undecided => Some(StatusCode::SERVICE_UNAVAILABLE),
-            Self::Unreadable => Some(StatusCode::BAD_REQUEST),
+            Self::Malformed => Some(StatusCode::BAD_REQUEST),
             Self::TooSlow => Some(StatusCode::REQUEST_TIMEOUT),
             Self::TooLarge => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Self::TooMany => Some(StatusCode::TOO_MANY_REQUESTS),

@@ -141,7 +141,7 @@ pub enum ReviewKind {
 
 /// Why a body is not a review that can be answered.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
+pub enum InvalidReview {
     /// It is not an `AdmissionReview` of version `admission.k8s.io/v1` of a conversation.
     #[error("cannot read the body as an admission.k8s.io/v1 AdmissionReview of a conversation: {0}")]
     Json(#[from] serde_json::Error),
@@ -164,18 +164,18 @@ impl Review {
     ///
     /// # Errors
     /// If `body` is not a review of a conversation.
-    pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
+    pub fn parse(body: &[u8]) -> Result<Self, InvalidReview> {
         let Envelope { api_version, kind, request } = serde_json::from_slice(body)?;
         if (api_version.as_str(), kind.as_str()) != (META_API_VERSION_V1, META_KIND) {
-            return Err(Unreadable::OtherVersion(format!("{api_version} {kind}")));
+            return Err(InvalidReview::OtherVersion(format!("{api_version} {kind}")));
         }
-        let request = request.ok_or(Unreadable::Missing("request"))?;
+        let request = request.ok_or(InvalidReview::Missing("request"))?;
         let WireRequest { uid, resource, namespace, operation, user_info, object, dry_run } = request;
         if resource.group != crate::api::GROUP || resource.resource != Conversation::plural(&()) {
-            return Err(Unreadable::OtherResource(format!("{}.{}", resource.resource, resource.group)));
+            return Err(InvalidReview::OtherResource(format!("{}.{}", resource.resource, resource.group)));
         }
         if uid.len() > NAME_BYTES {
-            return Err(Unreadable::TooLong("request.uid"));
+            return Err(InvalidReview::TooLong("request.uid"));
         }
         let object = object.map(Object::read).transpose()?;
         let user = (user_info.get().len() <= PART_BYTES).then(|| user_info.to_owned());
@@ -192,11 +192,11 @@ impl Review {
     ///
     /// # Errors
     /// If a required part is missing.
-    pub fn kind(&self) -> Result<ReviewKind, Unreadable> {
+    pub fn kind(&self) -> Result<ReviewKind, InvalidReview> {
         if self.operation != Operation::Create {
             return Ok(ReviewKind::NoClaim);
         }
-        let Object { metadata, conversation } = self.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
+        let Object { metadata, conversation } = self.object.as_ref().ok_or(InvalidReview::Missing("request.object"))?;
         let reported = conversation.status.as_ref().and_then(|status| status.state);
         if state_in_effect(conversation.spec.state, reported) == State::Closed {
             return Ok(ReviewKind::NoClaim);
@@ -207,9 +207,9 @@ impl Review {
             Err(error) => return Ok(ReviewKind::Invalid(error)),
         };
         let present = |part: Option<&String>, name| match part {
-            Some(part) if part.len() > NAME_BYTES => Err(Unreadable::TooLong(name)),
+            Some(part) if part.len() > NAME_BYTES => Err(InvalidReview::TooLong(name)),
             Some(part) if !part.is_empty() => Ok(part.clone()),
-            _ => Err(Unreadable::Missing(name)),
+            _ => Err(InvalidReview::Missing(name)),
         };
         Ok(ReviewKind::Claim(Request {
             binding,
@@ -226,10 +226,10 @@ impl Review {
 }
 
 impl Object {
-    fn read(object: WireObject) -> Result<Self, Unreadable> {
+    fn read(object: WireObject) -> Result<Self, InvalidReview> {
         let WireObject { metadata, spec, status } = object;
         if spec.get().len() > PART_BYTES {
-            return Err(Unreadable::TooLong("request.object.spec"));
+            return Err(InvalidReview::TooLong("request.object.spec"));
         }
         let mut conversation = Conversation::new("", serde_json::from_str::<ConversationSpec>(spec.get())?);
         conversation.status =

@@ -4,7 +4,7 @@
 use super::bodies::{Bodies, BodyError, BodyLimits};
 use super::metrics::WebhookMetrics;
 use super::outcome::{AdmissionOutcome, Answer, text};
-use super::review::Unreadable;
+use super::review::InvalidReview;
 use super::server::Limits;
 use crate::clock::Clock;
 use crate::telemetry::traces;
@@ -39,7 +39,7 @@ pub struct Router<H> {
 impl<H, F> Router<H>
 where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
     /// A router that enforces `limits`. `handler` turns the body of a review into the body of the answer, by a deadline. If it
     /// panics, the response is a 500.
@@ -99,7 +99,7 @@ where
             Err(error) => {
                 // The message may quote the body.
                 let error: String = error.to_string().chars().take(MAX_ERROR_CHARACTERS).collect();
-                Answer::rejected(AdmissionOutcome::Unreadable, &error)
+                Answer::rejected(AdmissionOutcome::Malformed, &error)
             }
         }
     }
@@ -110,7 +110,7 @@ fn reject_body(error: BodyError) -> Answer {
         BodyError::TooMany => (AdmissionOutcome::TooMany, "too many simultaneous large reviews"),
         BodyError::TooLarge => (AdmissionOutcome::TooLarge, "the review is larger than the maximum"),
         BodyError::TooSlow => (AdmissionOutcome::TooSlow, "the body did not arrive in time"),
-        BodyError::Malformed => (AdmissionOutcome::Unreadable, "the body is not valid HTTP"),
+        BodyError::Malformed => (AdmissionOutcome::Malformed, "the body is not valid HTTP"),
         // The client has closed the connection, so this message is not sent.
         BodyError::Cancelled => (AdmissionOutcome::Cancelled, "the body did not arrive"),
     };

@@ -5,7 +5,7 @@
 use super::connections::{Connection, ConnectionClose, ConnectionLimits, Connections, Phase};
 use super::metrics::WebhookMetrics;
 use super::outcome::AdmissionOutcome;
-use super::review::Unreadable;
+use super::review::InvalidReview;
 use super::router::Router;
 use crate::clock::Clock;
 use crate::listener::accept;
@@ -112,7 +112,7 @@ pub async fn serve<H, F>(
     shutdown: Shutdown,
 ) where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
     let Limits { read, idle, connections: count, .. } = limits;
     let connections = Connections::new(ConnectionLimits { read, idle, count }, clock, metrics.clone());
@@ -136,7 +136,7 @@ pub async fn serve<H, F>(
 impl<H, F> Server<H>
 where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
     /// Serves a connection until it is closed.
     async fn serve_connection(self: Arc<Self>, stream: TcpStream, config: Arc<ServerConfig>, connection: Connection) {

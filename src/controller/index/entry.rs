@@ -26,9 +26,9 @@ pub struct Entry {
     pub awaiting_watch: bool,
 }
 
-/// A conversation that cannot be parsed.
+/// A conversation that cannot be decoded.
 #[derive(Debug)]
-pub struct UnreadableEntry {
+pub struct InvalidEntry {
     /// Its UID.
     pub uid: Uid,
     /// The notice that says so.

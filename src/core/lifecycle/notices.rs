@@ -30,8 +30,8 @@ pub enum NoticeReason {
     Closed,
     /// The closed conversation was deleted because its time to live elapsed.
     TTLExpired,
-    /// The stored conversation cannot be parsed, because it was written past its schema.
-    Unreadable,
+    /// The stored conversation cannot be decoded: it does not match the schema.
+    InvalidObject,
 }
 
 impl NoticeReason {
@@ -45,14 +45,14 @@ impl NoticeReason {
             Self::Reactivated => "Reactivated",
             Self::Closed => "Closed",
             Self::TTLExpired => "TTLExpired",
-            Self::Unreadable => "Unreadable",
+            Self::InvalidObject => "InvalidObject",
         }
     }
 
     /// Whether the change asks for action by a user.
     #[must_use]
     pub const fn is_warning(self) -> bool {
-        matches!(self, Self::AddressAlreadyBound | Self::Unassigned | Self::Unreadable)
+        matches!(self, Self::AddressAlreadyBound | Self::Unassigned | Self::InvalidObject)
     }
 }
 
@@ -106,11 +106,11 @@ pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
     new_notices(&before, status).into_iter().filter(|notice| notice.time >= since).collect()
 }
 
-/// The notice of a stored conversation that cannot be parsed because of `error`.
+/// The notice of a stored conversation that cannot be decoded because of `error`.
 #[must_use]
-pub fn unreadable(creation_time: Time, error: &str) -> Notice {
+pub fn invalid_object(creation_time: Time, error: &str) -> Notice {
     let note = format!("The conversation is invalid and is not processed until it is corrected: {error}");
-    Notice { reason: NoticeReason::Unreadable, time: creation_time, note }
+    Notice { reason: NoticeReason::InvalidObject, time: creation_time, note }
 }
 
 /// The notice of a conversation that was deleted because its time to live elapsed at `expiry`.
@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn reasons_are_spelled_as_in_the_api() {
-        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable};
-        let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
+        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, InvalidObject};
+        let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, InvalidObject];
         for reason in reasons {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }

@@ -440,10 +440,10 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
         assert!(Instant::now() < deadline, "the schema is not what it was");
         sleep(POLL_INTERVAL).await;
     }
-    let told = desk.wait_for_event("alice", "Unreadable").await;
+    let told = desk.wait_for_event("alice", "InvalidObject").await;
     assert_eq!(told[0].type_.as_deref(), Some("Warning"));
     assert!(told[0].note.as_ref().unwrap().contains("spec: must be a duration"), "{told:?}");
-    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 1\n"));
+    assert!(metrics(faulty.replica()).await.contains("switchboard_invalid_conversations 1\n"));
 
     // Neither the watch of the others nor a list that begins with it stops.
     other.change("bob", json!({"participants": []})).await.unwrap();
@@ -460,11 +460,11 @@ async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
     patch(control_plane, &desk, "alice", &json!({"timers": null}), "none").expect("it can be corrected");
     let corrected = |alice: &Conversation| status(alice).observed_generation == alice.metadata.generation;
     let alice = desk.wait_for("alice", "observed", corrected).await;
-    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 0\n"));
+    assert!(metrics(faulty.replica()).await.contains("switchboard_invalid_conversations 0\n"));
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));
     desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
     desk.wait_until_free().await;
     let log = std::fs::read_to_string(faulty.replica().log()).unwrap();
-    assert!(log.contains("cannot be parsed and is not reconciled"), "it is in the log");
+    assert!(log.contains("cannot be decoded and is not reconciled"), "it is in the log");
     assert!(!log.contains(&desk.contact), "and no address of a contact is");
 }
