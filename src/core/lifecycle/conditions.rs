@@ -1,4 +1,4 @@
-//! The conditions of a conversation in a state.
+//! The conditions of a conversation, computed from its state and the status of its binding.
 
 use super::LifecycleInput;
 use crate::api::{Condition, ConditionReason, ConditionStatus, ConditionType, State, Time};
@@ -9,7 +9,7 @@ use crate::core::binding::BindingName;
 pub enum BindingStatus {
     /// The claim names this conversation.
     Held(BindingName),
-    /// The claim names another conversation, which holds the binding. The text is the message of the conditions.
+    /// The claim names another conversation, which holds the binding. The text becomes the message of the conditions.
     HeldByAnother(String),
 }
 

@@ -7,11 +7,11 @@ use crate::core::denial::ALREADY_BOUND;
 /// A change of a conversation that users are notified of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// The kind of change, as one word for programs.
+    /// The kind of change, for programs.
     pub reason: NoticeReason,
     /// Time of the change. Reason and time identify the notice, so that it is recorded once.
     pub time: Time,
-    /// The change in words.
+    /// The description of the change, for people.
     pub note: String,
 }
 
@@ -97,8 +97,8 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
 
 /// The notices of all changes in `status` at `since` or later, recorded or not.
 ///
-/// A parked conversation that was made Active again gives no notice here: its status is the same as that of one that was always
-/// Active.
+/// There is no notice if `spec.state` was Inactive and is Active again: the status is then the same as that of a conversation that was
+/// always Active.
 #[must_use]
 pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
     let was_reactivated = (status.state, status.state_reason) == (Some(State::Active), Some(StateReason::Activity));
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn reasons_are_spelled_as_in_the_api() {
-        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, InvalidObject};
+        use NoticeReason::{AddressAlreadyBound, Closed, Inactive, InvalidObject, Reactivated, TTLExpired, Unassigned};
         let reasons = [AddressAlreadyBound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, InvalidObject];
         for reason in reasons {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
