@@ -1,4 +1,4 @@
-//! Applies the events of the watches to the index: one dispatch, and a handler for each of the three watches.
+//! Applies watch events to the index. A generic function dispatches the events to a handler; each of the three watches has one.
 
 use super::index::Index;
 use super::keys::NamespacedName;
@@ -44,7 +44,7 @@ pub fn watch_for<H: EventHandler>(
     watch(client, Config { field_selector: H::SELECTOR.map(str::to_owned), ..Config::default() })
 }
 
-/// Calls the method of `handler` for `event`. A failed watch is logged; it is retried by itself.
+/// Calls the method of `handler` for `event`. An error is logged; the watch retries by itself.
 pub fn dispatch<H: EventHandler>(mut handler: H, event: watcher::Result<Event<Guarded<H::Object>>>) -> Vec<Task> {
     match event {
         Ok(Event::Init) => {
@@ -64,7 +64,7 @@ pub fn dispatch<H: EventHandler>(mut handler: H, event: watcher::Result<Event<Gu
     }
 }
 
-/// Handles the watch of the open conversations. A conversation that is closed leaves it in the same way as a deleted one.
+/// Handles the watch of the open conversations. If a conversation closes, the watch shows it as deleted.
 pub struct OpenConversations<'a> {
     /// The index to update.
     pub index: &'a mut Index,
@@ -99,12 +99,12 @@ impl EventHandler for OpenConversations<'_> {
     }
 }
 
-/// Handles the watch of the closed conversations. The controller does not wait for its first list, and the index keeps next to
-/// nothing of the objects.
+/// Handles the watch of the closed conversations. The controller does not wait for its first list, and the index stores hardly
+/// anything about these conversations.
 pub struct ClosedConversations<'a> {
     /// The index to update.
     pub index: &'a mut Index,
-    /// The Events of conversations that were closed at this time or later may be missing.
+    /// Events of conversations that were closed at this time or later may be missing.
     pub backfill_since: Time,
 }
 

@@ -1,7 +1,7 @@
-//! The index: the open conversations and the claims as the watches have shown them, as plain state.
+//! The index: the open conversations and the claims that the watches have shown, as plain state.
 //!
-//! It holds the input of decisions and no objects. Every replica holds all of it, so an entry takes few bytes. It has no client and
-//! no async code, and the time is passed in.
+//! It stores the input of decisions, not the objects. Every replica stores the whole index, so the entries are small. It has no client
+//! and no async code, and the time is passed in.
 
 mod entry;
 mod tombstones;
@@ -29,9 +29,9 @@ pub struct Index {
     conversations: HashMap<NamespacedName, Box<Entry>>,
     /// The bindings that are claimed or that an open conversation needs.
     bindings: HashMap<BindingName, Box<BindingEntry>>,
-    /// The closed conversations that need work or have a time to live: few. Nothing is kept of the others.
+    /// The closed conversations that need work or have a time to live, which are few. The others are not stored.
     closed: HashMap<NamespacedName, Box<Entry>>,
-    /// The recently closed conversations with the time of their closing, in the order of observation.
+    /// The recently closed conversations and the times at which they were closed, in the order of observation.
     recently_closed: VecDeque<(Time, NamespacedName)>,
     /// The conversations that cannot be decoded.
     invalid: HashMap<NamespacedName, InvalidEntry>,
@@ -42,12 +42,12 @@ pub struct Index {
     closed_list: ListEpoch,
 }
 
-/// The lists of a watch, which starts with one and starts over with another after an interruption.
+/// The lists of a watch. A watch starts with a list, and with another one after an interruption.
 #[derive(Debug, Default)]
 struct ListEpoch {
     /// Whether a list has been completed.
     is_complete: bool,
-    /// The number of lists that have started. An object that the last one did not contain is gone once that is complete.
+    /// The number of the last list. When this list is complete, an object that it did not contain is gone.
     number: u32,
 }
 
@@ -58,7 +58,7 @@ impl ListEpoch {
 }
 
 impl Index {
-    /// Whether the watches of the open conversations and of the claims have each shown all that is stored.
+    /// Whether the watches of the open conversations and of the claims have each completed a list.
     pub fn has_synced(&self) -> bool {
         self.conversation_list.is_complete && self.claim_list.is_complete
     }
@@ -98,7 +98,7 @@ impl Index {
         self.bindings.get(name).map_or(&[], |entry| &entry.candidates)
     }
 
-    /// Whether a watch has shown this UID of the claim, so that it can never be stored again.
+    /// Whether this UID of the claim is decided: a watch has shown it, so it can never be stored again.
     pub fn is_decided(&self, claim: &ClaimEntry, uid: &Uid) -> bool {
         self.tombstones.contains(uid) || self.open(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
@@ -119,21 +119,21 @@ impl Index {
         claims.filter(|name| !self.is_settled(name)).cloned().map(Task::Claim)
     }
 
-    /// The end of the last grace period of the claim's UIDs that are in flight; `None` if none is.
+    /// The latest end of a grace period among the UIDs of the claim that are in flight; `None` if none is in flight.
     pub fn grace_end(&self, name: &BindingName, grace_period: Duration) -> Option<Instant> {
         let claim = self.claim(name)?;
         let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(claim, &admission.uid));
         in_flight.map(|admission| admission.since + grace_period).max()
     }
 
-    /// The other conversation that the claim on the binding of `key` names, if there is one: it may be blocked on `key`.
+    /// The task of the conversation that the claim of the binding of `key` names, if it is another one: it may be blocked on `key`.
     pub fn claimant(&self, key: &NamespacedName) -> Option<Task> {
         let binding = self.open(key)?.input.held_binding()?;
         let claimant = &self.claim(binding)?.holder;
         (claimant != key && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
     }
 
-    /// The conversations whose status has notices of `since` or later.
+    /// The conversations whose status has notices from `since` on.
     pub fn recently_changed(&self, since: Time) -> Vec<NamespacedName> {
         let open = self.conversations.iter().filter(|(_, entry)| entry.input.status.has_notices_since(since));
         let closed = self.recently_closed.iter().filter(|(closed, _)| *closed >= since).map(|(_, key)| key);
@@ -154,7 +154,7 @@ impl Index {
         let invalid = self.invalid.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
         let gone: Vec<NamespacedName> = unlisted.chain(invalid.map(|(key, _)| key)).cloned().collect();
         let mut affected: Vec<Task> = gone.iter().flat_map(|key| self.forget(key, now)).collect();
-        // A conversation that was created and deleted between two watches was never shown. Only its claim is left to tell of it.
+        // A conversation that was created and deleted between two watches was never shown. It can only be found by its claim.
         affected.extend(self.unsettled());
         affected
     }
@@ -207,12 +207,12 @@ impl Index {
         affected
     }
 
-    /// The equal name that the index has already, so that its text is stored once.
+    /// The equal name that the index contains already, so that its text is stored only once.
     fn shared_name(&self, name: BindingName) -> BindingName {
         self.bindings.get_key_value(&name).map_or(name, |(known, _)| known.clone())
     }
 
-    /// The equal key that the index has already, so that its text is stored once.
+    /// The equal key that the index contains already, so that its text is stored only once.
     fn shared_key(&self, key: NamespacedName, binding: Option<&BindingName>) -> NamespacedName {
         if let Some((known, _)) = self.conversations.get_key_value(&key) {
             return known.clone();
@@ -221,7 +221,7 @@ impl Index {
         claimed.filter(|holder| *holder == key).unwrap_or(key)
     }
 
-    /// A conversation cannot be decoded: all that is known of it is its metadata.
+    /// A conversation cannot be decoded: only its metadata is known.
     pub fn conversation_invalid(&mut self, object: &InvalidObject, now: Instant) -> Vec<Task> {
         let Some((key, uid, _)) = identity(&object.metadata) else { return Vec::new() };
         let mut affected = self.forget(&key, now);
@@ -231,7 +231,7 @@ impl Index {
         affected
     }
 
-    /// The status of a conversation was written on `version`, and changed. The watch is about to show the new version.
+    /// The status of a conversation was changed by a write that was based on `version`. The watch has yet to show the new version.
     pub fn status_written(&mut self, key: &NamespacedName, version: &Version) {
         if let Some(entry) = self.conversations.get_mut(key)
             && entry.version == *version
@@ -251,7 +251,7 @@ impl Index {
 
     fn forget(&mut self, key: &NamespacedName, now: Instant) -> Vec<Task> {
         if self.remove_invalid(key) {
-            // Its binding is not known.
+            // Its binding is unknown.
             return self.claims_of(key).map(Task::Claim).collect();
         }
         let Some(entry) = self.conversations.remove(key) else {
@@ -270,7 +270,7 @@ impl Index {
         self.bindings.iter().filter(move |(_, entry)| holds(entry)).map(|(name, _)| name.clone())
     }
 
-    /// `key` no longer needs the binding, so that another candidate may get it.
+    /// `key` no longer needs the binding, so another candidate may get it.
     fn remove_candidate(&mut self, key: &NamespacedName, name: &BindingName) -> Vec<Task> {
         if let Some(entry) = self.bindings.get_mut(name) {
             entry.candidates.retain(|candidate| candidate != key);
@@ -385,8 +385,7 @@ impl Index {
         let is_waiting = in_flight > 0 && in_flight == claim.admissions.len();
         self.bindings.entry(name.clone()).or_default().claim = Some(claim);
         let mut affected = self.candidate_tasks(&name);
-        // A claim whose UIDs are all in flight waits for them. One with a decided UID, or without UIDs, may be ready to be released
-        // or pruned.
+        // A claim whose UIDs are all in flight must be kept. A claim with a decided UID, or without UIDs, may have to be released or pruned.
         if !is_waiting && !self.is_settled(&name) {
             affected.push(Task::Claim(name));
         }

@@ -29,7 +29,7 @@ pub enum TaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ErrorClass {
-    /// The API server could not be reached, or its response not be read.
+    /// The API server could not be reached, or its response could not be decoded.
     Transport,
     /// The API server did not answer in time.
     TimedOut,
@@ -148,7 +148,7 @@ impl ControllerMetrics {
         &self.stats
     }
 
-    /// Records the delay of a state that a timer set.
+    /// Records the delay of a state change by a timer.
     pub fn late(&self, by: Duration) {
         self.lateness.observe(by.as_secs_f64());
     }

@@ -41,24 +41,24 @@ pub enum Job {
     Release(Box<Release>),
 }
 
-/// A write of a status, on the version of the conversation that it was decided on.
+/// A write of a status. The version of the conversation that the decision is based on is its precondition.
 #[derive(Debug)]
 pub struct StatusWrite {
     /// The conversation.
     pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
-    /// The version that the status was decided on.
+    /// The version that the decision is based on.
     pub version: Version,
     /// The notices to record once the status is written.
     pub notices: Vec<Notice>,
-    /// Whether the write only follows activity and may be delayed until there is more of it.
+    /// Whether the write only records activity, and may be delayed until there is more.
     pub is_routine: bool,
     /// The status, without the field that gateways own.
     pub status: ConversationStatus,
-    /// The next deadline after it.
+    /// The next deadline after the write.
     pub next: Option<Time>,
-    /// Deadline of the timer that changes the state; `None` if no timer does.
+    /// The deadline of the timer that changes the state; `None` if no timer changes it.
     pub due: Option<Time>,
 }
 
@@ -101,7 +101,7 @@ pub struct ConversationLookup {
     pub key: NamespacedName,
     /// Its entry in the index.
     pub entry: Entry,
-    /// Whether it is the first of the conversations that wait for the binding.
+    /// Whether it is the first of the candidates for the binding.
     pub is_first: bool,
 }
 
@@ -114,8 +114,8 @@ pub struct Release {
     pub create_statuses: HashMap<Uid, CreateStatus>,
 }
 
-/// The work of a new leader: the tasks, beginning with the conversations that have a deadline, in the order of their deadlines;
-/// and the deadlines of the conversations that need no work, which nearly all are.
+/// The work of a new leader. Returns the tasks: first the conversations with a deadline, in the order of their deadlines, then the
+/// others, then the claims. Also returns the deadlines of the conversations that need no work, which are nearly all.
 pub fn plan_all(
     index: &Index,
     is_in_progress: impl Fn(&NamespacedName) -> bool,
@@ -130,7 +130,7 @@ pub fn plan_all(
             _ => to_do.push(key),
         }
     }
-    // Decided as of 1970, no deadline has passed, so that the next one is also known where it has passed by now.
+    // A decision for the year 1970 has the next deadline even if that has passed by now.
     let deadline = |key: &NamespacedName| decide(&index.open(key)?.input, None, Time::EPOCH).next;
     to_do.sort_by_cached_key(|key| {
         let deadline = deadline(key);
@@ -139,7 +139,7 @@ pub fn plan_all(
     (to_do.into_iter().cloned().map(Task::Conversation).chain(index.unsettled()).collect(), asleep)
 }
 
-/// The plan for a conversation. `is_in_progress` tells which other conversations are being written.
+/// The plan for a conversation. `is_in_progress` returns whether another conversation is being written.
 pub fn plan_conversation(
     index: &Index,
     key: &NamespacedName,
@@ -154,7 +154,7 @@ pub fn plan_conversation(
     };
     let unheld = decide(&entry.input, None, now);
     if entry.awaiting_watch {
-        // A decision would be based on a version that has been replaced. The event of the new one is on its way.
+        // A decision would be based on an outdated version. The watch event with the new version adds this task again.
         return wait(unheld.next);
     }
     let Some(name) = entry.input.held_binding().filter(|_| unheld.status.state != Some(State::Closed)) else {
@@ -168,8 +168,8 @@ pub fn plan_conversation(
             is_first,
         })));
     }
-    // There are never two conversations with Bound=True, not even if somebody bypasses the admission policy: the other one loses
-    // the condition first. A write that is in progress or was just made, decided on an older claim, may still set it.
+    // There must never be two conversations with Bound=True, even if somebody bypasses the admission policy: the condition of the
+    // other conversation is changed first. A write that is in progress, or that the watch has yet to show, may still set it.
     let rivals = || index.candidates(name).iter().filter(|other| *other != key);
     let awaiting_watch = |other| index.open(other).is_some_and(|entry| entry.awaiting_watch);
     if rivals().any(|other| is_in_progress(other) || awaiting_watch(other)) {
@@ -208,7 +208,8 @@ fn wait(until: Option<Time>) -> Plan {
     Plan::Wait { until, blocked_on: Vec::new() }
 }
 
-/// The first of the conversations that need a binding: the one that was bound, or else the oldest, or else the lowest UID.
+/// The first of the candidates for a binding: the one with Bound=True; otherwise the oldest; among the oldest, the one with the lowest
+/// UID.
 fn first_candidate<'a>(index: &'a Index, name: &BindingName) -> Option<&'a NamespacedName> {
     index.candidates(name).iter().min_by_key(|key| {
         let entry = index.open(key);

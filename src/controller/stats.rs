@@ -1,4 +1,4 @@
-//! Counts of the stored conversations, and the metrics that serve them. The index keeps the counts; a scrape reads them.
+//! Counts of the stored conversations, and the metrics that serve them. The index updates the counts; a scrape reads them.
 
 use crate::api::{Channel, State, Time};
 use crate::clock::Clock;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct StatsKey {
     channel: Channel,
     state: State,
-    /// Time since which it has had no participant; `None` if it has one.
+    /// Time at which it became unassigned; `None` if it has a participant.
     unassigned_since: Option<Time>,
 }
 
@@ -82,7 +82,7 @@ impl Stats {
         self.counts().invalid = count;
     }
 
-    /// Marks the counts as complete. Until then a scrape reports none, instead of a part of what is stored.
+    /// Marks the counts as complete. Until then a scrape reports no conversations, because the counts would be too low.
     pub fn set_synced(&self) {
         self.counts().has_synced = true;
     }
