@@ -1,7 +1,7 @@
-//! Decides reviews: claims the binding, and checks whether the requester may learn its holder. No HTTP here.
+//! Decides reviews: claims the binding and, for a denial, checks whether the requester may see the holder. It does not depend on HTTP.
 
 use super::outcome::AdmissionOutcome;
-use super::review::{Review, ReviewKind, InvalidReview, respond};
+use super::review::{InvalidReview, Review, ReviewKind, respond};
 use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Decision, Request};
@@ -72,7 +72,8 @@ impl AdmissionHandler {
         (outcome, denial)
     }
 
-    /// A holder in another namespace is disclosed only to a user who may read it. If that cannot be determined, it is not disclosed.
+    /// The holder in another namespace is disclosed only to a user who may read it. If the permission cannot be determined, it is not
+    /// disclosed.
     async fn disclosure(
         &self,
         holder: &ConversationReference,

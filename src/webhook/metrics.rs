@@ -73,7 +73,7 @@ impl WebhookMetrics {
         }
     }
 
-    /// Records a review. One that was cancelled has no answer, and so no duration.
+    /// Records a review. A cancelled review has no answer, and therefore no duration.
     pub fn reviewed(&self, outcome: AdmissionOutcome, duration: Duration) {
         self.requests.get_or_create(&outcome.into()).inc();
         if outcome != AdmissionOutcome::Cancelled {

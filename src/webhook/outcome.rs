@@ -1,4 +1,4 @@
-//! The outcome of an admission request and the response that goes with it. The outcome determines the HTTP status.
+//! The outcome of an admission request, which determines the HTTP status of the response.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -43,7 +43,7 @@ impl AdmissionOutcome {
         self.into()
     }
 
-    /// The code of the answer: that of the review's status if a review is answered, otherwise the HTTP status; 0 if there is no answer.
+    /// The response code: the code in the answered review or, if the answer is no review, the HTTP status; 0 if there is no answer.
     #[must_use]
     pub fn code(self) -> u16 {
         self.status().map_or(0, |status| status.as_u16())
@@ -82,7 +82,7 @@ impl Answer {
         Self { outcome, response }
     }
 
-    /// A request that is answered without a review: by the HTTP status of `outcome` and a line of text.
+    /// An answer that is no review: the HTTP status of `outcome` and a line of text.
     pub fn rejected(outcome: AdmissionOutcome, message: &str) -> Self {
         Self { outcome, response: text(outcome.status().unwrap_or(StatusCode::BAD_REQUEST), message) }
     }

@@ -1,7 +1,7 @@
-//! Parses and writes an `AdmissionReview`: from its bytes to a request of the protocol of claims, and from a decision to its bytes.
+//! Parses an `AdmissionReview` into a request of the protocol of claims, and writes the `AdmissionReview` that answers it.
 //!
-//! It uses the new object only, and decides nothing. Any client may send a review, so it does not parse parts that it does not use: an array
-//! of empty objects takes a hundred times its length in memory when it is parsed.
+//! It makes no decisions. Every client that can connect to the port may send reviews, so this module parses only the parts that it uses: when
+//! parsed, an array of empty objects takes a hundred times its length in memory.
 
 use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
@@ -17,8 +17,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The maximum length of a part of a review that is parsed, in bytes. A spec whose lists and strings have the maximum length of the schema,
-/// with every character escaped, is shorter.
+/// The maximum length of a part of a review that is parsed, in bytes. Every spec that the schema admits is shorter, even if every character is
+/// escaped.
 const PART_BYTES: usize = 256 << 10;
 
 /// The maximum length of a name or UID in Kubernetes, in bytes.
@@ -97,7 +97,7 @@ struct WireStatus {
 /// The managers of the object's fields.
 #[derive(Debug)]
 struct Managers {
-    /// Whether there is one, and all of them used server-side apply.
+    /// Whether there is at least one manager, and all managers used server-side apply.
     have_applied: bool,
 }
 
@@ -182,7 +182,7 @@ impl Review {
         Ok(Self { uid, operation, namespace, is_dry_run: dry_run, user, object })
     }
 
-    /// The user who sent the request; `None` if that is not valid.
+    /// The user who sent the request; `None` if the review has no valid user.
     #[must_use]
     pub fn user(&self) -> Option<UserInfo> {
         serde_json::from_str(self.user.as_ref()?.get()).ok()
@@ -218,7 +218,7 @@ impl Review {
                 name: present(metadata.name.as_ref(), "request.object.metadata.name")?,
             },
             uid: present(metadata.uid.as_ref(), "request.object.metadata.uid")?,
-            // Every other create records an Update, even if the object already has managed fields.
+            // Every other kind of create adds a manager with the operation Update.
             is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| managers.have_applied),
             is_dry_run: self.is_dry_run,
         }))
