@@ -113,7 +113,7 @@ impl Drop for RecordedRequest {
     }
 }
 
-/// The resources that the operator uses. All others are `other`, so that no path becomes a label.
+/// The resources that the operator uses. The label of all others is `other`, so that no path becomes a label.
 const RESOURCES: [&str; 8] = [
     "addressbindings",
     "conversations",

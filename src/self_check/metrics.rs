@@ -22,7 +22,7 @@ struct InForce {
 }
 
 impl SelfCheckMetrics {
-    /// Registers the metrics. Whether the webhook is in force is served while `leadership` says that this replica leads.
+    /// Registers the metrics. Whether the webhook is in force is served only while this replica is the leader, according to `leadership`.
     #[must_use]
     pub fn new(registry: &mut Registry, leadership: Leadership) -> Self {
         let failures = registered(
