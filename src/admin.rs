@@ -19,8 +19,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long `/readyz` waits for a start that is in progress. Less than the chart's `timeoutSeconds` of the readiness probe, so that the
-/// kubelet gets an answer, and long enough that an ordinary start on a busy node fails no probe.
+/// How long `/readyz` waits for a start that is in progress. It is shorter than the `timeoutSeconds` of the readiness probe in the chart,
+/// so that the kubelet gets an answer, and long enough that a normal start on a busy node fails no probe.
 const START_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The conditions of readiness. Each component reports its own.
@@ -77,8 +77,8 @@ impl Readiness {
         self.0.send_if_modified(|conditions| !std::mem::replace(condition(conditions), true));
     }
 
-    /// Why the process is not ready; `None` if it is. A start that is in progress is waited for, up to [`START_TIMEOUT`], because the
-    /// kubelet reports each failed probe as a Warning.
+    /// Why the process is not ready; `None` if it is. If a start is in progress, this waits for it, up to [`START_TIMEOUT`], because the
+    /// kubelet records a Warning Event for each failed probe.
     async fn missing(&self) -> Option<Cow<'static, str>> {
         let mut conditions = self.0.subscribe();
         // The sender lives as long as `self`.

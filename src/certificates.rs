@@ -1,7 +1,8 @@
-//! The serving certificate of the webhook: issued and renewed by the operator, or read from files that another controller renews. A new
+//! The serving certificate of the webhook. The operator issues and renews it, or reads it from files that another controller renews. A new
 //! certificate is served without a restart.
 //!
-//! `rotation` is the pure decision; `issue` issues certificates; `self_managed` and `files` are the I/O; `tls` configures the listener.
+//! `rotation` decides the steps, as a pure function; `issue` issues certificates; `self_managed` and `files` do the I/O; `tls` configures the
+//! listener.
 //! No other module writes the Secret or the `caBundle`.
 
 mod files;

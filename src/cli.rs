@@ -1,5 +1,5 @@
-//! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It does not call
-//! an API server.
+//! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It makes no
+//! requests to an API server.
 
 use crate::api::{address_binding_crd, conversation_crd};
 use crate::certificates::{self, Clients, Files};
@@ -20,8 +20,8 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// The minimum grace period. An API server stores an admitted create within min(34 s, `--request-timeout`) and the commit of etcd, or never. A
-/// shorter period could admit a second holder.
+/// The minimum grace period. An API server stores an admitted create within min(34 s, `--request-timeout`) plus the time of an etcd commit, or
+/// never. With a shorter grace period, a second holder could be admitted.
 const MIN_GRACE_PERIOD: Duration = Duration::from_secs(40);
 
 /// The minimum lease duration. A Lease records whole seconds.
@@ -32,9 +32,9 @@ const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Guarantees that each binding has at most one open conversation.
 ///
-/// switchboard is a Kubernetes operator for Conversations (switchboard.dev/v1alpha1). A binding is a channel, a contact address and a proxy
-/// address. A create of a second open conversation for the same binding is denied with error 48031. Timers make conversations Inactive or
-/// Closed, and conditions report the state.
+/// switchboard is a Kubernetes operator for Conversations (switchboard.dev/v1alpha1). A binding consists of a channel, a contact address and a
+/// proxy address. The create of a second open conversation for the same binding is denied with error 48031. Timers make conversations Inactive
+/// or Closed, and conditions report the state.
 #[derive(Debug, Parser)]
 #[command(name = "switchboard", version, long_version = LONG_VERSION.as_str(), max_term_width = 120, after_long_help = MORE)]
 pub struct Cli {
@@ -57,8 +57,8 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 
 const MORE: &str = "\
 Examples:
-  switchboard run                                as in the Deployment of the chart
-  switchboard run --log=info,switchboard=debug   the same, and log each decision
+  switchboard run                                run the operator
+  switchboard run --log=info,switchboard=debug   run the operator and log each decision
   switchboard crds | kubectl apply --server-side --filename=-
   switchboard export --all-namespaces > conversations.yaml
   switchboard completions bash > /etc/bash_completion.d/switchboard
@@ -66,12 +66,12 @@ Examples:
 Each flag of `run` can also be set by an environment variable; see `switchboard run --help`.
 
 Exit codes:
-  0  success; for `run`: shut down in order after a SIGTERM or SIGINT
-  1  failure; the last line on stderr gives the cause
+  0  success; for `run`: the shutdown after a SIGTERM or SIGINT is complete
+  1  failure; the last line on stderr has the cause
      `run`: also after a second SIGTERM or SIGINT, or if the shutdown takes more than 18s after the drain delay
   2  invalid command line
 
-If the API server cannot be reached, `run` retries and does not exit; /readyz gives the cause.";
+If the API server cannot be reached, `run` does not exit, but retries; /readyz has the cause.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -116,17 +116,18 @@ struct Run {
     /// Address on which the webhook serves admission reviews over HTTPS, at the path /admit.
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_ADDRESS", default_value = "[::]:9443")]
     webhook_address: SocketAddr,
-    /// Serving certificate with its intermediates, PEM, if another controller such as cert-manager renews it. Changes are loaded without a
-    /// restart. If not set, the operator issues a certificate, stores it in a Secret, and writes the caBundle.
+    /// Path of the serving certificate with its intermediates, as PEM. Set it if another controller, such as cert-manager, renews the
+    /// certificate. Changes are loaded without a restart. If not set, the operator issues a certificate, stores it in a Secret, and writes the
+    /// caBundle.
     #[arg(long, env = "SWITCHBOARD_TLS_CERT_FILE", requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
-    /// Private key of that certificate, PEM.
+    /// Path of the private key of the serving certificate, as PEM.
     #[arg(long, env = "SWITCHBOARD_TLS_KEY_FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
     /// Name of the Secret in which the operator stores the certificate that it issues.
     #[arg(long, env = "SWITCHBOARD_TLS_SECRET_NAME", default_value = "switchboard-webhook-tls")]
     tls_secret_name: String,
-    /// Lifetime of the certificates that the operator issues, such as 2160h. They are renewed after two thirds of it.
+    /// Lifetime of the certificates that the operator issues, such as 2160h. A certificate is renewed after two thirds of its lifetime.
     #[arg(long, env = "SWITCHBOARD_CERTIFICATE_LIFE", default_value = "2160h", value_parser = duration)]
     certificate_life: Duration,
     /// Name of the ValidatingWebhookConfiguration whose caBundle the operator writes.
@@ -136,17 +137,17 @@ struct Run {
     /// [default: switchboard.NAMESPACE.svc]
     #[arg(long, env = "SWITCHBOARD_WEBHOOK_DNS_NAME", value_delimiter = ',')]
     webhook_dns_name: Vec<String>,
-    /// CA of the clients that may call the webhook, PEM. Clients without a certificate of this CA are rejected. If not set, any client that
-    /// reaches the port may call. An API server presents a certificate only if it is configured to.
+    /// Path of the CA of the webhook's clients, as PEM. Clients without a certificate of this CA are rejected. If not set, every client that
+    /// can connect to the port is accepted. An API server presents a certificate only if it is configured to do so.
     #[arg(long, env = "SWITCHBOARD_CLIENT_CA_FILE")]
     client_ca_file: Option<PathBuf>,
-    /// Common names of these clients, separated by commas [default: any]
+    /// Common names of the clients' certificates, separated by commas [default: any]
     #[arg(long, env = "SWITCHBOARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca_file")]
     client_name: Vec<String>,
-    /// Address on which /livez, /readyz and /metrics are served over HTTP.
+    /// Address on which the operator serves /livez, /readyz and /metrics over HTTP.
     #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "[::]:8080")]
     health_address: SocketAddr,
-    /// Namespace of the operator, its Secret and its Lease.
+    /// Namespace of the operator's Secret and Lease, and of the self-check.
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
     namespace: String,
     /// Name of the Lease.
@@ -158,17 +159,17 @@ struct Run {
     /// Name of this replica in the Lease. A random suffix is added, so that each start has a unique identity.
     #[arg(long, env = "SWITCHBOARD_IDENTITY", default_value = "switchboard")]
     identity: String,
-    /// Time after which the claim of an admitted create that is not stored is released. At least 40s: an API server stores an admitted create
-    /// within 34 s and the commit of etcd, or never, and its claim must not be released before.
+    /// Duration after which the claim of a create that was admitted but not stored is released, at least 40s. An API server stores an admitted
+    /// create within 34 s plus the time of an etcd commit, or never; its claim must not be released before.
     #[arg(long, env = "SWITCHBOARD_GRACE_PERIOD", default_value = "60s", value_parser = duration)]
     grace_period: Duration,
     /// Accept a grace period below 40s, for tests with a shorter --request-timeout. Unsafe: a binding may get two holders.
     #[arg(long, env = "SWITCHBOARD_UNSAFE_GRACE_PERIOD")]
     unsafe_grace_period: bool,
-    /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
+    /// Duration for which new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
     #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
     drain_delay: Duration,
-    /// Endpoint to which traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. If not set, none are sent.
+    /// Endpoint to which traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. If not set, no traces are sent.
     #[arg(long, env = "SWITCHBOARD_OTLP_ENDPOINT", value_parser = endpoint)]
     otlp_endpoint: Option<String>,
     /// Format of the log.
@@ -215,14 +216,14 @@ impl Run {
     fn run(self) -> Result<(), Error> {
         if self.grace_period < MIN_GRACE_PERIOD && !self.unsafe_grace_period {
             return Err(
-                "--grace-period must be at least 40s: an API server may store an admitted create until 34 s later, and \
-                        releasing its claim before then can admit a second holder"
+                "--grace-period must be at least 40s: an API server can store a create up to 34 s after its admission, and \
+                        if its claim is released before, a second holder can be admitted"
                     .into(),
             );
         }
         if self.lease_duration < MIN_LEASE_DURATION || self.lease_duration.subsec_nanos() != 0 {
             return Err(
-                "--lease-duration must be whole seconds, and at least 2s: the leader renews several times within it"
+                "--lease-duration must be whole seconds, at least 2s: the leader renews the lease several times within it"
                     .into(),
             );
         }
@@ -268,7 +269,7 @@ impl Run {
         if let Some(exporter) = exporter {
             exporter.shutdown();
         }
-        // Nothing is logged after the last line. Blocking tasks, such as a DNS lookup, are not waited for.
+        // After this, nothing is logged. Blocking tasks, such as a DNS lookup, may not end in time.
         runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
         Ok(ended?)
     }

@@ -39,9 +39,9 @@ pub enum Error {
 
 /// The clients of the API server.
 pub struct ApiServer {
-    /// Does not retry. For callers that retry with a backoff of their own, which retries of the client would multiply.
+    /// Does not retry. For callers that retry with a backoff of their own.
     pub client: Client,
-    /// Retries requests that the API server is too busy for. For callers that must answer within a deadline.
+    /// Retries requests that the API server rejects because it is too busy. For callers that must answer within a deadline.
     pub retrying: Client,
     /// The address of the API server.
     pub url: String,
@@ -64,8 +64,8 @@ impl ApiServer {
         Ok(Self { client: client(false)?, retrying: client(true)?, url })
     }
 
-    /// Waits until the API server answers. Every failure may be temporary: a network or a role may be created after the pod. A cause is
-    /// logged if it differs from that of the previous attempt.
+    /// Waits until the API server answers. Every failure may be temporary: the network or a role may be created after the pod. A failure is
+    /// logged only if its cause differs from that of the previous attempt.
     pub async fn wait_until_reachable(&self, readiness: &Readiness) {
         let url = &self.url;
         let mut delays = RETRY_BACKOFF.build();

@@ -1,8 +1,9 @@
 //! The controller: watches the conversations and the claims, decides, writes and schedules. It must not depend on the webhook; the
 //! two share `core` and `claims`.
 //!
-//! One task owns the index and the queue, and only it changes them. Events and results of jobs come in; jobs, which call the API
-//! server, go out to a bounded number of tasks. Every replica maintains the index, and only the leader processes the queue.
+//! One task owns the index and the queue, and nothing else changes them. It receives watch events and the results of jobs, and starts
+//! jobs, which call the API server, in a limited number of other tasks. Every replica maintains the index; only the leader processes
+//! the queue.
 
 mod deadlines;
 mod dispatch;
@@ -41,16 +42,17 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use work::{JobOutcome, JobResult, Worker};
 
-/// How many jobs run at once.
+/// The maximum number of concurrent jobs.
 const CONCURRENCY: usize = 16;
-/// How many tasks are processed before the next event: many may be due at once.
+/// The maximum number of tasks that are processed before the next watch event, since thousands may be due at the same time.
 const MAX_TASKS_PER_TURN: usize = 256;
-/// The least time between two status writes of one conversation that only follow activity, which may be reported more often.
+/// The minimum interval between two status writes of one conversation that only record activity. Gateways may report activity more
+/// often.
 const ROUTINE_WRITE_COOLDOWN: Duration = Duration::from_secs(1);
-/// The age up to which a new leader records notices again. The previous leader may have failed before their Events; a Lease
-/// expires, and a process starts, in less.
+/// The maximum age of the notices that a new leader records again, because the previous leader may have died between a write and its
+/// Event. It is longer than the expiry of the Lease and the start of a process take together.
 const EVENT_BACKFILL_WINDOW: Duration = Duration::from_mins(2);
-/// The longest sleep without a deadline.
+/// The longest sleep if there is no deadline.
 const MAX_IDLE: Duration = Duration::from_hours(1);
 
 /// The controller.
@@ -107,7 +109,7 @@ impl Controller {
     /// Runs until `shutdown`, and then until the jobs in progress are complete.
     ///
     /// # Errors
-    /// If a job panicked: the state that it left is unknown, so the process must restart.
+    /// If a job panicked. The resulting state is unknown, so the process must restart.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), JoinError> {
         let mut open = Box::pin(watch_for::<OpenConversations>(self.client.clone()));
         let mut closed = Box::pin(watch_for::<ClosedConversations>(self.client.clone()));
@@ -152,7 +154,7 @@ impl Controller {
                 self.process_queue(&mut jobs);
             }
         }
-        // The Events of the last writes are recorded too: a deleted conversation has no status from which the next leader could.
+        // The Events of the last writes are recorded too. For a deleted conversation, the next leader could not derive it from a status.
         while let Some(result) = jobs.join_next().await {
             self.job_finished(result?);
         }
@@ -310,7 +312,7 @@ impl Controller {
             JobOutcome::Enqueue(other) => self.queue.add(other),
             JobOutcome::AwaitGrace => {
                 if let Task::Claim(name) = &task {
-                    // If no create is in flight any more, the claim is checked at once.
+                    // If no create is in flight any more, the claim is checked immediately.
                     let end = self.index.grace_end(name, self.grace_period);
                     self.queue.add_at(task, end.unwrap_or_else(|| self.clock.monotonic()));
                 }

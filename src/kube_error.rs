@@ -58,7 +58,7 @@ impl ErrorClass {
         } else if status.is_invalid() {
             Self::Invalid
         } else {
-            // These helpers ignore the code of a status without a reason.
+            // The helpers above ignore the code if the status has no reason.
             match status.code {
                 400 | 405 => Self::BadRequest,
                 401 => Self::Unauthorized,

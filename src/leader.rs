@@ -1,12 +1,12 @@
-//! Leader election by a Lease: at most one replica leads at a time, and stops leading before another can start. No other module uses
-//! the Lease.
+//! Leader election by a Lease. At most one replica leads at a time: it stops before another one can start. No other module uses the
+//! Lease.
 //!
-//! The semantics are client-go's: `holderIdentity`, `renewTime`, `leaseTransitions`. Expiry counts from the time at which a change was
-//! observed, by the observer's own monotonic clock, so that the clocks of replicas may differ. Unlike client-go, a standby replica
-//! watches the Lease instead of polling it, so that it observes renewals and expiry immediately.
+//! The semantics are those of client-go: `holderIdentity`, `renewTime`, `leaseTransitions`. Each replica measures the expiry with its own
+//! monotonic clock, from its observation of the last change, so the clocks of the replicas may differ. Unlike client-go, a standby replica
+//! watches the Lease instead of polling it, so that it observes renewals immediately.
 //!
-//! The operator's service account owns the Lease, so that the garbage collector deletes it with the account. An uninstall removes the
-//! permissions before the leader can release the Lease, and the next installation would otherwise wait for it to expire.
+//! The operator's service account owns the Lease, so that the garbage collector deletes the Lease with the account. Otherwise the next
+//! installation would wait until the Lease expires, because an uninstall removes the permissions before the leader can release it.
 
 mod metrics;
 
@@ -35,11 +35,11 @@ pub struct Settings {
     pub namespace: String,
     /// The name of the Lease.
     pub name: String,
-    /// The identity of this replica, unique to each start of each replica.
+    /// The identity of this replica. It must be unique for each start of each replica.
     pub identity: String,
     /// How long standby replicas wait after the last observed renewal before they take over.
     pub duration: Duration,
-    /// How long the leader continues to write after the start of its last successful renewal; shorter than `duration`.
+    /// How long the leader may write, counted from the start of its last successful renewal. It must be shorter than `duration`.
     pub renew_deadline: Duration,
     /// The interval between renewals, and between attempts after a failure.
     pub retry_period: Duration,
@@ -93,8 +93,11 @@ pub enum Error {
     /// The API server did not answer.
     #[error("no answer in time (timeout)")]
     NoAnswer,
-    /// The Lease is older than the one observed before: etcd was restored from a backup, and the watches have shown another history.
-    #[error("resourceVersions went back from {before} to {now}, as after a restore of etcd from a backup")]
+    /// The Lease has a lower resourceVersion than before: etcd was restored from a backup, so the watches may have shown objects that no
+    /// longer exist.
+    #[error(
+        "the resourceVersion of the Lease went back from {before} to {now}, as after a restore of etcd from a backup"
+    )]
     HistoryRewound {
         /// The resourceVersion of the Lease that was observed before.
         before: u64,
@@ -136,8 +139,8 @@ enum Owner {
 }
 
 impl Owner {
-    /// The owner of a Lease in `namespace` that is written by the user of `review`. A service account of another namespace cannot own
-    /// it: the garbage collector would not find that owner, and would delete the Lease.
+    /// The owner of a Lease in `namespace` if the user of `review` writes it. A service account of another namespace cannot be the owner: the
+    /// garbage collector would not find it, and would delete the Lease.
     fn of(review: SelfSubjectReview, namespace: &str) -> Self {
         let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
         let name = user.username.as_deref().and_then(|name| name.strip_prefix("system:serviceaccount:"));
@@ -154,8 +157,8 @@ impl Owner {
         }
     }
 
-    /// The owners of a Lease whose owners were `before`. A service account that was deleted and recreated under the same name is
-    /// replaced.
+    /// The owners `before`, with this owner added. It replaces another service account, such as one of the same name that was deleted and
+    /// recreated.
     fn added_to(&self, before: Option<Vec<OwnerReference>>) -> Option<Vec<OwnerReference>> {
         let Self::ServiceAccount(owner) = self else { return before };
         let mut owners = before.unwrap_or_default();
@@ -180,10 +183,11 @@ impl Observed {
         spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
     }
 
-    /// The time until which a replica other than `identity` may write; `None` if the Lease was released. A holder uses the duration that
-    /// it was started with, which may differ from `ours` and from the Lease, if a user has edited it; the longer of the two counts. A
-    /// holder also does not notice immediately that a user has removed it from the Lease, or deleted the Lease. A Lease that is gone may
-    /// have had another holder at the end, unless `is_leader` says that it is ours.
+    /// The time until which a replica other than `identity` may write; `None` if the Lease was released or belongs to `identity`.
+    ///
+    /// The holder uses its own duration, which can differ from `ours` and, if a user has edited the Lease, from that in the Lease: the longer
+    /// of the two counts. If a user removes the holder from the Lease, or deletes the Lease, the holder may not know it yet. A deleted Lease
+    /// may have had another holder at the end, unless this replica is still the leader (`is_leader`).
     fn held_until(&self, identity: &str, is_leader: bool, ours: Duration) -> Option<Instant> {
         let recorded = self.lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
         let is_ours = self.holder() == identity && (is_leader || !self.is_gone);
@@ -213,14 +217,14 @@ impl LeaderElector {
         (elector, Leadership { clock, term: receiver })
     }
 
-    /// Competes until `shutdown`, and releases the Lease after `stopped`, when this replica no longer writes.
+    /// Competes until `shutdown`. Releases the Lease after `stopped`: this replica then no longer writes.
     ///
     /// # Errors
     /// [`Error::HistoryRewound`]: the process must restart to discard its state.
     pub async fn run(mut self, shutdown: CancellationToken, stopped: CancellationToken) -> Result<(), Error> {
         while !shutdown.is_cancelled() {
             let began = self.clock.monotonic();
-            // Half of the deadline, so that a request that hangs leaves time for another one.
+            // Half of the deadline, so that there is time for another attempt if a request hangs.
             let attempt = timeout(self.settings.renew_deadline / 2, self.attempt()).await;
             let is_standby = match attempt.unwrap_or(Err(Error::NoAnswer)) {
                 Ok(is_leader) => {
@@ -263,7 +267,7 @@ impl LeaderElector {
         Ok(())
     }
 
-    /// Handles a failed attempt. The leadership lasts until its deadline.
+    /// Handles a failed attempt. A leader remains the leader until its deadline.
     fn failed(&self, error: &Error) {
         tracing::warn!(error = %ErrorChain(error), "cannot reach the Lease");
         if !self.is_leader() {
@@ -289,8 +293,8 @@ impl LeaderElector {
         self.term.send_replace(until.map(|until| Term { until, is_after_release }));
     }
 
-    /// Attempts to acquire or renew the Lease. Returns whether this replica holds it afterwards. If this replica has never observed a
-    /// Lease and there is none, as on a first installation, it acquires the Lease immediately.
+    /// Attempts to acquire or renew the Lease. Returns whether this replica holds it afterwards. If there is no Lease and this replica has
+    /// never observed one, as in a first installation, it acquires the Lease immediately.
     async fn attempt(&mut self) -> Result<bool, Error> {
         let found = self.leases.get_opt(&self.settings.name).await?;
         let now = self.clock.monotonic();
@@ -310,9 +314,9 @@ impl LeaderElector {
         observed.held_until(&self.settings.identity, self.is_leader(), self.settings.duration)
     }
 
-    /// Watches a Lease that another replica holds until an attempt may succeed: until it is released or expires. Each attempt reads the
-    /// Lease first, so a missed event costs time only. If no event arrives for longer than the renew deadline of a leader, an attempt is
-    /// due as well, followed by a new watch.
+    /// Watches a Lease that another replica holds, and returns when an attempt may succeed: when the Lease is released or expires. Also
+    /// returns if no event arrives for the renew deadline, because the watch may be dead. Each attempt reads the Lease first, so a missed
+    /// event only causes a delay.
     async fn watch_until_expired(&mut self) -> Result<(), Error> {
         let mut last_event = self.clock.monotonic();
         let mut earliest = last_event + self.settings.retry_period;
@@ -349,7 +353,7 @@ impl LeaderElector {
         }
     }
 
-    /// Records the Lease, and since when its spec has been the same.
+    /// Records the Lease, and the time at which its spec was first observed.
     fn observe(&mut self, lease: &Lease, now: Instant) -> Result<(), Error> {
         let before = self.observed.take();
         let since = before
@@ -363,7 +367,7 @@ impl LeaderElector {
         }
     }
 
-    /// Records that the Lease is gone. Its last holder may have renewed it unobserved.
+    /// Records that the Lease is gone. Its last holder may have renewed it without being observed.
     fn observe_deletion(&mut self, now: Instant) {
         if let Some(observed) = self.observed.as_mut().filter(|observed| !observed.is_gone) {
             (observed.since, observed.is_gone) = (now, true);
@@ -399,8 +403,8 @@ impl LeaderElector {
         }
         let is_owner_new = lease.metadata.owner_references != unchanged.metadata.owner_references;
         match self.put(exists, lease).await {
-            // The admission plugin OwnerReferencesPermissionEnforcement requires the permission to delete the Lease. If the cause is
-            // another one, the second attempt fails as well.
+            // The admission plugin OwnerReferencesPermissionEnforcement requires the permission to delete the Lease. If there is another
+            // cause, the second attempt fails too.
             Err(Error::Api(error)) if ErrorClass::of(&error) == ErrorClass::Forbidden && exists && is_owner_new => {
                 let is_written = self.put(exists, unchanged).await?;
                 self.is_owner_fixed = true;
@@ -414,8 +418,8 @@ impl LeaderElector {
         }
     }
 
-    /// Determines the owner of the Lease by a review. A standby replica repeats this before each write, since the service account may
-    /// have been recreated; a leader would have lost its permissions, and so the Lease.
+    /// Determines the owner of the Lease by a review. A standby replica repeats this before each write, because the service account may have
+    /// been recreated. A leader does not: without its account it would have lost its permissions, and then the Lease.
     async fn learn_owner(&mut self, is_renewal: bool) {
         if is_renewal && self.owner != Owner::Unknown {
             return;
@@ -456,8 +460,7 @@ impl LeaderElector {
         }
     }
 
-    /// Replaces the Lease by `lease` if it `exists`, otherwise creates it. Returns whether it was written; it is not if the Lease has
-    /// changed since it was read.
+    /// Replaces the Lease by `lease` if it `exists`, otherwise creates it. Returns false if the Lease has changed since it was read.
     async fn put(&mut self, exists: bool, mut lease: Lease) -> Result<bool, Error> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let result = if exists {
@@ -477,7 +480,7 @@ impl LeaderElector {
     }
 }
 
-/// The resourceVersion as a number, which the API conventions allow to compare since Kubernetes 1.35 (KEP-5504).
+/// The resourceVersion as a number. Clients may compare resourceVersions since Kubernetes 1.35 (KEP-5504).
 fn version(lease: &Lease) -> Option<u64> {
     lease.metadata.resource_version.as_ref()?.parse().ok()
 }

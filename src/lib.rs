@@ -6,12 +6,12 @@
 //! - [`api`] defines the two kinds that users write and read, and the rules of their schemas;
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, denials;
 //! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
-//! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not know each other;
+//! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
 //! - [`export`] writes conversations as manifests, for a backup;
 //! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
-//! - [`telemetry`] has metrics, logs, traces and Events, and [`clock`] reads the time;
+//! - [`telemetry`] has the registry of metrics, logs and traces, and [`clock`] reads the time;
 //! - [`run`] assembles these into one process, `supervisor` supervises its tasks, and [`cli`] parses the command line.
 //!
 //! ARCHITECTURE.md explains the reasons, and why no binding can have two holders.

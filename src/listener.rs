@@ -1,4 +1,4 @@
-//! Binds listeners, on all addresses of the machine by default, and accepts connections in spite of errors. It reads and writes no bytes.
+//! Binds listeners, and accepts connections; it retries after errors. It reads and writes no bytes.
 
 use crate::telemetry::error_chain::ErrorChain;
 use std::io::{self, ErrorKind};
@@ -23,8 +23,8 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Accepts the next connection to `server`. It fails if the client has disconnected already, or the process is out of descriptors; then it
-/// retries.
+/// Accepts the next connection. It retries after an error: the client may have disconnected already, or the process may be out of file
+/// descriptors. `server` names the listener in the log.
 pub async fn accept(listener: &TcpListener, server: &'static str) -> TcpStream {
     loop {
         match listener.accept().await {

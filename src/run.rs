@@ -133,7 +133,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
 
     let mut supervisor = Supervisor::new(signals().map_err(Error::Signals)?, settings.drain_delay);
     supervisor.background("the admin server", admin::serve(admin, readiness.clone(), Arc::new(registry)));
-    // Everything below needs the API server, and would only log once more that it is not reachable.
+    // Everything below needs the API server, and would only log again that it cannot be reached.
     if supervisor.run_until(api_server.wait_until_reachable(&readiness)).await?.is_none() {
         return Ok(());
     }

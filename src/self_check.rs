@@ -1,5 +1,5 @@
-//! Checks that the webhook is in force, by a dry run: the create of a conversation whose binding is held must be denied. If no binding is
-//! held, a create must be admitted. It writes nothing; metrics show the result.
+//! Checks by a dry run that the webhook is in force: a second conversation for a held binding must be denied. If no binding is held, it
+//! checks that a conversation can be created. It writes nothing; metrics report the result.
 
 mod metrics;
 
@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 /// The interval between checks.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// The timeout of a check, longer than the API server's timeout of the webhook (10 s), so that its error is seen.
+/// The timeout of a check. It is longer than the API server's timeout for the webhook (10 s), so that the API server's error is received.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(12);
 /// The number of claims that are read to find one that is held.
 const CLAIMS: u32 = 5;
@@ -113,8 +113,8 @@ impl SelfCheck {
     }
 }
 
-/// Checks by a dry run that a conversation can be created in `namespace`. A denial because its binding is held is a success, since it is
-/// the webhook that denies it.
+/// Checks by a dry run that a conversation can be created in `namespace`. A denial because the binding is held is a success too, because
+/// it comes from the webhook.
 ///
 /// # Errors
 /// If a conversation cannot be created.

@@ -1,5 +1,5 @@
-//! Supervises the tasks of the process: a task that ends unexpectedly ends the process, and a signal shuts it down in order and within a
-//! bounded time. It does not know the purpose of the tasks.
+//! Supervises the tasks of the process. If a task ends unexpectedly, the process exits. A signal starts a shutdown, whose duration is
+//! limited. This module does not depend on the purpose of the tasks.
 
 use crate::telemetry::error_chain::ErrorChain;
 use futures::{Stream, StreamExt};
@@ -10,8 +10,8 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// The timeout of a shutdown, from the end of the drain delay. The chart's terminationGracePeriodSeconds includes it, and the time to
-/// export the last spans.
+/// The timeout of a shutdown, counted from the end of the drain delay. The chart's terminationGracePeriodSeconds includes this timeout and
+/// the time to export the last spans.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(18);
 
 /// The error of a task.
@@ -116,7 +116,7 @@ impl<S: Stream<Item = &'static str> + Unpin> Supervisor<S> {
             tokio::select! {
                 done = &mut work => return Ok(Some(done)),
                 Some(signal) = self.signals.next() => {
-                    tracing::info!("{signal}: shutting down");
+                    tracing::info!(signal, "shutting down");
                     return Ok(None);
                 }
                 ended = next_end(&mut self.running, &mut self.tasks) => ended?,

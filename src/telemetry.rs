@@ -1,4 +1,4 @@
-//! Metrics, logs, traces and Events. Nothing here makes decisions.
+//! The registry of metrics, logs and traces. This module makes no decisions.
 
 pub mod error_chain;
 pub mod logs;

@@ -1,9 +1,9 @@
-//! Serves admission: the API server calls it before it stores a conversation.
+//! The admission webhook, which the API server calls before it stores a conversation.
 //!
-//! It has no cache: each answer depends on what `claims` reads from etcd. It does not know the controller.
+//! It has no cache: each answer depends on what `claims` reads from etcd. It does not import the controller.
 //!
 //! - `server` is the transport: connections, TLS and HTTP/1.1; `connections` enforces the limits on connections;
-//! - `router` is the HTTP interface, `bodies` reads bodies within a budget, and `outcome` relates each outcome to its HTTP status;
+//! - `router` is the HTTP interface, `bodies` reads bodies within a memory budget, and `outcome` maps each outcome to its HTTP status;
 //! - `handler` decides a review, and `review` parses and writes reviews.
 
 mod bodies;
@@ -20,6 +20,6 @@ mod test_server;
 pub use handler::AdmissionHandler;
 pub use metrics::WebhookMetrics;
 pub use outcome::AdmissionOutcome;
-pub use review::{Review, ReviewKind, Unreadable, respond};
+pub use review::{InvalidReview, Review, ReviewKind, respond};
 pub use router::Router;
 pub use server::{Limits, Shutdown, Tls, serve};

@@ -1,4 +1,4 @@
-//! `AddressBinding`: the claim of one Conversation on one binding. Together they are the routing table that gateways read.
+//! `AddressBinding`: the claim of one Conversation on one binding. All of them together are the routing table that gateways read.
 
 use super::{Channel, MAX_ADDRESS_LENGTH, Time};
 use kube::CustomResource;
@@ -71,8 +71,7 @@ pub struct AddressBindingSpec {
     /// Conversation that holds the binding.
     pub conversation_ref: ConversationReference,
     /// Creates of the Conversation that were admitted for this binding, at most 64, each with a unique UID. An admitted create
-    /// that has not been observed in storage can still be in flight; the AddressBinding is kept until the outcome of every
-    /// create is known.
+    /// can still be in flight. The AddressBinding is kept until each create is known to have been stored or to have failed.
     #[serde(default)]
     #[schemars(length(max = super::MAX_ADMISSIONS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uid"]))]
     pub admissions: Vec<Admission>,

@@ -1,4 +1,4 @@
-//! Conditions of a Conversation: the shape of metav1's, with the types and reasons that are part of the API.
+//! Conditions of a Conversation: like `metav1.Condition`, with the types and reasons as enums.
 
 use super::time::Time;
 use schemars::JsonSchema;
@@ -35,7 +35,7 @@ pub enum ConditionType {
     Bound,
     /// The Conversation is open and has no participants, so no user receives its inbound messages.
     Unassigned,
-    /// The spec cannot take effect until something else changes. This condition is present only while it is True.
+    /// The spec cannot take effect until another object changes. This condition is present only while it is True.
     Stalled,
 }
 

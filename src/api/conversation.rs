@@ -112,7 +112,7 @@ pub struct ConversationSpec {
     /// `displayName` can be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<Contact>,
-    /// Address of the business, through which participants and contact exchange messages. It cannot be changed; to use another
+    /// Address of the business. Participants and contact exchange messages through it. It cannot be changed; to use another
     /// proxy address, create another Conversation.
     pub proxy: Proxy,
     /// Desired state. Defaults to Active. Active and Inactive can be changed freely. Closed is final and cannot be changed back.
@@ -130,7 +130,7 @@ pub struct ConversationSpec {
     pub timers: Option<Timers>,
     /// Period after which a closed Conversation is deleted, counted from `status.closedTime`. A duration from 1s to 87600h (ten
     /// years), such as `720h`. If absent, a closed Conversation is kept. Do not set it if a GitOps tool manages the
-    /// Conversation: the tool would create it again, and it would be open again.
+    /// Conversation: the tool would create it again, and it would be open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_closed: Option<Duration>,
     /// What happens if another Conversation holds the binding when this one is created. Defaults to Refuse.
@@ -198,7 +198,7 @@ impl Channel {
     }
 }
 
-/// State of a Conversation. The order is that in which timers move it on.
+/// State of a Conversation, in the order in which timers change it.
 #[derive(
     Clone,
     Copy,
@@ -220,7 +220,7 @@ pub enum State {
     /// The Conversation is open.
     #[default]
     Active,
-    /// The Conversation is open, but has had no activity for some time or was parked in its spec. It still holds its binding.
+    /// The Conversation is open, but has had no activity for some time, or `spec.state` is Inactive. It still holds its binding.
     Inactive,
     /// The Conversation is closed and holds no binding. This state is final.
     Closed,
@@ -312,22 +312,22 @@ pub struct ConversationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("format" = "date-time"))]
     pub reported_activity_time: Option<String>,
-    /// Value of `reportedActivityTime` that was in the future when it was observed. Its activity is already counted, at the
-    /// time of observation.
+    /// Value of `reportedActivityTime` that was clamped, because it was in the future when it was observed. It is stored so that
+    /// the same value is not counted as activity again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_activity_time: Option<Time>,
-    /// Time of the last activity, from which `inactiveAfter` and `closeAfter` are counted. It never moves back. If absent, both
-    /// are counted from the creation of the Conversation.
+    /// Time of the last activity. It is never set to an earlier time. `inactiveAfter` and `closeAfter` are counted from this
+    /// time or, if it is absent, from the creation of the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
-    /// Time since which the Conversation has had no participants, from which `closeUnassignedAfter` is counted. Absent while it
-    /// has participants.
+    /// Time at which the Conversation became unassigned. `closeUnassignedAfter` is counted from this time. Absent while it has
+    /// participants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unassigned_time: Option<Time>,
     /// Times at which timers will change the state. Absent if no timer is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
-    /// Time at which switchboard closed the Conversation, from which `ttlAfterClosed` is counted. Absent while it is open.
+    /// Time at which switchboard closed the Conversation. `ttlAfterClosed` is counted from this time. Absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_time: Option<Time>,
     /// Name of the AddressBinding that the Conversation holds. Absent while it holds none.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU64;
 
-/// A span of time between one second and ten years, written as in GEP-2257: one to four pairs of a number of at most five
-/// digits and a unit out of `h`, `m`, `s` and `ms`, for example `90s`, `30m`, `24h` or `1h30m`.
+/// A span of time between one second and ten years, in the format of GEP-2257, such as `90s`, `30m`, `24h` or `1h30m`: one to four
+/// pairs of a number and a unit. A number has at most five digits; the units are `h`, `m`, `s` and `ms`.
 ///
 /// Source: <https://gateway-api.sigs.k8s.io/geps/gep-2257/>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -91,7 +91,7 @@ impl From<Duration> for String {
 }
 
 impl std::fmt::Display for Duration {
-    /// The shortest spelling: `1h30m` for `90m`.
+    /// Writes the shortest form, such as `1h30m` for `90m`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut rest = self.milliseconds.get();
         for (unit, length) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {

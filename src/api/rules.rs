@@ -1,9 +1,9 @@
-//! The validation rules of the schemas, in CEL. They cover every check that needs no other object; the rules of a single duration
-//! are with its type.
+//! The validation rules of the schemas, in CEL. They cover every check that needs no other object. The rules of a duration are in
+//! `duration.rs`.
 //!
-//! Each message states what is allowed and what to do next, and starts with the error code of the situation, if it has one. The
-//! addresses are parsed again by `core::address`, for objects that were stored without this schema; the tests check both against
-//! the same manifests. No message contains "is immutable", since Flux reacts to those words by deleting the object.
+//! Each message has the error code, if there is one, the allowed values and the next step. `core::address` parses the addresses
+//! again, because objects can be stored without this schema; the tests check both against the same manifests. No message contains
+//! "is immutable", because Flux deletes an object if a message has these words.
 
 use serde_json::{Value, json};
 
@@ -18,8 +18,8 @@ const IDENTITY: &str = r"^[!-~]([ -~]{0,254}[!-~])?$";
 /// Lower-case `local@domain`: a dot-atom of RFC 5322 and a host name. The 254 characters of RFC 5321 are checked beside it.
 const EMAIL: &str = r"^[a-z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$";
 
-/// RFC 3339. The format `date-time` alone would admit `2026-01-01T00:00:00x5Z` and an offset of 99 hours, on which each later
-/// comparison in CEL would fail.
+/// RFC 3339. The format `date-time` alone admits `2026-01-01T00:00:00x5Z` and an offset of 99 hours. Every CEL comparison with
+/// such a value fails.
 pub(super) const INSTANT: &str =
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
 
@@ -191,7 +191,7 @@ pub(super) fn conversation() -> Value {
                     "!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"
                 ),
                 &format!(
-                    "50377: a closed conversation must stay closed; the only allowed change is to Closed. {remedy}"
+                    "50377: a closed conversation must stay closed; its state can only be set to Closed. {remedy}"
                 ),
             ))
         ),

@@ -1,4 +1,4 @@
-//! The CRDs as they are installed: derived from the types by `kube` and `schemars`, and completed where neither can express a rule.
+//! The CRDs as they are installed: derived from the types by `kube` and `schemars`, with the rules that these cannot express added.
 
 use super::{
     AddressBinding, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation, OnConflict, State,
@@ -30,8 +30,8 @@ pub fn address_binding_crd() -> Result<CustomResourceDefinition, serde_json::Err
     serde_json::from_value(completed(serde_json::to_value(AddressBinding::crd())?))
 }
 
-/// The status of a Conversation that has not been processed. Tools report the Conversation as in progress from its creation on,
-/// without a write. It is the only default of the schema.
+/// The status of a Conversation that has not been processed. Because it is a default of the schema, tools report the Conversation
+/// as in progress from its creation on, before any write of the operator. The schema has no other default.
 fn pending_status() -> Value {
     let conditions: Vec<Value> = ["Ready", "Bound", "Unassigned"]
         .iter()
@@ -69,9 +69,9 @@ fn complete(schema: &mut Value, enums: &[Value]) {
                 let values = fields.get("enum").map(|values| described_values(values, enums)).unwrap_or_default();
                 fields.insert("description".to_owned(), json!(text + &values));
             }
-            // Derived for every optional field: the API server treats a null as an absent field only without it.
+            // Derived for every optional field. Without it, the API server treats null as an absent field.
             fields.remove("nullable");
-            // Derived where serde has a default: an absent field must stay absent in storage.
+            // Derived for every field with a default in serde. Without it, an absent field stays absent in storage.
             fields.remove("default");
             if fields.get("format").is_some_and(|format| format == "date-time") {
                 fields.insert("pattern".to_owned(), json!(rules::INSTANT));
@@ -87,7 +87,7 @@ fn on_one_line(paragraph: &str) -> String {
     paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The schemas of the enums with the documentation of their variants, which `kube` drops from the schemas of fields.
+/// The schemas of the enums, with the documentation of their variants. `kube` drops it from the schemas of fields.
 fn documented_enums() -> [Value; 7] {
     [
         schemars::schema_for!(Channel),
@@ -101,7 +101,7 @@ fn documented_enums() -> [Value; 7] {
     .map(Value::from)
 }
 
-/// The paragraph that describes the values of a field, from the one of `enums` that has the same values.
+/// The paragraph that describes the values of a field. It is taken from the enum that has the same values.
 fn described_values(values: &Value, enums: &[Value]) -> String {
     let variants = |schema: &Value| schema["oneOf"].as_array().cloned().unwrap_or_default();
     let is_of_field = |variants: &Vec<Value>| {
@@ -116,7 +116,7 @@ fn described_values(values: &Value, enums: &[Value]) -> String {
     format!("\n\nPossible values:{}", lines.collect::<String>())
 }
 
-/// Removes the description of a type that would replace the more specific one of the field.
+/// Removes the description of the type, so that the more specific description of the field is used.
 pub(super) fn described_by_the_field(schema: &mut schemars::Schema) {
     schema.remove("description");
 }

@@ -1,43 +1,45 @@
-//! An instant as the API shows it. It must not read the clock.
+//! An instant as the API represents it. This module must not read the clock.
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroI64;
 use std::time::Duration;
 
-/// An instant, RFC 3339 in UTC, to the millisecond. The last hours of the year 9999, which cannot be computed with, are read as
-/// the last instant that can. It is kept as milliseconds since 1970, since there are many of them; those from 1970 on are kept
-/// plus one, so that an instant that is missing takes no room of its own.
+/// An instant with a precision of one millisecond, written as RFC 3339 in UTC. The last hours of the year 9999 are valid in the
+/// API, but exceed [`Timestamp::MAX`]; they are parsed as that instant.
+///
+/// It is stored as milliseconds since 1970, in 8 bytes, because the index contains many of them. Milliseconds from 0 on are stored
+/// plus one: the value 0 is then free, so that an `Option<Time>` needs no more memory than a `Time`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "std::borrow::Cow<'_, str>", into = "Timestamp")]
 pub struct Time(NonZeroI64);
 
 impl Time {
-    /// The beginning of 1970, for what has no time of its own.
+    /// 1970-01-01T00:00:00Z, the default for a missing time.
     pub const EPOCH: Self = Self::of(0);
 
     const fn of(milliseconds: i64) -> Self {
-        let kept = if milliseconds < 0 { milliseconds } else { milliseconds.saturating_add(1) };
-        Self(match NonZeroI64::new(kept) {
-            Some(kept) => kept,
+        let stored = if milliseconds < 0 { milliseconds } else { milliseconds.saturating_add(1) };
+        Self(match NonZeroI64::new(stored) {
+            Some(stored) => stored,
             None => NonZeroI64::MIN,
         })
     }
 
     const fn milliseconds(self) -> i64 {
-        let kept = self.0.get();
-        if kept < 0 { kept } else { kept - 1 }
+        let stored = self.0.get();
+        if stored < 0 { stored } else { stored - 1 }
     }
 
-    /// `timestamp`, with what is finer than a millisecond cut off.
+    /// The instant `timestamp`, rounded down to a millisecond.
     #[must_use]
     pub fn new(timestamp: Timestamp) -> Self {
         let milliseconds = timestamp.as_nanosecond().div_euclid(1_000_000);
-        // Every instant that can be written has so few.
+        // This conversion cannot fail: the milliseconds of every `Timestamp` fit.
         Self::of(i64::try_from(milliseconds).unwrap_or(i64::MAX))
     }
 
-    /// The same instant as the rest of Kubernetes' types have it.
+    /// The same instant as a jiff timestamp, which the other Kubernetes types use.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
         let milliseconds = self.milliseconds();
@@ -49,21 +51,21 @@ impl Time {
         })
     }
 
-    /// The instant `duration` after this one, to the millisecond, or the last instant that can be written if it is beyond that.
+    /// The instant `duration` after this one, rounded down to a millisecond, and at most [`Timestamp::MAX`].
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         let last = Self::new(Timestamp::MAX);
         Self::of(self.milliseconds().saturating_add(whole_milliseconds(duration))).min(last)
     }
 
-    /// The instant `duration` before this one, to the millisecond, or the first instant that can be written if it is beyond that.
+    /// The instant `duration` before this one, rounded to a millisecond, and at least [`Timestamp::MIN`].
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         let first = Self::new(Timestamp::MIN);
         Self::of(self.milliseconds().saturating_sub(whole_milliseconds(duration))).max(first)
     }
 
-    /// The time from `earlier` to this instant; zero if `earlier` is the later one.
+    /// The time from `earlier` to this instant; zero if `earlier` is later than this instant.
     #[must_use]
     pub fn duration_since(self, earlier: Self) -> Duration {
         let milliseconds = self.milliseconds().saturating_sub(earlier.milliseconds());

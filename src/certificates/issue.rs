@@ -1,4 +1,4 @@
-//! Issues a certificate from a CA of its own. The key of the CA is not kept: a reader of the Secret can impersonate the webhook until the
+//! Issues a certificate and a CA for it. The key of the CA is discarded: anyone who can read the Secret can impersonate the webhook until the
 //! certificate expires, but cannot sign other certificates.
 
 use super::tls::Pair;

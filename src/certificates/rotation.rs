@@ -1,12 +1,12 @@
-//! The rotation of the certificate: a pure function of the stored state, of whether that state is trusted, and of the time.
+//! The rotation of the certificate, as a pure function of the stored state and the time.
 //!
-//! Each step is one write with a precondition, so that any replica may take it. The next certificate is *staged*, and its CA is trusted in
-//! addition to the previous one. After the API servers have had time to observe this, the next certificate is *promoted*, and every replica
+//! Each step is one write with a precondition, so any replica may take it. First the next certificate is *staged*: its CA is trusted in
+//! addition to the previous one. When all API servers have had time to observe this, the next certificate is *promoted*: every replica
 //! serves it. The previous CA is trusted until it expires.
 //!
-//! A lost Secret is *reissued* by the same steps: the replicas continue to serve the previous certificate, and the API servers to trust it,
-//! while the next one is staged. In this case the previous CA is *retired* as soon as every replica has had time to serve the next
-//! certificate, since the Secret may have been deleted because its key was disclosed.
+//! If the Secret was deleted, the certificate is *reissued* by the same steps: while the next one is staged, the replicas continue to serve
+//! the previous certificate, and the API servers continue to trust it. Then the previous CA is *retired* as soon as every replica has had
+//! time to serve the next certificate, because the Secret may have been deleted after a leak of its key.
 
 use super::issue::Issued;
 use super::tls::{Pair, Validity};
@@ -21,9 +21,9 @@ pub struct CertificateState {
     pub serving: Pair,
     /// The staged certificate, to be served next.
     pub next: Option<Pair>,
-    /// The CAs of both and previous CAs that have not expired, PEM, the newest first.
+    /// The CAs of both certificates, and the previous CAs that have not expired, as PEM, the newest first.
     pub trusted: Vec<u8>,
-    /// The CAs to trust instead, once every replica serves the next certificate.
+    /// The CAs that replace `trusted` when every replica serves the next certificate.
     pub next_trusted: Option<Vec<u8>>,
 }
 
@@ -54,8 +54,8 @@ pub enum Step {
     None,
 }
 
-/// The next step for `state`. If there is none, `known` is the state that this replica observed last. `is_settled` is whether `state` has
-/// been served and trusted for long enough that every API server and every replica has observed it.
+/// The next step for `state`. If the Secret has no state, `known` is the last one that this replica observed. `is_settled` is whether `state`
+/// has been stored and trusted for so long that every API server and every replica has observed it.
 pub fn step(
     state: Option<&CertificateState>,
     known: Option<&CertificateState>,
@@ -86,8 +86,8 @@ pub fn step(
 }
 
 impl CertificateSpec {
-    /// The names of the certificate after `before`. If `before` lacks a name, a rollout is in progress, and the replicas that are about to
-    /// be replaced need its names: a certificate with the names of both is not issued again by either.
+    /// The names of the certificate that follows `before`. If `before` lacks a name, a rollout is changing the names. The new certificate then
+    /// has the old names too, so that neither the old nor the new replicas issue another one.
     pub fn names_after(&self, before: Option<&CertificateState>) -> Vec<String> {
         let before = before.and_then(|state| Validity::of(&state.serving.certificate).ok());
         let before = before.filter(|before| !self.is_met_by(before)).map(|before| before.names).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! The certificate that the operator issues for itself: it is stored in a Secret, and its CA in the `caBundle` of the webhook
-//! configuration. This module applies the steps of `rotation`.
+//! The certificate that the operator issues for itself. A Secret stores it, and the `caBundle` of the webhook configuration has its CA. This
+//! module applies the steps of `rotation`.
 //!
-//! Every replica does this, not only the leader: each write has a precondition, so concurrent replicas agree on the first one. Both objects
-//! are watched, and also reconciled every few seconds, since a watch may stall.
+//! Every replica does this, not only the leader. Each write has a precondition, so if several replicas write, one succeeds and the others
+//! continue from its state. Both objects are watched, and also reconciled every few seconds, because a watch may stall.
 
 use super::issue::issue;
 use super::rotation::{CertificateSpec, CertificateState, Step, step};
@@ -32,8 +32,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// The interval between reconciliations if the watches show no change.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
-/// The minimum interval between reconciliations. It doubles after each one that writes or fails, until a reconciliation is due without a
-/// change: a controller that reverts every write does not make the replicas spin.
+/// The minimum interval between reconciliations. It doubles after each reconciliation that writes or fails, and is reset when nothing has
+/// changed until the next resync. So the replicas do not spin if another controller reverts every write.
 const MIN_RECONCILE_INTERVAL: Duration = Duration::from_millis(100);
 /// The timeout of a reconciliation.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -165,13 +165,13 @@ impl SelfManagedCertificate {
         )
     }
 
-    /// The resync interval, short enough for several reconciliations between the renewal of a certificate and its expiry.
+    /// The resync interval. It is so short that there are several reconciliations between the renewal of a certificate and its expiry.
     fn pause(&self) -> Duration {
         (self.settings.life / 30).min(RESYNC_INTERVAL)
     }
 
-    /// The maximum time until every API server has observed a `caBundle`, and every replica the Secret: by their watches within
-    /// milliseconds, or, if those stall, by the next reconciliation of a replica.
+    /// The maximum time until every API server has observed the `caBundle`, and every replica the Secret. Their watches usually need
+    /// milliseconds; if the watch of a replica stalls, its next reconciliation observes the Secret.
     fn settling(&self) -> Duration {
         self.pause() * 3 / 2
     }
@@ -183,8 +183,8 @@ impl SelfManagedCertificate {
     }
 
     async fn reconcile(&mut self) -> Result<Reconciled, Error> {
-        // Read the configuration before the Secret: it is written with its resourceVersion as a precondition, so that a writer has not read
-        // an older Secret than the previous writer.
+        // The configuration is read before the Secret, and written with its resourceVersion as a precondition. So the writer has read a Secret
+        // that is at least as new as that of the previous writer.
         let name = &self.settings.configuration;
         let configuration = self.configurations.get_opt(name).await?;
         let configuration = configuration.ok_or_else(|| Error::NoConfiguration(name.clone()))?;
@@ -283,8 +283,7 @@ impl SelfManagedCertificate {
     }
 }
 
-/// Yields at the start, and when the object of that name may have changed. It watches metadata only; the object is read when it is
-/// reconciled.
+/// Yields at the start, and when the object of that name may have changed. It watches only the metadata; a reconciliation reads the object.
 fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,

@@ -59,7 +59,7 @@ impl ClaimMetrics {
             writes: counters(
                 registry,
                 "claim_writes",
-                "Writes to claims: applied, in conflict with another writer, or failed",
+                "Writes of claims by operation and outcome",
                 Operation::VARIANTS.iter().flat_map(|operation| outcomes(*operation)),
             ),
         }

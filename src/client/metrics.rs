@@ -31,7 +31,7 @@ impl ClientMetrics {
     /// Registers the metric.
     #[must_use]
     pub fn new(registry: &mut Registry) -> Self {
-        let help = "Requests to the API server, by the code of the last response; 0 if there was none in time";
+        let help = "Requests to the API server by verb, resource and response code; code 0 means no response in time";
         Self { requests: registered(registry, "api_requests", help) }
     }
 }
@@ -113,7 +113,7 @@ impl Drop for RecordedRequest {
     }
 }
 
-/// The resources that the operator uses. All others are `other`, so that no path becomes a label.
+/// The resources that the operator uses. The label of all others is `other`, so that no path becomes a label.
 const RESOURCES: [&str; 8] = [
     "addressbindings",
     "conversations",

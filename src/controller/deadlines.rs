@@ -1,11 +1,11 @@
-//! Deadlines by the time of day, at most one for each key, in order.
+//! Deadlines in wall-clock time, at most one for each key, in order.
 
 use crate::api::Time;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
-/// The longest sleep while a deadline is set, so that a clock that jumps is noticed.
+/// The longest sleep while a deadline is set, so that a jump of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(2);
 
 /// Deadlines of keys.

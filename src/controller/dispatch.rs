@@ -1,4 +1,4 @@
-//! Applies the events of the watches to the index: one dispatch, and a handler for each of the three watches.
+//! Applies watch events to the index. A generic function dispatches the events to a handler; each of the three watches has one.
 
 use super::index::Index;
 use super::keys::NamespacedName;
@@ -29,7 +29,7 @@ pub trait EventHandler {
     fn list_started(&mut self);
     /// An object was listed, created or changed.
     fn applied(&mut self, object: &Self::Object) -> Vec<Task>;
-    /// An object was listed, created or changed and cannot be parsed.
+    /// An object was listed, created or changed and cannot be decoded.
     fn invalid(&mut self, object: &InvalidObject) -> Vec<Task>;
     /// An object was deleted, or is no longer selected.
     fn deleted(&mut self, metadata: &ObjectMeta) -> Vec<Task>;
@@ -44,7 +44,7 @@ pub fn watch_for<H: EventHandler>(
     watch(client, Config { field_selector: H::SELECTOR.map(str::to_owned), ..Config::default() })
 }
 
-/// Calls the method of `handler` for `event`. A failed watch is logged; it is retried by itself.
+/// Calls the method of `handler` for `event`. An error is logged; the watch retries by itself.
 pub fn dispatch<H: EventHandler>(mut handler: H, event: watcher::Result<Event<Guarded<H::Object>>>) -> Vec<Task> {
     match event {
         Ok(Event::Init) => {
@@ -64,7 +64,7 @@ pub fn dispatch<H: EventHandler>(mut handler: H, event: watcher::Result<Event<Gu
     }
 }
 
-/// Handles the watch of the open conversations. A conversation that is closed leaves it in the same way as a deleted one.
+/// Handles the watch of the open conversations. If a conversation closes, the watch shows it as deleted.
 pub struct OpenConversations<'a> {
     /// The index to update.
     pub index: &'a mut Index,
@@ -99,12 +99,12 @@ impl EventHandler for OpenConversations<'_> {
     }
 }
 
-/// Handles the watch of the closed conversations. The controller does not wait for its first list, and the index keeps next to
-/// nothing of the objects.
+/// Handles the watch of the closed conversations. The controller does not wait for its first list, and the index stores hardly
+/// anything about these conversations.
 pub struct ClosedConversations<'a> {
     /// The index to update.
     pub index: &'a mut Index,
-    /// The Events of conversations that were closed at this time or later may be missing.
+    /// Events of conversations that were closed at this time or later may be missing.
     pub backfill_since: Time,
 }
 
@@ -189,7 +189,7 @@ impl AddressBindings<'_> {
         let name = name(metadata);
         tracing::error!(
             claim = %name,
-            "an AddressBinding cannot be parsed or is not named after its binding; delete it"
+            "an AddressBinding cannot be decoded, or its name is not that of its binding; delete it"
         );
         self.index.claim_deleted(&name)
     }
@@ -199,12 +199,12 @@ fn name(metadata: &ObjectMeta) -> BindingName {
     BindingName::existing(metadata.name.clone().unwrap_or_default())
 }
 
-/// Logs a conversation that cannot be parsed. The cause is only in its Event, because it may quote an address.
+/// Logs a conversation that cannot be decoded. The cause is only in its Event, because it may quote an address.
 fn log_invalid(object: &InvalidObject) {
     let ObjectMeta { namespace, name, .. } = &object.metadata;
     tracing::error!(
         conversation = %NamespacedName::new(namespace.as_deref().unwrap_or_default(), name.as_deref().unwrap_or_default()),
-        "a stored conversation cannot be parsed and is not reconciled; correct or delete it; see its Event Unreadable for the cause"
+        "a stored conversation cannot be decoded and is not reconciled; correct or delete it; its Event InvalidObject has the cause"
     );
 }
 

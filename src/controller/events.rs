@@ -1,5 +1,5 @@
-//! Events (events.k8s.io/v1) for users: records the notices of conversations. Recording runs beside the reconciliation, so that an
-//! API server that accepts no Events delays nothing else.
+//! Records the notices of conversations as Events (events.k8s.io/v1). Events are recorded concurrently with the reconciliation, so
+//! that nothing else is delayed if the API server does not accept Events.
 
 mod publisher;
 
@@ -18,11 +18,11 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How many Events are written at once.
+/// The maximum number of Events that are written concurrently.
 const CONCURRENCY: usize = 4;
-/// How many Events may wait. Further ones are dropped and logged.
+/// The maximum number of Events that wait. Further Events are dropped, and this is logged.
 const MAX_BACKLOG: usize = 20_000;
-/// How long one attempt may take.
+/// The timeout of one attempt.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delays between the attempts to record an Event: 0.1 s, 0.5 s, 2.5 s and 8 s.
 const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
@@ -47,8 +47,8 @@ pub struct PendingEvent {
 enum PendingWork {
     /// Record one notice.
     Notice(PendingEvent),
-    /// Record all notices of a conversation since a time. The previous leader may have stopped between a write and its Event.
-    /// Event names are deterministic, so that an Event that it did record is not recorded twice.
+    /// Record all notices of a conversation since a time. The previous leader may have died between a write and its Event. Event
+    /// names are deterministic, so an Event that it has recorded is not recorded twice.
     Backfill(NamespacedName, Time),
 }
 
@@ -70,7 +70,7 @@ impl Error {
     }
 }
 
-/// Records Events, in their order as far as the API server permits.
+/// Records Events, approximately in their order.
 pub struct EventRecorder {
     client: Client,
     publisher: EventPublisher,
@@ -120,7 +120,7 @@ impl EventRecorder {
         }
     }
 
-    /// Waits until an Event has been recorded, and starts the next; pending forever while there is none. It is cancel safe.
+    /// Waits until an Event has been recorded, and starts the next. If there is none, it is pending forever. It is cancel safe.
     pub async fn progress(&mut self) {
         if self.in_progress.join_next().await.is_none() {
             std::future::pending::<()>().await;
@@ -128,7 +128,7 @@ impl EventRecorder {
         self.start();
     }
 
-    /// Completes the Events in progress and drops the backlog, which the next leader records.
+    /// Completes the Events in progress, and drops the backlog: the next leader records it.
     pub async fn shutdown(mut self) {
         let completed = async { while self.in_progress.join_next().await.is_some() {} };
         let _ = timeout(REQUEST_TIMEOUT, completed).await;

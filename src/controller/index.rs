@@ -1,12 +1,12 @@
-//! The index: the open conversations and the claims as the watches have shown them, as plain state.
+//! The index: the open conversations and the claims that the watches have shown, as plain state.
 //!
-//! It holds the input of decisions and no objects. Every replica holds all of it, so an entry takes few bytes. It has no client and
-//! no async code, and the time is passed in.
+//! It stores the input of decisions, not the objects. Every replica stores the whole index, so the entries are small. It has no client
+//! and no async code, and the time is passed in.
 
 mod entry;
 mod tombstones;
 
-pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, UnreadableEntry, fingerprint};
+pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
 
 use super::keys::{NamespacedName, Uid, Version};
 use super::stats::{Stats, StatsKey};
@@ -15,7 +15,7 @@ use super::watch::InvalidObject;
 use crate::api::{Conversation, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::Claim;
-use crate::core::lifecycle::{LifecycleInput, unreadable};
+use crate::core::lifecycle::{LifecycleInput, invalid_object};
 use entry::identity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{HashMap, VecDeque};
@@ -29,12 +29,12 @@ pub struct Index {
     conversations: HashMap<NamespacedName, Box<Entry>>,
     /// The bindings that are claimed or that an open conversation needs.
     bindings: HashMap<BindingName, Box<BindingEntry>>,
-    /// The closed conversations that need work or have a time to live: few. Nothing is kept of the others.
+    /// The closed conversations that need work or have a time to live, which are few. The others are not stored.
     closed: HashMap<NamespacedName, Box<Entry>>,
-    /// The recently closed conversations with the time of their closing, in the order of observation.
+    /// The recently closed conversations and the times at which they were closed, in the order of observation.
     recently_closed: VecDeque<(Time, NamespacedName)>,
-    /// The conversations that cannot be parsed.
-    unreadable: HashMap<NamespacedName, UnreadableEntry>,
+    /// The conversations that cannot be decoded.
+    invalid: HashMap<NamespacedName, InvalidEntry>,
     tombstones: Tombstones,
     stats: Stats,
     conversation_list: ListEpoch,
@@ -42,12 +42,12 @@ pub struct Index {
     closed_list: ListEpoch,
 }
 
-/// The lists of a watch, which starts with one and starts over with another after an interruption.
+/// The lists of a watch. A watch starts with a list, and with another one after an interruption.
 #[derive(Debug, Default)]
 struct ListEpoch {
     /// Whether a list has been completed.
     is_complete: bool,
-    /// The number of lists that have started. An object that the last one did not contain is gone once that is complete.
+    /// The number of the last list. When this list is complete, an object that it did not contain is gone.
     number: u32,
 }
 
@@ -58,7 +58,7 @@ impl ListEpoch {
 }
 
 impl Index {
-    /// Whether the watches of the open conversations and of the claims have each shown all that is stored.
+    /// Whether the watches of the open conversations and of the claims have each completed a list.
     pub fn has_synced(&self) -> bool {
         self.conversation_list.is_complete && self.claim_list.is_complete
     }
@@ -70,7 +70,7 @@ impl Index {
 
     /// All known conversations.
     pub fn keys(&self) -> impl Iterator<Item = &NamespacedName> {
-        self.conversations.keys().chain(self.closed.keys()).chain(self.unreadable.keys())
+        self.conversations.keys().chain(self.closed.keys()).chain(self.invalid.keys())
     }
 
     /// An open conversation.
@@ -83,9 +83,9 @@ impl Index {
         self.closed.get(key).map(Box::as_ref)
     }
 
-    /// A conversation that cannot be parsed.
-    pub fn unreadable(&self, key: &NamespacedName) -> Option<&UnreadableEntry> {
-        self.unreadable.get(key)
+    /// A conversation that cannot be decoded.
+    pub fn invalid(&self, key: &NamespacedName) -> Option<&InvalidEntry> {
+        self.invalid.get(key)
     }
 
     /// The claim of a binding.
@@ -98,7 +98,7 @@ impl Index {
         self.bindings.get(name).map_or(&[], |entry| &entry.candidates)
     }
 
-    /// Whether a watch has shown this UID of the claim, so that it can never be stored again.
+    /// Whether this UID of the claim is decided: a watch has shown it, so it can never be stored again.
     pub fn is_decided(&self, claim: &ClaimEntry, uid: &Uid) -> bool {
         self.tombstones.contains(uid) || self.open(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
@@ -127,21 +127,21 @@ impl Index {
         claims.filter(|name| !self.is_settled(name)).cloned().map(Task::Claim)
     }
 
-    /// The end of the last grace period of the claim's UIDs that are in flight; `None` if none is.
+    /// The latest end of a grace period among the UIDs of the claim that are in flight; `None` if none is in flight.
     pub fn grace_end(&self, name: &BindingName, grace_period: Duration) -> Option<Instant> {
         let claim = self.claim(name)?;
         let in_flight = claim.admissions.iter().filter(|admission| !self.is_decided(claim, &admission.uid));
         in_flight.map(|admission| admission.since + grace_period).max()
     }
 
-    /// The other conversation that the claim on the binding of `key` names, if there is one: it may be blocked on `key`.
+    /// The task of the conversation that the claim of the binding of `key` names, if it is another one: it may be blocked on `key`.
     pub fn claimant(&self, key: &NamespacedName) -> Option<Task> {
         let binding = self.open(key)?.input.contended_binding()?;
         let claimant = &self.claim(binding)?.holder;
         (claimant != key && self.conversations.contains_key(claimant)).then(|| Task::Conversation(claimant.clone()))
     }
 
-    /// The conversations whose status has notices of `since` or later.
+    /// The conversations whose status has notices from `since` on.
     pub fn recently_changed(&self, since: Time) -> Vec<NamespacedName> {
         let open = self.conversations.iter().filter(|(_, entry)| entry.input.status.has_notices_since(since));
         let closed = self.recently_closed.iter().filter(|(closed, _)| *closed >= since).map(|(_, key)| key);
@@ -159,10 +159,10 @@ impl Index {
         self.sync_stats();
         let number = self.conversation_list.number;
         let unlisted = self.conversations.iter().filter(|(_, entry)| entry.list != number).map(|(key, _)| key);
-        let unreadable = self.unreadable.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
-        let gone: Vec<NamespacedName> = unlisted.chain(unreadable.map(|(key, _)| key)).cloned().collect();
+        let invalid = self.invalid.iter().filter(|(_, entry)| !entry.is_closed && entry.list != number);
+        let gone: Vec<NamespacedName> = unlisted.chain(invalid.map(|(key, _)| key)).cloned().collect();
         let mut affected: Vec<Task> = gone.iter().flat_map(|key| self.forget(key, now)).collect();
-        // A conversation that was created and deleted between two watches was never shown. Only its claim is left to tell of it.
+        // A conversation that was created and deleted between two watches was never shown. It can only be found by its claim.
         affected.extend(self.unsettled());
         affected
     }
@@ -179,7 +179,7 @@ impl Index {
                 return self.conversation_invalid(&object, now);
             }
         };
-        self.remove_unreadable(&key);
+        self.remove_invalid(&key);
         let mut affected = Vec::new();
         if self.conversations.get(&key).is_some_and(|before| before.uid != uid) {
             affected.extend(self.forget(&key, now));
@@ -219,12 +219,12 @@ impl Index {
         affected
     }
 
-    /// The equal name that the index has already, so that its text is stored once.
+    /// The equal name that the index contains already, so that its text is stored only once.
     fn shared_name(&self, name: BindingName) -> BindingName {
         self.bindings.get_key_value(&name).map_or(name, |(known, _)| known.clone())
     }
 
-    /// The equal key that the index has already, so that its text is stored once.
+    /// The equal key that the index contains already, so that its text is stored only once.
     fn shared_key(&self, key: NamespacedName, binding: Option<&BindingName>) -> NamespacedName {
         if let Some((known, _)) = self.conversations.get_key_value(&key) {
             return known.clone();
@@ -233,17 +233,17 @@ impl Index {
         claimed.filter(|holder| *holder == key).unwrap_or(key)
     }
 
-    /// A conversation cannot be parsed: all that is known of it is its metadata.
+    /// A conversation cannot be decoded: only its metadata is known.
     pub fn conversation_invalid(&mut self, object: &InvalidObject, now: Instant) -> Vec<Task> {
         let Some((key, uid, _)) = identity(&object.metadata) else { return Vec::new() };
         let mut affected = self.forget(&key, now);
         self.tombstones.insert(uid.clone(), now);
-        self.insert_unreadable(key.clone(), uid, object, false);
+        self.insert_invalid(key.clone(), uid, object, false);
         affected.push(Task::Conversation(key));
         affected
     }
 
-    /// The status of a conversation was written on `version`, and changed. The watch is about to show the new version.
+    /// The status of a conversation was changed by a write that was based on `version`. The watch has yet to show the new version.
     pub fn status_written(&mut self, key: &NamespacedName, version: &Version) {
         if let Some(entry) = self.conversations.get_mut(key) {
             entry.was_written = true;
@@ -278,8 +278,8 @@ impl Index {
     }
 
     fn forget(&mut self, key: &NamespacedName, now: Instant) -> Vec<Task> {
-        if self.remove_unreadable(key) {
-            // Its binding is not known.
+        if self.remove_invalid(key) {
+            // Its binding is unknown.
             return self.claims_of(key).map(Task::Claim).collect();
         }
         let Some(entry) = self.conversations.remove(key) else {
@@ -308,7 +308,7 @@ impl Index {
         }
     }
 
-    /// `key` no longer needs the binding, so that another candidate may get it.
+    /// `key` no longer needs the binding, so another candidate may get it.
     fn remove_candidate(&mut self, key: &NamespacedName, name: &BindingName) -> Vec<Task> {
         if let Some(entry) = self.bindings.get_mut(name) {
             entry.candidates.retain(|candidate| candidate != key);
@@ -336,18 +336,18 @@ impl Index {
         self.candidates(name).iter().filter(is_affected).cloned().map(Task::Conversation).collect()
     }
 
-    fn insert_unreadable(&mut self, key: NamespacedName, uid: Uid, object: &InvalidObject, is_closed: bool) {
+    fn insert_invalid(&mut self, key: NamespacedName, uid: Uid, object: &InvalidObject, is_closed: bool) {
         let creation_time = object.metadata.creation_timestamp.as_ref().map(Time::from);
-        let notice = unreadable(creation_time.unwrap_or(Time::EPOCH), &object.error);
+        let notice = invalid_object(creation_time.unwrap_or(Time::EPOCH), &object.error);
         let list = if is_closed { self.closed_list.number } else { self.conversation_list.number };
-        self.unreadable.insert(key, UnreadableEntry { uid, notice, is_closed, list });
-        self.stats.set_unreadable(self.unreadable.len());
+        self.invalid.insert(key, InvalidEntry { uid, notice, is_closed, list });
+        self.stats.set_invalid(self.invalid.len());
     }
 
-    fn remove_unreadable(&mut self, key: &NamespacedName) -> bool {
-        let is_removed = self.unreadable.remove(key).is_some();
+    fn remove_invalid(&mut self, key: &NamespacedName) -> bool {
+        let is_removed = self.invalid.remove(key).is_some();
         if is_removed {
-            self.stats.set_unreadable(self.unreadable.len());
+            self.stats.set_invalid(self.invalid.len());
         }
         is_removed
     }
@@ -361,8 +361,8 @@ impl Index {
     pub fn closed_list_completed(&mut self) {
         let number = self.closed_list.number;
         self.closed.retain(|_, entry| entry.list == number);
-        self.unreadable.retain(|_, entry| !entry.is_closed || entry.list == number);
-        self.stats.set_unreadable(self.unreadable.len());
+        self.invalid.retain(|_, entry| !entry.is_closed || entry.list == number);
+        self.stats.set_invalid(self.invalid.len());
     }
 
     /// A closed conversation was listed or changed. If it was closed at `backfill_since` or later, its Event may be missing.
@@ -389,17 +389,17 @@ impl Index {
     pub fn closed_deleted(&mut self, metadata: &ObjectMeta) {
         if let Some((key, ..)) = identity(metadata) {
             self.closed.remove(&key);
-            if self.unreadable(&key).is_some_and(|entry| entry.is_closed) {
-                self.remove_unreadable(&key);
+            if self.invalid(&key).is_some_and(|entry| entry.is_closed) {
+                self.remove_invalid(&key);
             }
         }
     }
 
-    /// A closed conversation cannot be parsed.
+    /// A closed conversation cannot be decoded.
     pub fn closed_invalid(&mut self, object: &InvalidObject) -> Vec<Task> {
         let Some((key, uid, _)) = identity(&object.metadata) else { return Vec::new() };
         self.closed.remove(&key);
-        self.insert_unreadable(key.clone(), uid, object, true);
+        self.insert_invalid(key.clone(), uid, object, true);
         vec![Task::Conversation(key)]
     }
 
@@ -430,8 +430,7 @@ impl Index {
         let is_waiting = in_flight > 0 && in_flight == claim.admissions.len();
         self.bindings.entry(name.clone()).or_default().claim = Some(claim);
         let mut affected = self.candidate_tasks(&name);
-        // A claim whose UIDs are all in flight waits for them. One with a decided UID, or without UIDs, may be ready to be released
-        // or pruned.
+        // A claim whose UIDs are all in flight must be kept. A claim with a decided UID, or without UIDs, may have to be released or pruned.
         if !is_waiting && !self.is_settled(&name) {
             affected.push(Task::Claim(name));
         }
@@ -498,7 +497,7 @@ pub(super) mod fixtures {
         .unwrap()
     }
 
-    pub fn unreadable(name: &str) -> InvalidObject {
+    pub fn invalid(name: &str) -> InvalidObject {
         InvalidObject { metadata: conversation(name, UID, json!({})).metadata, error: "unknown channel".into() }
     }
 

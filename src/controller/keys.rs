@@ -1,4 +1,4 @@
-//! Names, UIDs and versions in few bytes: the index keeps hundreds of thousands of them.
+//! Compact names, UIDs and versions: the index stores hundreds of thousands of them.
 
 use crate::api::ConversationReference;
 use data_encoding::HEXLOWER;
@@ -60,7 +60,7 @@ impl From<&str> for Uid {
     fn from(text: &str) -> Self {
         let digits: String = text.split('-').collect();
         let bytes = HEXLOWER.decode(digits.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        // Text that the bytes would not reproduce is kept as text.
+        // If formatting the bytes does not give the same text, the text is stored.
         bytes.map(Self::Uuid).filter(|uid| uid.to_string() == text).unwrap_or_else(|| Self::Other(text.into()))
     }
 }

@@ -29,7 +29,7 @@ pub enum TaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ErrorClass {
-    /// The API server could not be reached, or its response not be read.
+    /// The API server could not be reached, or its response could not be decoded.
     Transport,
     /// The API server did not answer in time.
     TimedOut,
@@ -100,7 +100,7 @@ impl ControllerMetrics {
         let lateness = Histogram::new(LATENESS_BUCKETS);
         registry.register(
             "timer_lateness_seconds",
-            "Delay between the deadline of a timer and the write of the state that it sets",
+            "Delay from the deadline of a timer to the write of the new state",
             lateness.clone(),
         );
         let new_histogram: fn() -> Histogram = || Histogram::new(REQUEST_BUCKETS);
@@ -110,7 +110,7 @@ impl ControllerMetrics {
         }
         registry.register(
             "reconcile_duration_seconds",
-            "Duration of the reconciliation of a conversation or a claim",
+            "Duration of reconciliations by task",
             reconcile_duration.clone(),
         );
         let stats = Stats::default();
@@ -120,7 +120,7 @@ impl ControllerMetrics {
             orphans: registered(
                 registry,
                 "orphans_collected",
-                "Released claims of creates that were admitted and never stored",
+                "Claims that the leader released because their create was admitted but never stored",
             ),
             stats,
             lateness,
@@ -148,7 +148,7 @@ impl ControllerMetrics {
         &self.stats
     }
 
-    /// Records the delay of a state that a timer set.
+    /// Records the delay of a state change by a timer.
     pub fn late(&self, by: Duration) {
         self.lateness.observe(by.as_secs_f64());
     }

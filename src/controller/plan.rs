@@ -1,7 +1,7 @@
 //! The plan for a task: a pure function of the index and the time.
 
 use super::events::PendingEvent;
-use super::index::{AdmissionEntry, Entry, Index, UnreadableEntry, fingerprint};
+use super::index::{AdmissionEntry, Entry, Index, InvalidEntry, fingerprint};
 use super::keys::{NamespacedName, Uid, Version};
 use super::task::Task;
 use crate::api::{ConversationStatus, Time};
@@ -41,26 +41,26 @@ pub enum Job {
     Release(Box<Release>),
 }
 
-/// A write of a status, on the version of the conversation that it was decided on.
+/// A write of a status. The version of the conversation that the decision is based on is its precondition.
 #[derive(Debug)]
 pub struct StatusWrite {
     /// The conversation.
     pub key: NamespacedName,
     /// Its UID.
     pub uid: Uid,
-    /// The version that the status was decided on.
+    /// The version that the decision is based on.
     pub version: Version,
     /// The notices to record once the status is written.
     pub notices: Vec<Notice>,
-    /// Whether the write only follows activity and may be delayed until there is more of it.
+    /// Whether the write only records activity, and may be delayed until there is more.
     pub is_routine: bool,
     /// The status, without the field that gateways own.
     pub status: ConversationStatus,
     /// Whether the status says that the conversation holds its binding.
     pub is_bound: bool,
-    /// The next deadline after it.
+    /// The next deadline after the write.
     pub next: Option<Time>,
-    /// Deadline of the timer that changes the state; `None` if no timer does.
+    /// The deadline of the timer that changes the state; `None` if no timer changes it.
     pub due: Option<Time>,
 }
 
@@ -104,7 +104,7 @@ pub struct ConversationLookup {
     pub key: NamespacedName,
     /// Its entry in the index.
     pub entry: Entry,
-    /// Whether it is the first of the conversations that wait for the binding.
+    /// Whether it is the first of the candidates for the binding.
     pub is_first: bool,
 }
 
@@ -130,8 +130,8 @@ pub struct Moment {
     pub earlier_writes_until: Instant,
 }
 
-/// The work of a new leader: the tasks, beginning with the conversations that have a deadline, in the order of their deadlines;
-/// and the deadlines of the conversations that need no work, which nearly all are.
+/// The work of a new leader. Returns the tasks: first the conversations with a deadline, in the order of their deadlines, then the
+/// others, then the claims. Also returns the deadlines of the conversations that need no work, which are nearly all.
 pub fn plan_all(
     index: &Index,
     is_in_progress: impl Fn(&NamespacedName) -> bool,
@@ -146,7 +146,7 @@ pub fn plan_all(
             _ => to_do.push(key),
         }
     }
-    // Decided as of 1970, no deadline has passed, so that the next one is also known where it has passed by now.
+    // A decision for the year 1970 has the next deadline even if that has passed by now.
     let deadline = |key: &NamespacedName| decide(&index.open(key)?.input, None, Time::EPOCH).next;
     to_do.sort_by_cached_key(|key| {
         let deadline = deadline(key);
@@ -155,7 +155,7 @@ pub fn plan_all(
     (to_do.into_iter().cloned().map(Task::Conversation).chain(index.unsettled()).collect(), asleep)
 }
 
-/// The plan for a conversation. `is_in_progress` tells which other conversations are being written.
+/// The plan for a conversation. `is_in_progress` returns whether another conversation is being written.
 pub fn plan_conversation(
     index: &Index,
     key: &NamespacedName,
@@ -163,7 +163,7 @@ pub fn plan_conversation(
     moment: Moment,
 ) -> Plan {
     let now = moment.now;
-    if let Some(UnreadableEntry { uid, notice, .. }) = index.unreadable(key) {
+    if let Some(InvalidEntry { uid, notice, .. }) = index.invalid(key) {
         return Plan::Record(PendingEvent { key: key.clone(), uid: uid.clone(), notice: notice.clone() });
     }
     let Some(entry) = index.open(key) else {
@@ -171,7 +171,7 @@ pub fn plan_conversation(
     };
     let unheld = decide(&entry.input, None, now);
     if entry.awaiting_watch {
-        // A decision would be based on a version that has been replaced. The event of the new one is on its way.
+        // A decision would be based on an outdated version. The watch event with the new version adds this task again.
         return wait(unheld.next);
     }
     let Some(name) = entry.input.needed_binding() else {
@@ -188,9 +188,9 @@ pub fn plan_conversation(
     if entry.input.is_bound() || bound.status.address_binding_name.is_none() {
         return plan_status(key, entry, bound);
     }
-    // There are never two conversations with Bound=True, not even if somebody bypasses the admission policy: the other one loses
-    // the condition first. A write that is in progress, was just made or may still take effect, decided on an older claim, may
-    // still set it.
+    // There must never be two conversations with Bound=True, even if somebody bypasses the admission policy: the condition of the
+    // other conversation is changed first. A write that is in progress, that the watch has yet to show, or whose outcome is unknown
+    // may still set it.
     let rivals = || {
         let others = index.candidates(name).iter().filter(|other| *other != key);
         others.filter_map(|other| Some((other, index.open(other)?))).filter(|(_, entry)| !entry.is_refused)
@@ -273,7 +273,7 @@ pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now
 
 #[cfg(test)]
 mod tests {
-    use super::super::index::fixtures::{NAME, UID, claim, conversation, index, key, unreadable};
+    use super::super::index::fixtures::{NAME, UID, claim, conversation, index, invalid, key};
     use super::*;
     use crate::api::State;
     use serde_json::json;
@@ -291,7 +291,7 @@ mod tests {
         index.conversation_applied(&alice, now);
         index.claim_applied(&claim("alice", &[UID]), now);
         let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(key("alice")));
-        let affected = index.conversation_invalid(&unreadable("alice"), now);
+        let affected = index.conversation_invalid(&invalid("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
         assert!(plan_all(&index, |_| false, at(Time::EPOCH)).0.contains(&task));
         let Plan::Record(pending) = plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)) else {
@@ -302,7 +302,7 @@ mod tests {
             index.conversation_deleted(&alice.metadata, now).contains(&Task::Claim(name)),
             "it may be ready for release"
         );
-        index.conversation_invalid(&unreadable("alice"), now);
+        index.conversation_invalid(&invalid("alice"), now);
         index.conversation_applied(&alice, now);
         assert!(!matches!(plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)), Plan::Record(_)));
     }

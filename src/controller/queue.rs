@@ -1,5 +1,5 @@
-//! A work queue after client-go's workqueue. No key is processed by two jobs at once, failed keys are retried with backoff, and
-//! due keys and new keys take turns, so that neither delays the other. The queue knows nothing about its keys.
+//! A work queue modelled on client-go's workqueue. No key is processed by two jobs at the same time. Failed keys are retried with
+//! backoff. Due keys and new keys take turns, so that neither delays the other. The queue is generic over its keys.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -22,15 +22,15 @@ enum Lane {
 /// How a failed key is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backoff {
-    /// The request may succeed unchanged: the API server was not reached, was busy, or failed.
+    /// The same request may succeed later: the API server could not be reached, was busy, or failed.
     Transient,
-    /// The API server rejected the request. It accepts it once the object has changed, which an event reports, or once a role, a
-    /// policy or a schema has changed, which no event reports.
+    /// The API server rejected the request. A retry can succeed after the object has changed, which a watch event reports, or after a
+    /// role, a policy or a schema has changed, which nothing reports.
     Refused,
 }
 
 impl Backoff {
-    /// The delay after the first failure in a row, and the longest delay.
+    /// The delay after the first failure, and the maximum delay.
     const fn bounds(self) -> (Duration, Duration) {
         match self {
             Self::Transient => (Duration::from_millis(50), Duration::from_secs(30)),
@@ -46,13 +46,13 @@ pub struct Queue<K> {
     due: VecDeque<K>,
     /// Whether the last key was taken from the lane of due keys.
     was_due: bool,
-    /// The waiting keys and their lanes. An entry of the other lane is stale: its key has moved.
+    /// The waiting keys and their lanes. If a lane contains a key that has another lane here, the key has moved, and is skipped.
     queued: HashMap<K, Lane>,
-    /// The keys in progress, and whether each was added again meanwhile.
+    /// The keys in progress, and whether they were added again meanwhile.
     in_progress: HashMap<K, bool>,
     /// The keys to add at an instant.
     delayed: BTreeSet<(Instant, K)>,
-    /// The number of failures in a row, by key.
+    /// The number of consecutive failures, by key.
     failures: HashMap<K, u32>,
     /// The end of each cooldown, by key and in order.
     cooldowns: HashMap<K, Instant>,
@@ -164,8 +164,8 @@ impl<K: Clone + Hash + Ord> Queue<K> {
         self.failures.remove(key);
     }
 
-    /// Adds `key` after a delay that doubles with each failure in a row. The delays have jitter, so that keys that failed together
-    /// are not retried together.
+    /// Adds `key` after a delay that doubles with each consecutive failure. The delays have jitter, so that keys that failed at the
+    /// same time are not retried at the same time.
     pub fn add_rate_limited(&mut self, key: K, backoff: Backoff, now: Instant) {
         let failures = self.failures.entry(key.clone()).or_default();
         let (first, longest) = backoff.bounds();
@@ -177,19 +177,19 @@ impl<K: Clone + Hash + Ord> Queue<K> {
         self.add_at(key, now + delay);
     }
 
-    /// Starts a cooldown of `key` until `instant`; see [`Queue::cooldown_until`]. Each call must pass a later instant than the
-    /// call before, or the same.
+    /// Starts a cooldown of `key` until `instant`; see [`Queue::cooldown_until`]. `instant` must not be earlier than in the previous
+    /// call.
     pub fn start_cooldown(&mut self, key: K, instant: Instant) {
         self.cooldowns.insert(key.clone(), instant);
         self.cooldown_ends.push_back((instant, key));
     }
 
-    /// The end of the cooldown of `key`, if it has one. The queue hands the key out all the same.
+    /// The end of the cooldown of `key`, if it has one. [`Queue::get`] ignores cooldowns; the caller decides what to delay.
     pub fn cooldown_until(&self, key: &K) -> Option<Instant> {
         self.cooldowns.get(key).copied()
     }
 
-    /// Ends the cooldowns that are over, and adds the delayed keys whose instant has come.
+    /// Removes the cooldowns that have ended, and adds the delayed keys that are due.
     pub fn promote_due(&mut self, now: Instant) {
         while let Some((_, key)) = self.cooldown_ends.pop_front_if(|(instant, _)| *instant <= now) {
             self.cooldowns.remove(&key);

@@ -1,4 +1,4 @@
-//! Counts of the stored conversations, and the metrics that serve them. The index keeps the counts; a scrape reads them.
+//! Counts of the stored conversations, and the metrics that serve them. The index updates the counts; a scrape reads them.
 
 use crate::api::{Channel, State, Time};
 use crate::clock::Clock;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct StatsKey {
     channel: Channel,
     state: State,
-    /// Time since which it has had no participant; `None` if it has one.
+    /// Time at which it became unassigned; `None` if it has a participant.
     unassigned_since: Option<Time>,
     /// Time since which it has waited for its binding; `None` if it does not wait.
     waiting_since: Option<Time>,
@@ -42,7 +42,7 @@ struct Counts {
     open: BTreeMap<(Channel, State), u64>,
     unassigned: Ages,
     waiting: Ages,
-    unreadable: usize,
+    invalid: usize,
     has_synced: bool,
 }
 
@@ -107,12 +107,12 @@ impl Stats {
         counts.waiting.remove(waiting_since);
     }
 
-    /// Sets the number of stored conversations that cannot be parsed.
-    pub fn set_unreadable(&self, count: usize) {
-        self.counts().unreadable = count;
+    /// Sets the number of stored conversations that cannot be decoded.
+    pub fn set_invalid(&self, count: usize) {
+        self.counts().invalid = count;
     }
 
-    /// Marks the counts as complete. Until then a scrape reports none, instead of a part of what is stored.
+    /// Marks the counts as complete. Until then a scrape reports no conversations, because the counts would be too low.
     pub fn set_synced(&self) {
         self.counts().has_synced = true;
     }
@@ -155,7 +155,7 @@ impl Collector for StatsCollector {
         gauge("unassigned_conversations", "Open conversations without a participant", number(unassigned.count))?;
         gauge(
             "oldest_unassigned_age_seconds",
-            "Time since which the longest unassigned open conversation has had no participant; 0 if there is none",
+            "Longest time that an open conversation has been unassigned; 0 if none is unassigned",
             age(unassigned),
         )?;
         gauge(
@@ -165,13 +165,13 @@ impl Collector for StatsCollector {
         )?;
         gauge(
             "oldest_waiting_age_seconds",
-            "Time for which the longest waiting conversation has waited for its binding; 0 if there is none",
+            "Longest time that an open conversation has waited for its binding; 0 if none waits",
             age(waiting),
         )?;
         gauge(
-            "unreadable_conversations",
-            "Stored conversations that cannot be read, about which nothing is done until they are corrected",
-            number(counts.unreadable),
+            "invalid_conversations",
+            "Stored conversations that cannot be decoded, and are not reconciled until they are corrected",
+            number(counts.invalid),
         )
     }
 }
@@ -239,11 +239,11 @@ mod tests {
             waiting_since: None,
         };
         stats.add(key);
-        stats.set_unreadable(2);
+        stats.set_invalid(2);
         let unsynced = [
             "switchboard_unassigned_conversations 0",
             "switchboard_waiting_conversations 0",
-            "switchboard_unreadable_conversations 0",
+            "switchboard_invalid_conversations 0",
         ];
         assert_eq!(scrape(), unsynced);
         stats.set_synced();
@@ -251,7 +251,7 @@ mod tests {
             r#"switchboard_conversations{channel="SMS",state="Active"} 1"#,
             "switchboard_unassigned_conversations 1",
             "switchboard_waiting_conversations 0",
-            "switchboard_unreadable_conversations 2",
+            "switchboard_invalid_conversations 2",
         ];
         assert_eq!(scrape(), synced);
     }

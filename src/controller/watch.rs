@@ -1,4 +1,4 @@
-//! Watches that an invalid object cannot stop, and that keep only the parts of an object that decisions depend on.
+//! Watches that do not fail if an object cannot be decoded. They decode only the parts of an object that decisions depend on.
 
 use crate::api::{AddressBinding, Conversation};
 use crate::kube_error::ErrorClass;
@@ -13,18 +13,18 @@ use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-/// The duration of one watch request, in seconds, as the API server counts it. Five seconds after it a silent connection counts as
-/// dead: a connection can break unnoticed, and a server sends at least one bookmark in each watch. A streamed list must end within
-/// it, too.
+/// The duration of one watch request, in seconds, after which the API server ends it. If no event arrives for this duration plus five
+/// seconds, kube considers the connection dead, because a server sends at least one bookmark in each watch request. A streamed list must
+/// complete within this duration, too.
 const WATCH_TIMEOUT_SECONDS: u32 = 60;
-/// How many streamed lists in a row may start and not end before lists are fetched in pages.
+/// The number of consecutive streamed lists that may fail to complete. After it, lists are fetched in pages.
 const STREAMED_ATTEMPTS: u32 = 3;
 
-/// A stored object with the part of its metadata that decisions depend on; or the error if it cannot be parsed.
+/// A stored object, with the parts of its metadata that decisions depend on; or the error if it cannot be decoded.
 #[derive(Clone, Debug)]
 pub struct Guarded<K>(pub Result<K, InvalidObject>);
 
-/// A stored object that cannot be parsed.
+/// A stored object that cannot be decoded.
 #[derive(Clone, Debug)]
 pub struct InvalidObject {
     /// The metadata of the object.
@@ -35,7 +35,7 @@ pub struct InvalidObject {
 
 /// A kind that can be watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static {
-    /// Assembles an object from its parts; or returns the part that cannot be parsed, and the error.
+    /// Assembles an object from its parts. The error names the part that cannot be decoded.
     fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String>;
 }
 
@@ -154,7 +154,7 @@ pub fn watch<K: Watched>(
                 );
                 now = events(api, config);
                 if unsupported.is_some() {
-                    // The fallback handles this error, so the caller need not warn of it.
+                    // The fallback handles this error, so the caller need not log it.
                     continue;
                 }
             }

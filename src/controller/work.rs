@@ -1,5 +1,5 @@
-//! Jobs: the parts of tasks that call the API server. Each ends in a write with a precondition, or in none. The only writer of
-//! status.
+//! Jobs: the parts of tasks that call the API server. A job ends with one write, which has a precondition, or without a write. Only
+//! this module writes statuses.
 
 use super::events::PendingEvent;
 use super::index::Entry;
@@ -22,7 +22,7 @@ use kube::{Api, Client, Resource};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long one job may take.
+/// The timeout of a job.
 const JOB_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Runs jobs.
@@ -47,9 +47,9 @@ pub struct JobResult {
 /// The outcome of a job.
 #[derive(Debug)]
 pub enum JobOutcome {
-    /// Nothing is left to do; or a precondition of the job no longer holds, and the event of that change adds the task again.
+    /// Nothing is left to do. Or a precondition of the job failed; then the watch event of the change adds the task again.
     Done,
-    /// The stored status is the decided one until this deadline.
+    /// The stored status is up to date until this deadline.
     UpToDate(Option<Time>),
     /// The status was written.
     Written {
@@ -65,11 +65,11 @@ pub enum JobOutcome {
         /// The Events to record.
         pending_events: Vec<PendingEvent>,
     },
-    /// Another task is to be processed.
+    /// Another task must be processed.
     Enqueue(Task),
-    /// The claim is to be checked again when the grace period of its creates in flight is over.
+    /// The claim must be checked again at the end of the grace period of its creates in flight.
     AwaitGrace,
-    /// The job failed and is to be retried.
+    /// The job failed and must be retried.
     Retry {
         /// The delay of the retry.
         backoff: Backoff,
@@ -237,7 +237,7 @@ impl Worker {
         let claim = match self.claims.read(&name).await? {
             None if is_first => return self.claim(&key, &entry).await,
             None => return Ok(JobOutcome::Done),
-            // The watch of the claims has shown it meanwhile, or is about to.
+            // The watch of the claims has already shown this claim, or will show it; its event adds the task again.
             Some(claim) if NamespacedName::from(&claim.holder) == key => return Ok(JobOutcome::Done),
             Some(claim) => claim,
         };
@@ -253,12 +253,12 @@ impl Worker {
         }
     }
 
-    /// Claims the binding of a conversation that was stored past the webhook.
+    /// Claims the binding of a conversation that was stored without the webhook.
     async fn claim(&self, key: &NamespacedName, entry: &Entry) -> Result<JobOutcome, Error> {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         let live = conversations.get_opt(key.name()).await?;
         let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(&entry.uid));
-        // If it was replaced, or no longer names a binding, an event says so.
+        // If the conversation was replaced, or no longer names a binding, the watch event of the change adds the task again.
         let Some(binding) = live.and_then(|live| Binding::of(&live.spec).ok().flatten()) else {
             return Ok(JobOutcome::Done);
         };
@@ -270,7 +270,7 @@ impl Worker {
             let binding = binding.name();
             tracing::debug!(conversation = %key, %binding, "claimed the binding of a conversation without a claim");
         }
-        // The event of the claim, whoever made it, adds the task of this conversation again.
+        // The watch event of the claim adds the task of this conversation again, even if another client created the claim.
         Ok(JobOutcome::Done)
     }
 
@@ -302,8 +302,11 @@ impl Worker {
             Write::Replace { holder, .. } => *holder != claim.holder,
             Write::Create { .. } => false,
         };
-        let write_kind = if is_release { "release" } else { "prune" };
-        tracing::debug!(conversation = %claim.holder, binding = %claim.name, write_kind, "writing a claim");
+        let operation = match &write {
+            Write::Delete { .. } => "delete",
+            Write::Create { .. } | Write::Replace { .. } => "replace",
+        };
+        tracing::debug!(conversation = %claim.holder, binding = %claim.name, operation, "writing a claim");
         if self.claims.write(&claim.binding, write).await? == Outcome::Applied && is_release {
             let is_orphan = create_statuses.values().any(|create_status| *create_status == CreateStatus::Expired);
             self.metrics.released(is_orphan);
@@ -312,7 +315,7 @@ impl Worker {
     }
 }
 
-/// The outcome of a write that was rejected. If the object has changed or is gone, the event of that change adds the task again.
+/// The outcome of a write that failed. If the object has changed or is gone, the watch event of the change adds the task again.
 fn unless_outdated(error: kube::Error) -> Result<JobOutcome, Error> {
     if kube_error::ErrorClass::of(&error).is_stale() { Ok(JobOutcome::Done) } else { Err(error.into()) }
 }

@@ -1,4 +1,4 @@
-//! Addresses: parsed by channel, with the canonical form of an invalid one if it can be computed.
+//! Parses addresses by channel. The error about an invalid address suggests its canonical form, if that can be computed.
 //!
 //! The schema states the same formats in CEL (`api::rules`); the tests check both against the same manifests.
 
@@ -23,7 +23,7 @@ pub enum Role {
 pub struct InvalidAddress {
     /// The format that is allowed.
     pub allowed: &'static str,
-    /// The canonical form of the address, if it is unambiguous.
+    /// The canonical form of the address, if it can be computed.
     pub canonical: Option<String>,
 }
 

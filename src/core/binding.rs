@@ -1,4 +1,4 @@
-//! The binding, and the name derived from it, which makes it unique in a cluster.
+//! The binding, and the name derived from it. The API server stores a name at most once, so the binding is unique in the cluster.
 
 use super::address::{Address, InvalidAddress, Role};
 use crate::api::{AddressBindingSpec, Channel, ConversationSpec};
@@ -14,7 +14,7 @@ pub struct Binding {
     proxy: Address,
 }
 
-/// The reason why a channel and two addresses are not a valid binding.
+/// Why a channel and two addresses are not a valid binding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBinding {
     /// The contact address is not valid on the channel.
@@ -81,7 +81,7 @@ impl Binding {
     /// The name of the `AddressBinding`: the channel in lower case, `-`, and the first 26 characters of the lower-case RFC 4648
     /// base32 of SHA-256 over channel, contact and proxy, each preceded by its length in bytes as a 32-bit big-endian integer.
     ///
-    /// The name is part of the API, since routers compute it.
+    /// The name is part of the API: routers compute it.
     #[must_use]
     pub fn name(&self) -> BindingName {
         let mut hash = digest::Context::new(&digest::SHA256);

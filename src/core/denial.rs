@@ -1,4 +1,4 @@
-//! Denials of creates: the message for people, the causes for programs, and the HTTP code that clients act on.
+//! Denials of creates: the message for people, the cause for programs, and the HTTP code, which determines how clients react.
 
 use super::binding::{Binding, InvalidBinding};
 use super::claim::{LiveConversation, Undecided};
@@ -7,24 +7,24 @@ use crate::api::ConversationReference;
 /// The error code of a binding that another conversation holds, as in Twilio Conversations.
 pub const ALREADY_BOUND: &str = "48031";
 
-/// The number of participants that a message names; it only counts the others.
+/// The maximum number of participants that a message names. For the others it has only their number.
 const NAMED_PARTICIPANTS: usize = 10;
 
 /// The denial of a create, in the terms of `metav1.Status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// The HTTP code that clients act on: they do not retry a 403; a 409 makes the API server try another generated name; they
-    /// retry a 503 after [`Denial::retry_after_seconds`].
+    /// The HTTP code, which determines how clients react. They do not retry a 403, and retry a 503 after
+    /// [`Denial::retry_after_seconds`]. After a 409, the API server tries another name if it generated the name.
     pub code: u16,
-    /// The reason of the code.
+    /// The reason that belongs to the code.
     pub reason: &'static str,
-    /// The error, the field that it is about, and what to do next.
+    /// The error, the field, and the next step.
     pub message: String,
     /// The error, for programs.
     pub cause: Option<Cause>,
     /// The name of the conversation that the denial is about, if the requester may know it.
     pub name: Option<String>,
-    /// The number of seconds after which to retry the create, if a retry can succeed.
+    /// The number of seconds after which clients retry the create; `None` if a retry cannot succeed.
     pub retry_after_seconds: Option<i32>,
 }
 
@@ -33,7 +33,7 @@ pub struct Denial {
 pub struct Cause {
     /// The error code.
     pub reason: &'static str,
-    /// The path of the field that the error is about.
+    /// The path of the field.
     pub field: &'static str,
     /// Details, as `key=value` pairs.
     pub message: String,
@@ -75,7 +75,7 @@ pub fn already_bound(
     }
 }
 
-/// The message of a 48031: the addresses, the holder with its state and participants, and each remedy that applies.
+/// The message of a 48031: the addresses, the holder with its state and participants, and the possible next steps.
 #[must_use]
 pub fn already_bound_message(
     binding: &Binding,
@@ -131,8 +131,8 @@ pub fn already_exists(name: &str) -> Denial {
     }
 }
 
-/// It cannot be determined in time whether the binding is free, for the reason `why`. A conversation outside `namespace`, that of
-/// the create, is not named.
+/// Whether the binding is free cannot be determined in time, for the reason `why`. A conversation outside `namespace`, that of the
+/// create, is not named.
 #[must_use]
 pub fn undecided(why: &Undecided, namespace: &str) -> Denial {
     let reason = match why {
@@ -163,7 +163,7 @@ pub fn undecided(why: &Undecided, namespace: &str) -> Denial {
     }
 }
 
-/// The addresses are invalid, although the schema excludes that: the review was not sent by an API server with this CRD.
+/// The addresses are invalid. The schema rejects them too, so the review does not come from an API server with this CRD.
 #[must_use]
 pub fn invalid_binding(error: &InvalidBinding) -> Denial {
     let (reason, field) = match error {

@@ -1,5 +1,5 @@
-//! The state in effect and the binding that a conversation needs in it. The webhook, the claims and the controller all decide
-//! by these two definitions.
+//! The state in effect, and the binding that a conversation needs in this state. The webhook, the claims and the controller all use
+//! these two definitions.
 
 use crate::api::State;
 

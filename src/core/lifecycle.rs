@@ -10,4 +10,4 @@ mod notices;
 pub use conditions::BindingStatus;
 pub use decide::{Decision, decide, due};
 pub use input::{LifecycleInput, PreviousStatus};
-pub use notices::{Notice, NoticeReason, expired, new_notices, notices_since, unreadable};
+pub use notices::{Notice, NoticeReason, expired, invalid_object, new_notices, notices_since};

@@ -22,13 +22,13 @@ struct InForce {
 }
 
 impl SelfCheckMetrics {
-    /// Registers the metrics. Whether the webhook is in force is served while `leadership` says that this replica leads.
+    /// Registers the metrics. Whether the webhook is in force is served only while this replica is the leader, according to `leadership`.
     #[must_use]
     pub fn new(registry: &mut Registry, leadership: Leadership) -> Self {
         let failures = registered(
             registry,
             "self_check_failures",
-            "Self-checks without a result, since the webhook or the API server could not be reached",
+            "Self-checks that failed because the webhook or the API server could not be reached",
         );
         let is_webhook_in_force = Arc::default();
         registry.register_collector(Box::new(InForce {
@@ -57,8 +57,8 @@ impl Collector for InForce {
         encode_gauge(
             &mut encoder,
             "webhook_in_force",
-            "1 if the last self-check of the leader was denied a second holder, 0 if not; absent on other replicas, if no binding is held, \
-             and if the last self-check failed",
+            "1 if the webhook denied a second holder in the last self-check, 0 if it did not; absent on standby replicas, if no binding is \
+             held, and after a failed self-check",
             u64::from(is_in_force),
         )
     }

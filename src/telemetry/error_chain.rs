@@ -1,7 +1,7 @@
 //! Errors in logs and on the terminal: an error and its causes, as one sentence.
 //!
-//! It quotes no stored values: a value that cannot be read, or that a schema rejects, may be the address of a contact. For this it must find
-//! a `kube::Error` among the sources, so no enum forwards one by `#[error(transparent)]`, which hides it.
+//! It quotes no stored value, because a value that cannot be decoded, or that a schema rejects, may be the address of a contact. For this it
+//! must find a `kube::Error` among the sources. So no enum contains a `kube::Error` in a variant with `#[error(transparent)]`, which hides it.
 
 use crate::kube_error::ErrorClass;
 use kube::core::Status;
@@ -9,10 +9,10 @@ use serde_json::error::Category;
 use std::error::Error;
 use std::fmt::{Display, Formatter, Result};
 
-/// The text between the name of a webhook or policy and its message, in the API server's message of a denial.
+/// In the API server's message about a denial: the text between the name of the webhook or policy and its message.
 const DENIALS: [&str; 2] = ["denied the request", "denied request"];
 
-/// Displays an error and its sources, joined by ": ". The text of a source is not repeated if the error contains it.
+/// Displays an error and its sources, joined by ": ". If the text of an error contains that of its source, the source is omitted.
 ///
 /// ```
 /// # use switchboard::telemetry::error_chain::ErrorChain;

@@ -22,8 +22,8 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging to stderr, including panics, and sends spans to `exporter`, if there is one. `filter` is a level, or directives of the crate
-/// `tracing-subscriber`.
+/// Starts logging to stderr, including panics, and sends spans to `exporter`, if there is one. `filter` is a level, or directives in the
+/// syntax of `tracing_subscriber::EnvFilter`.
 ///
 /// # Errors
 /// If `filter` is not valid.

@@ -1,7 +1,7 @@
 //! The registry of metrics and its encoding. Each component defines and registers its own metrics; METRICS.md documents all of them, and
 //! a test compares it with the output of `/metrics`.
 //!
-//! Names begin with `switchboard_` and use base units. Each label has few values: none is an address, a namespace or a name.
+//! docs/telemetry.md has the rules for names and labels.
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::Counter;
@@ -49,7 +49,7 @@ pub fn encode(registry: &Registry) -> Result<String, Error> {
     Ok(encoded)
 }
 
-/// Registers counters that are 0, not absent, for each of `labels` until they are incremented.
+/// Registers a family of counters, and initializes the counter of each of `labels` to 0.
 pub(crate) fn counters<L>(
     registry: &mut Registry,
     name: &str,
@@ -73,7 +73,7 @@ pub(crate) fn registered<M: Metric + Clone + Default>(registry: &mut Registry, n
     metric
 }
 
-/// Encodes a gauge whose value is determined when the metrics are collected.
+/// Encodes a gauge whose value is computed at scrape.
 pub(crate) fn encode_gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> Result<(), Error> {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)

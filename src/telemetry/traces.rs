@@ -1,5 +1,5 @@
-//! Traces: a span for each review, whose parent is the API server's span if the request has a `traceparent`, and one for each request to the
-//! API server, which carries a `traceparent` too. They are sent by OTLP (HTTP, protobuf) to an endpoint, if one is set.
+//! Traces. Each review has a span, whose parent is the API server's span if the request has a `traceparent`. Each request to the API server
+//! has a span too, and is sent with a `traceparent`. The spans are exported by OTLP (HTTP, protobuf) if an endpoint is set.
 //!
 //! Spans are named after the operation. They contain no address and no name of an object that users create.
 
@@ -29,8 +29,8 @@ const NAME: &str = "switchboard";
 pub struct Exporter(SdkTracerProvider);
 
 impl Exporter {
-    /// An exporter that sends to the collector at `endpoint`, such as `http://collector:4318`, from a task of the current runtime. Traces are
-    /// sampled as the API server has decided, otherwise by `OTEL_TRACES_SAMPLER`.
+    /// An exporter that sends to the collector at `endpoint`, such as `http://collector:4318`, from a task of the current runtime. A trace of
+    /// the API server is sampled if the API server samples it; `OTEL_TRACES_SAMPLER` determines the sampling of all others.
     ///
     /// # Errors
     /// If `endpoint` is not an address.

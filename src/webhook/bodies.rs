@@ -1,7 +1,8 @@
-//! Reads the bodies of reviews within a budget of bytes. Any client that reaches the port may send bodies, so their total size is limited.
+//! Reads the bodies of reviews within a budget of bytes. Every client that can connect to the port may send bodies, so their total size is
+//! limited.
 //!
-//! Small bodies are those of usual reviews, of two or three KiB. Only their number is limited, so that a client that exhausts the budget of
-//! large bodies does not block them.
+//! Small bodies do not use the budget, so that a client that exhausts it does not block the usual reviews, which have two or three KiB. The
+//! number of connections limits the memory of small bodies.
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Incoming};
@@ -19,8 +20,7 @@ pub struct BodyLimits {
     pub largest: usize,
     /// The maximum size of a small body, in bytes.
     pub small: usize,
-    /// The maximum total size of other bodies, in bytes. A large body without `Content-Length` counts as the maximum
-    /// size.
+    /// The maximum total size of larger bodies, in bytes. A large body without `Content-Length` counts with the maximum size.
     pub budget: usize,
     /// The timeout of reading a body.
     pub read: Duration,
@@ -56,8 +56,8 @@ impl Bodies {
         Self { limits, budget: Arc::new(Semaphore::new(limits.budget)) }
     }
 
-    /// Reads a body. Returns its share of the budget too, to be kept as long as its bytes and the values parsed from them. The share is
-    /// acquired before the first byte is read; for a body without `Content-Length`, before the first byte that makes it large.
+    /// Reads a body. Also returns its share of the budget. The caller must keep it as long as the bytes and the values parsed from them. The
+    /// share is acquired before the first byte is read or, without `Content-Length`, as soon as the body is no longer small.
     pub async fn read(&self, body: Incoming) -> Result<(Bytes, Share), BodyError> {
         timeout(self.limits.read, self.collect(body)).await.map_err(|_| BodyError::TooSlow)?
     }
@@ -98,7 +98,7 @@ impl Bodies {
     }
 }
 
-/// Classifies hyper's error of a body, whose source is an I/O error: of the socket, of a premature end, or of an invalid chunk.
+/// Classifies hyper's error about a body. Its source is an I/O error: the socket failed, the body ended too early, or a chunk is invalid.
 fn body_error(error: &hyper::Error) -> BodyError {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
     match cause {

@@ -1,11 +1,11 @@
-//! The connections to the webhook: their number, their timeouts, and which one is evicted for another. It reads and writes no bytes.
+//! The connections to the webhook: their number, their timeouts and their eviction. It reads and writes no bytes.
 //!
-//! An API server keeps an idle connection for 90 s, and does not retry a review whose connection is closed. Idle connections are therefore
-//! kept for longer than that, including those that have had no request yet: Go's client opens connections in advance.
+//! An API server keeps an idle connection for 90 s, and does not retry a review whose connection is closed. The webhook therefore keeps idle
+//! connections for longer, including those that have had no request yet: Go's client opens connections in advance.
 //!
-//! A new connection above the limit is accepted, and another one is evicted: of the address with the most connections, the one that has
-//! waited longest. A client that opens too many connections closes its own and does not block others. A connection whose request is
-//! being answered is never evicted; there are always others, since fewer requests than connections are allowed.
+//! At the limit, a new connection is accepted and another one is evicted: among the connections of the address with the most connections,
+//! the one that has waited longest. So a client that opens too many connections loses its own and does not block others. A connection whose
+//! request is being answered is never evicted. There is always another one, because the limit of requests is lower than that of connections.
 
 use super::metrics::WebhookMetrics;
 use crate::clock::Clock;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 pub struct ConnectionLimits {
     /// The timeout of a TLS handshake, and of the header of a request from its first byte.
     pub read: Duration,
-    /// How long an idle connection is kept: longer than by an API server.
+    /// How long an idle connection is kept. An API server must close it earlier.
     pub idle: Duration,
     /// The maximum number of connections.
     pub count: usize,
@@ -56,13 +56,13 @@ impl ConnectionClose {
 pub enum Phase {
     /// The TLS handshake.
     Handshake,
-    /// It waits for the next request.
+    /// Waiting for the next request.
     Idle,
-    /// It has received a part of the header of a request.
+    /// Receiving the header of a request.
     Header,
-    /// It receives the body of a request, which has a timeout of its own.
+    /// Receiving the body of a request, which has a timeout of its own.
     Body,
-    /// It has a request that is being answered.
+    /// Answering a request.
     Request,
 }
 
@@ -119,7 +119,7 @@ impl Connections {
 }
 
 impl Open {
-    /// Evicts a connection. It no longer counts, although it may take a moment to close.
+    /// Evicts a connection. It no longer counts, although it may not be closed yet.
     fn evict(&mut self) {
         let mut of_peer = HashMap::<IpAddr, usize>::new();
         for entry in self.entries.values() {
@@ -151,7 +151,7 @@ impl Connection {
         self.state.send_modify(|state| (state.phase, state.since) = (phase, since));
     }
 
-    /// Records that bytes have been received. On an idle connection they begin a header.
+    /// Records that bytes have been received. On an idle connection, they are the beginning of a header.
     pub fn received(&self) {
         if self.state.borrow().phase == Phase::Idle {
             self.enter(Phase::Header);

@@ -1,7 +1,7 @@
-//! Decides reviews: claims the binding, and checks whether the requester may learn its holder. No HTTP here.
+//! Decides reviews: claims the binding and, for a denial, checks whether the requester may see the holder. It does not depend on HTTP.
 
 use super::outcome::AdmissionOutcome;
-use super::review::{Review, ReviewKind, Unreadable, respond};
+use super::review::{InvalidReview, Review, ReviewKind, respond};
 use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Decision, Request};
@@ -31,7 +31,7 @@ impl AdmissionHandler {
     ///
     /// # Errors
     /// If `body` is not a review that can be answered.
-    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(AdmissionOutcome, Vec<u8>), Unreadable> {
+    pub async fn answer(&self, body: &[u8], deadline: Instant) -> Result<(AdmissionOutcome, Vec<u8>), InvalidReview> {
         let review = Review::parse(body)?;
         let (outcome, denial) = match review.kind()? {
             ReviewKind::NoClaim => (AdmissionOutcome::NoClaim, None),
@@ -73,7 +73,8 @@ impl AdmissionHandler {
         (outcome, denial)
     }
 
-    /// A holder in another namespace is disclosed only to a user who may read it. If that cannot be determined, it is not disclosed.
+    /// The holder in another namespace is disclosed only to a user who may read it. If the permission cannot be determined, it is not
+    /// disclosed.
     async fn disclosure(
         &self,
         holder: &ConversationReference,

@@ -51,14 +51,14 @@ impl WebhookMetrics {
         let duration = Histogram::new(REQUEST_BUCKETS);
         registry.register(
             "admission_duration_seconds",
-            "Duration of reviews, from the header of the request to the answer",
+            "Duration of admission reviews, from the request header to the response",
             duration.clone(),
         );
         Self {
             requests: counters(
                 registry,
                 "admission_requests",
-                "Reviews by outcome, with the code they were answered with",
+                "Admission reviews by outcome and response code",
                 AdmissionOutcome::VARIANTS.iter().map(|outcome| (*outcome).into()),
             ),
             duration,
@@ -66,14 +66,14 @@ impl WebhookMetrics {
             closed_connections: counters(
                 registry,
                 "webhook_connections_closed",
-                "Connections that the webhook closed because of a limit, by reason",
+                "Connections that the webhook closed, by the limit that they exceeded",
                 ConnectionClose::VARIANTS.iter().map(|reason| (*reason).into()),
             ),
-            panics: registered(registry, "panics", "Handlers that panicked"),
+            panics: registered(registry, "panics", "Panics of the request handler"),
         }
     }
 
-    /// Records a review. One that was cancelled has no answer, and so no duration.
+    /// Records a review. A cancelled review has no answer, and therefore no duration.
     pub fn reviewed(&self, outcome: AdmissionOutcome, duration: Duration) {
         self.requests.get_or_create(&outcome.into()).inc();
         if outcome != AdmissionOutcome::Cancelled {

@@ -1,4 +1,4 @@
-//! The outcome of an admission request and the response that goes with it. The outcome determines the HTTP status.
+//! The outcome of an admission request, which determines the HTTP status of the response.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -17,17 +17,15 @@ pub enum AdmissionOutcome {
     /// The request is allowed and needs no claim.
     NoClaim,
     /// The create is denied with error 48031: another conversation holds the binding.
-    #[strum(serialize = "refused")]
     Denied,
     /// The create is denied: its addresses do not form a binding.
     Invalid,
     /// The create is denied: the conversation exists already.
     AlreadyExists,
     /// The create could not be decided in time.
-    #[strum(serialize = "undecidable")]
     Undecided,
     /// The body is not a review that can be answered.
-    Unreadable,
+    Malformed,
     /// The body did not arrive in time.
     TooSlow,
     /// The body is larger than any review.
@@ -47,7 +45,7 @@ impl AdmissionOutcome {
         self.into()
     }
 
-    /// The code of the answer: that of the review's status if a review is answered, otherwise the HTTP status; 0 if there is no answer.
+    /// The response code: the code in the answered review or, if the answer is no review, the HTTP status; 0 if there is no answer.
     #[must_use]
     pub fn code(self) -> u16 {
         self.status().map_or(0, |status| status.as_u16())
@@ -59,7 +57,7 @@ impl AdmissionOutcome {
             Self::Denied | Self::Invalid => Some(StatusCode::FORBIDDEN),
             Self::AlreadyExists => Some(StatusCode::CONFLICT),
             Self::Undecided => Some(StatusCode::SERVICE_UNAVAILABLE),
-            Self::Unreadable => Some(StatusCode::BAD_REQUEST),
+            Self::Malformed => Some(StatusCode::BAD_REQUEST),
             Self::TooSlow => Some(StatusCode::REQUEST_TIMEOUT),
             Self::TooLarge => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Self::TooMany => Some(StatusCode::TOO_MANY_REQUESTS),
@@ -86,7 +84,7 @@ impl Answer {
         Self { outcome, response }
     }
 
-    /// A request that is answered without a review: by the HTTP status of `outcome` and a line of text.
+    /// An answer that is no review: the HTTP status of `outcome` and a line of text.
     pub fn rejected(outcome: AdmissionOutcome, message: &str) -> Self {
         Self { outcome, response: text(outcome.status().unwrap_or(StatusCode::BAD_REQUEST), message) }
     }

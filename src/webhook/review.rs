@@ -1,7 +1,7 @@
-//! Parses and writes an `AdmissionReview`: from its bytes to a request of the protocol of claims, and from a decision to its bytes.
+//! Parses an `AdmissionReview` into a request of the protocol of claims, and writes the `AdmissionReview` that answers it.
 //!
-//! It uses the new object only, and decides nothing. Any client may send a review, so it does not parse parts that it does not use: an array
-//! of empty objects takes a hundred times its length in memory when it is parsed.
+//! It makes no decisions. Every client that can connect to the port may send reviews, so this module parses only the parts that it uses: when
+//! parsed, an array of empty objects takes a hundred times its length in memory.
 
 use crate::api::{Conversation, ConversationReference, ConversationSpec, ConversationStatus, State};
 use crate::core::binding::{Binding, InvalidBinding};
@@ -17,8 +17,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The maximum length of a part of a review that is parsed, in bytes. A spec whose lists and strings have the maximum length of the schema,
-/// with every character escaped, is shorter.
+/// The maximum length of a part of a review that is parsed, in bytes. Every spec that the schema admits is shorter, even if every character is
+/// escaped.
 const PART_BYTES: usize = 256 << 10;
 
 /// The maximum length of a name or UID in Kubernetes, in bytes.
@@ -98,7 +98,7 @@ struct WireStatus {
 /// The managers of the object's fields.
 #[derive(Debug)]
 struct Managers {
-    /// Whether there is one, and all of them used server-side apply.
+    /// Whether there is at least one manager, and all managers used server-side apply.
     have_applied: bool,
 }
 
@@ -142,7 +142,7 @@ pub enum ReviewKind {
 
 /// Why a body is not a review that can be answered.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
+pub enum InvalidReview {
     /// It is not an `AdmissionReview` of version `admission.k8s.io/v1` of a conversation.
     #[error("cannot read the body as an admission.k8s.io/v1 AdmissionReview of a conversation: {0}")]
     Json(#[from] serde_json::Error),
@@ -165,25 +165,25 @@ impl Review {
     ///
     /// # Errors
     /// If `body` is not a review of a conversation.
-    pub fn parse(body: &[u8]) -> Result<Self, Unreadable> {
+    pub fn parse(body: &[u8]) -> Result<Self, InvalidReview> {
         let Envelope { api_version, kind, request } = serde_json::from_slice(body)?;
         if (api_version.as_str(), kind.as_str()) != (META_API_VERSION_V1, META_KIND) {
-            return Err(Unreadable::OtherVersion(format!("{api_version} {kind}")));
+            return Err(InvalidReview::OtherVersion(format!("{api_version} {kind}")));
         }
-        let request = request.ok_or(Unreadable::Missing("request"))?;
+        let request = request.ok_or(InvalidReview::Missing("request"))?;
         let WireRequest { uid, resource, namespace, operation, user_info, object, dry_run } = request;
         if resource.group != crate::api::GROUP || resource.resource != Conversation::plural(&()) {
-            return Err(Unreadable::OtherResource(format!("{}.{}", resource.resource, resource.group)));
+            return Err(InvalidReview::OtherResource(format!("{}.{}", resource.resource, resource.group)));
         }
         if uid.len() > NAME_BYTES {
-            return Err(Unreadable::TooLong("request.uid"));
+            return Err(InvalidReview::TooLong("request.uid"));
         }
         let object = object.map(Object::read).transpose()?;
         let user = (user_info.get().len() <= PART_BYTES).then(|| user_info.to_owned());
         Ok(Self { uid, operation, namespace, is_dry_run: dry_run, user, object })
     }
 
-    /// The user who sent the request; `None` if that is not valid.
+    /// The user who sent the request; `None` if the review has no valid user.
     #[must_use]
     pub fn user(&self) -> Option<UserInfo> {
         serde_json::from_str(self.user.as_ref()?.get()).ok()
@@ -193,11 +193,11 @@ impl Review {
     ///
     /// # Errors
     /// If a required part is missing.
-    pub fn kind(&self) -> Result<ReviewKind, Unreadable> {
+    pub fn kind(&self) -> Result<ReviewKind, InvalidReview> {
         if self.operation != Operation::Create {
             return Ok(ReviewKind::NoClaim);
         }
-        let Object { metadata, conversation } = self.object.as_ref().ok_or(Unreadable::Missing("request.object"))?;
+        let Object { metadata, conversation } = self.object.as_ref().ok_or(InvalidReview::Missing("request.object"))?;
         let reported = conversation.status.as_ref().and_then(|status| status.state);
         if state_in_effect(conversation.spec.state, reported) == State::Closed {
             return Ok(ReviewKind::NoClaim);
@@ -208,9 +208,9 @@ impl Review {
             Err(error) => return Ok(ReviewKind::Invalid(error)),
         };
         let present = |part: Option<&String>, name| match part {
-            Some(part) if part.len() > NAME_BYTES => Err(Unreadable::TooLong(name)),
+            Some(part) if part.len() > NAME_BYTES => Err(InvalidReview::TooLong(name)),
             Some(part) if !part.is_empty() => Ok(part.clone()),
-            _ => Err(Unreadable::Missing(name)),
+            _ => Err(InvalidReview::Missing(name)),
         };
         Ok(ReviewKind::Claim(Request {
             binding,
@@ -219,7 +219,7 @@ impl Review {
                 name: present(metadata.name.as_ref(), "request.object.metadata.name")?,
             },
             uid: present(metadata.uid.as_ref(), "request.object.metadata.uid")?,
-            // Every other create records an Update, even if the object already has managed fields.
+            // Every other kind of create adds a manager with the operation Update.
             is_server_side_apply: metadata.managed_fields.as_ref().is_some_and(|managers| managers.have_applied),
             has_generated_name: metadata.generate_name.as_ref().is_some_and(|prefix| !prefix.is_empty()),
             on_conflict: conversation.spec.on_conflict.unwrap_or_default(),
@@ -229,10 +229,10 @@ impl Review {
 }
 
 impl Object {
-    fn read(object: WireObject) -> Result<Self, Unreadable> {
+    fn read(object: WireObject) -> Result<Self, InvalidReview> {
         let WireObject { metadata, spec, status } = object;
         if spec.get().len() > PART_BYTES {
-            return Err(Unreadable::TooLong("request.object.spec"));
+            return Err(InvalidReview::TooLong("request.object.spec"));
         }
         let mut conversation = Conversation::new("", serde_json::from_str::<ConversationSpec>(spec.get())?);
         conversation.status =

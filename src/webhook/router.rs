@@ -1,10 +1,10 @@
-//! The HTTP interface of the webhook: from a request at `/admit` to its response, within the limits on reviews. It knows nothing of
-//! connections, TLS or how reviews are decided.
+//! The HTTP interface of the webhook: answers requests at `/admit`, and enforces the limits on reviews. It does not depend on the transport
+//! or on how reviews are decided.
 
 use super::bodies::{Bodies, BodyError, BodyLimits};
 use super::metrics::WebhookMetrics;
 use super::outcome::{AdmissionOutcome, Answer, text};
-use super::review::Unreadable;
+use super::review::InvalidReview;
 use super::server::Limits;
 use crate::clock::Clock;
 use crate::telemetry::traces;
@@ -39,10 +39,10 @@ pub struct Router<H> {
 impl<H, F> Router<H>
 where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
-    /// A router that enforces `limits`. `handler` turns the body of a review into the body of the answer, by a deadline. If it
-    /// panics, the response is a 500.
+    /// A router that enforces `limits`. `handler` gets the body of a review and a deadline, and returns the body of the answer. If it panics,
+    /// the response is a 500.
     #[must_use]
     pub fn new(handler: H, clock: Clock, limits: &Limits, metrics: WebhookMetrics) -> Self {
         let Limits { body_bytes, small_body_bytes, large_bodies_bytes, read, answer, concurrency, .. } = *limits;
@@ -57,7 +57,7 @@ where
         }
     }
 
-    /// Answers one request. Calls `on_permit` when it has a permit and is about to be decided.
+    /// Answers one request. Calls `on_permit` when the request has a permit, before it is decided.
     pub async fn respond(&self, request: Request<Incoming>, on_permit: impl FnOnce()) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, "the only path is /admit");
@@ -89,7 +89,7 @@ where
             Ok(body) => body,
             Err(error) => return reject_body(error),
         };
-        // Only now, so that clients that send their bodies slowly do not hold the permits.
+        // The permit is acquired after the body has arrived, so that clients that send their bodies slowly hold no permits.
         let Ok(_permit) = self.permits.try_acquire() else {
             return Answer::rejected(AdmissionOutcome::TooMany, "too many simultaneous reviews");
         };
@@ -99,7 +99,7 @@ where
             Err(error) => {
                 // The message may quote the body.
                 let error: String = error.to_string().chars().take(MAX_ERROR_CHARACTERS).collect();
-                Answer::rejected(AdmissionOutcome::Unreadable, &error)
+                Answer::rejected(AdmissionOutcome::Malformed, &error)
             }
         }
     }
@@ -110,14 +110,15 @@ fn reject_body(error: BodyError) -> Answer {
         BodyError::TooMany => (AdmissionOutcome::TooMany, "too many simultaneous large reviews"),
         BodyError::TooLarge => (AdmissionOutcome::TooLarge, "the review is larger than the maximum"),
         BodyError::TooSlow => (AdmissionOutcome::TooSlow, "the body did not arrive in time"),
-        BodyError::Malformed => (AdmissionOutcome::Unreadable, "the body is not valid HTTP"),
+        BodyError::Malformed => (AdmissionOutcome::Malformed, "the body is not valid HTTP"),
         // The client has closed the connection, so this message is not sent.
         BodyError::Cancelled => (AdmissionOutcome::Cancelled, "the body did not arrive"),
     };
     Answer::rejected(outcome, message)
 }
 
-/// Records a review in metrics and trace when dropped: after its answer, or when hyper drops the service because the client has gone.
+/// Records a review in metrics and trace when it is dropped: after the answer, or when hyper drops the service because the client has
+/// disconnected.
 struct Record<'a> {
     metrics: &'a WebhookMetrics,
     clock: Clock,
@@ -133,7 +134,7 @@ impl Drop for Record<'_> {
     }
 }
 
-/// The API server's timeout, given as `timeout=10s`, less the time that the answer needs on the network.
+/// Four fifths of the API server's timeout, which is in the query as `timeout=10s`. The rest is for the network.
 fn time_left(query: Option<&str>) -> Duration {
     query
         .into_iter()

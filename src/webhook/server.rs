@@ -1,11 +1,11 @@
-//! HTTPS transport: accepts connections, enforces their limits, and passes each request to the router. It knows no reviews.
+//! HTTPS transport: accepts connections, enforces their limits, and passes each request to the router. It does not depend on reviews.
 //!
-//! It speaks HTTP/1.1 only, which is what an API server speaks to a Service and to any address that is not loopback.
+//! It supports only HTTP/1.1, which API servers use for a Service and for every address except loopback.
 
 use super::connections::{Connection, ConnectionClose, ConnectionLimits, Connections, Phase};
 use super::metrics::WebhookMetrics;
 use super::outcome::AdmissionOutcome;
-use super::review::Unreadable;
+use super::review::InvalidReview;
 use super::router::Router;
 use crate::clock::Clock;
 use crate::listener::accept;
@@ -31,7 +31,7 @@ use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The maximum number of bytes buffered of a connection's header. That of an API server has some hundreds.
+/// The maximum number of header bytes that are buffered per connection. An API server sends some hundreds.
 const HEADER_BYTES: usize = 16 << 10;
 
 /// The TLS configuration of new connections; `None` while there is no certificate.
@@ -39,33 +39,36 @@ pub type Tls = watch::Receiver<Option<Arc<ServerConfig>>>;
 
 /// Limits on the resources that clients use.
 ///
-/// The memory used when every limit is reached at the same time: 24 MiB for bodies of [`small_body_bytes`](Self::small_body_bytes) on
-/// all [`connections`](Self::connections); 16 MiB for the others, [`large_bodies_bytes`](Self::large_bodies_bytes); at most three
-/// times as much while bodies written for that purpose are parsed; and 60 MiB for 768 connections, each with some 40 KiB for TLS, header
-/// and task, or 64 KiB during its handshake. The sum is 196 MiB; the chart's limit is 256 MiB.
+/// If all limits are reached at the same time, the memory is at most 196 MiB; the chart's limit is 256 MiB:
+///
+/// - 24 MiB for small bodies: [`small_body_bytes`](Self::small_body_bytes) on each of the [`connections`](Self::connections);
+/// - 16 MiB for larger bodies: [`large_bodies_bytes`](Self::large_bodies_bytes);
+/// - three times these two while bodies that are crafted for this are parsed;
+/// - 60 MiB for 768 connections: about 40 KiB each for TLS, header and task, or 64 KiB during the handshake.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The maximum size of a body in bytes; larger ones are answered with 413. A review contains an object of at most 3 MiB, and may
-    /// contain the previous one.
+    /// The maximum size of a body, in bytes. A larger one is answered with 413. A review contains an object of at most 3 MiB, and can also
+    /// contain the previous version of the object.
     pub body_bytes: usize,
-    /// The maximum size in bytes of a body that uses none of `large_bodies_bytes`. Usual reviews have two or three KiB.
+    /// The maximum size of a small body, in bytes. Small bodies do not count for `large_bodies_bytes`. Usual reviews have two or three KiB.
     pub small_body_bytes: usize,
-    /// The maximum total size of larger bodies in bytes; above it the answer is 429.
+    /// The maximum total size of larger bodies, in bytes. Above it, the answer is 429.
     pub large_bodies_bytes: usize,
-    /// The timeout of a TLS handshake, of a header from its first byte, and of a body. After it the connection is closed; if the body is
-    /// late, the answer is 408.
+    /// The timeout of a TLS handshake, of a header (from its first byte), and of a body. Then the connection is closed; a body that is late is
+    /// answered with 408.
     pub read: Duration,
-    /// How long a connection without a request is kept. An API server keeps it for 90 s, and does not retry a review if the connection
-    /// is closed while it sends it.
+    /// How long a connection without a request is kept. It must be longer than the 90 s of an API server, which does not retry a review if
+    /// the connection is closed meanwhile.
     pub idle: Duration,
-    /// The timeout of an answer if the review has none. The timeout of the webhook is 10 s; some of it has passed by then.
+    /// The maximum time until the answer, if the API server's timeout allows so much. It is shorter than the timeout in the chart (10 s), because
+    /// the network takes time too.
     pub answer: Duration,
-    /// The maximum number of simultaneous reviews; above it the answer is 429.
+    /// The maximum number of simultaneous reviews. Above it, the answer is 429.
     pub concurrency: usize,
-    /// The maximum number of connections; above it a waiting one is closed. It is more than `concurrency`, so that one always waits, and
-    /// less than 1,024, the usual limit on the open files of a process.
+    /// The maximum number of connections. Above it, a waiting connection is evicted. It is higher than `concurrency`, so that there is always
+    /// a waiting connection, and lower than 1,024, the usual limit on the open files of a process.
     pub connections: usize,
-    /// How long open connections may continue at the end of a shutdown.
+    /// The timeout of the requests in flight at the end of a shutdown.
     pub drain: Duration,
 }
 
@@ -88,8 +91,7 @@ impl Default for Limits {
 /// The two stages of a shutdown.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// New connections are accepted, and every answer closes its connection, so that the client chooses another replica for the next
-    /// request.
+    /// New connections are still accepted. Every answer closes its connection, so that the client's next request goes to another replica.
     pub draining: CancellationToken,
     /// Requests in flight are answered; no other requests or connections are accepted.
     pub closing: CancellationToken,
@@ -112,7 +114,7 @@ pub async fn serve<H, F>(
     shutdown: Shutdown,
 ) where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
     let Limits { read, idle, connections: count, .. } = limits;
     let connections = Connections::new(ConnectionLimits { read, idle, count }, clock, metrics.clone());
@@ -136,7 +138,7 @@ pub async fn serve<H, F>(
 impl<H, F> Server<H>
 where
     H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), Unreadable>> + Send + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
 {
     /// Serves a connection until it is closed.
     async fn serve_connection(self: Arc<Self>, stream: TcpStream, config: Arc<ServerConfig>, connection: Connection) {
@@ -166,10 +168,10 @@ where
             }
         });
         let mut http = http1::Builder::new();
-        // hyper's own timeout of a header includes the time before its first byte.
+        // hyper's own header timeout includes the time before the first byte.
         http.header_read_timeout(None).max_buf_size(HEADER_BYTES);
         let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
-        // Received bytes are read before the connection is closed: the client does not retry a request that is left unread.
+        // The connection is polled first, so that a request that has arrived is answered: the client would not retry it.
         let ended = tokio::select! {
             biased;
             ended = served.as_mut() => ended,

@@ -1,13 +1,14 @@
 {{/*
-The name of every object, independent of the release name. A cluster has one switchboard, because its CRDs and bindings belong to
-the whole cluster. Two operators would be two writers of the same claims. As all names are fixed, Helm refuses a second release.
+The name of every object, independent of the release name. A cluster has only one operator, because the CRDs and the AddressBindings
+are cluster-scoped: two operators would write the same claims. As all names are fixed, Helm rejects a second release.
 */}}
 {{- define "switchboard.name" -}}
 switchboard
 {{- end }}
 
 {{/*
-The labels by which a Service selects its pods. They can never change after the first release.
+The labels by which the Services and the Deployment select their pods. They must never change, because a Deployment's selector is
+immutable.
 */}}
 {{- define "switchboard.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "switchboard.name" . }}
@@ -26,7 +27,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
-The operator's user name, that of its service account. The policies allow the writes of this user only.
+The operator's user name, which is that of its service account. The policies allow writes by this user only.
 */}}
 {{- define "switchboard.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "switchboard.name" . }}
@@ -50,7 +51,7 @@ Called with (dict "root" $ "file" "conversations.yaml").
 {{- end }}
 
 {{/*
-The operator's image. A digest identifies it exactly; the tag is then only a name for people.
+The operator's image. If a digest is set, the runtime ignores the tag.
 */}}
 {{- define "switchboard.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
@@ -58,7 +59,7 @@ The operator's image. A digest identifies it exactly; the tag is then only a nam
 {{- end }}
 
 {{/*
-Not empty if the operator issues its own certificate: cert-manager is not enabled and the values have no CA.
+"true" if the operator issues its own certificate, otherwise empty.
 */}}
 {{- define "switchboard.managesItsCertificate" -}}
 {{- if not (or .Values.certManager.enabled .Values.webhook.caBundle) -}}true{{- end -}}
@@ -107,7 +108,7 @@ The port of an OTLP endpoint. The argument is the endpoint.
 {{- end }}
 
 {{/*
-The flags of `switchboard run` as environment variables. Flags that no value changes keep the operator's default.
+The flags of `switchboard run` as environment variables. All other flags keep their defaults.
 */}}
 {{- define "switchboard.environment" -}}
 - name: SWITCHBOARD_NAMESPACE
@@ -168,7 +169,7 @@ The flags of `switchboard run` as environment variables. Flags that no value cha
 {{- end }}
 
 {{/*
-The volumes of the pod besides its token: none, unless certificates are provided from outside.
+The volumes of the pod, except its token. There are none if the operator issues its certificate and accepts any client.
 */}}
 {{- define "switchboard.volumes" -}}
 {{- if .Values.certManager.enabled }}
@@ -184,7 +185,7 @@ The volumes of the pod besides its token: none, unless certificates are provided
 {{- end }}
 
 {{/*
-A preference for replicas of one revision in different zones. It has no effect if nodes have no zones.
+The preference to run replicas of one revision in different zones. It has no effect on nodes without a zone.
 */}}
 {{- define "switchboard.zoneAntiAffinity" -}}
 preferredDuringSchedulingIgnoredDuringExecution:

@@ -1,4 +1,4 @@
-//! The entries of the index. Every replica keeps one for each open conversation and each claim, so they are small.
+//! The entries of the index. Every replica stores one for each open conversation and each claim, so they are small.
 
 use super::super::keys::{NamespacedName, Uid, Version};
 use crate::api::{Admission, Channel, ConversationStatus, Time};
@@ -18,11 +18,11 @@ pub struct Entry {
     pub version: Version,
     /// The input of its lifecycle.
     pub input: LifecycleInput,
-    /// The fingerprint of its stored status, to tell whether a decision changes it.
+    /// The fingerprint of its stored status, to find out whether a decision changes it.
     pub fingerprint: u64,
-    /// The number of the list that contained it last.
+    /// The number of the last list that contained it.
     pub list: u32,
-    /// Whether its status was written and the watch has yet to show the new version.
+    /// Whether its status was changed, and the watch has yet to show the new version.
     pub awaiting_watch: bool,
     /// Whether the API server refused to write its status on this version.
     pub is_refused: bool,
@@ -60,16 +60,16 @@ impl Entry {
     }
 }
 
-/// A conversation that cannot be parsed.
+/// A conversation that cannot be decoded.
 #[derive(Debug)]
-pub struct UnreadableEntry {
+pub struct InvalidEntry {
     /// Its UID.
     pub uid: Uid,
-    /// The notice that says so.
+    /// The notice with the error.
     pub notice: Notice,
-    /// Whether the watch of the closed conversations showed it.
+    /// Whether it is in the watch of the closed conversations.
     pub is_closed: bool,
-    /// The number of the list of that watch that contained it last.
+    /// The number of the last list of its watch that contained it.
     pub list: u32,
 }
 
@@ -83,7 +83,7 @@ pub struct BindingEntry {
     pub claim: Option<ClaimEntry>,
 }
 
-/// A claim. Its binding is kept as text, which takes less memory.
+/// A claim. Its binding is stored as text, which takes less memory.
 #[derive(Debug)]
 pub struct ClaimEntry {
     uid: Uid,
@@ -96,7 +96,7 @@ pub struct ClaimEntry {
     channel: Channel,
     /// The address of the contact and that of the proxy, separated by a line feed, which neither contains.
     addresses: Box<str>,
-    /// The number of the list that contained it last.
+    /// The number of the last list that contained it.
     pub list: u32,
 }
 
@@ -111,7 +111,7 @@ pub struct AdmissionEntry {
 }
 
 impl ClaimEntry {
-    /// The entry of `claim`. Admissions that `before` had observed keep their instant.
+    /// The entry of `claim`. Admissions that `before` contains keep the instant of their first observation.
     pub fn of(claim: &Claim, before: Option<&Self>, list: u32, now: Instant) -> Self {
         let admissions = claim.admissions.iter().map(|Admission { uid, time }| {
             let uid = Uid::from(uid.as_str());

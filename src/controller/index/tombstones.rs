@@ -1,4 +1,4 @@
-//! The UIDs of conversations that are gone, kept for a while.
+//! The UIDs of conversations that are gone. They are kept for some minutes.
 
 use super::super::keys::Uid;
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +16,7 @@ pub struct Tombstones {
 }
 
 impl Tombstones {
-    /// Adds `uid`, and removes those whose time is over.
+    /// Adds `uid`, and removes the UIDs that have expired.
     pub fn insert(&mut self, uid: Uid, now: Instant) {
         let is_over = |(since, _): &mut (Instant, Uid)| now.saturating_duration_since(*since) >= TOMBSTONE_TTL;
         while let Some((since, uid)) = self.in_order.pop_front_if(is_over) {

@@ -1,4 +1,4 @@
-//! The conditions of a conversation in a state.
+//! The conditions of a conversation, computed from its state and the status of its binding.
 
 use super::LifecycleInput;
 use crate::api::{Condition, ConditionReason, ConditionStatus, ConditionType, OnConflict, State, Time};

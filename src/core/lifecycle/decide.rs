@@ -1,4 +1,4 @@
-//! The decision: from the input, the status of the binding and the time to the next status.
+//! The decision: computes the next status from the input, the status of the binding and the time.
 
 use super::conditions::{BindingStatus, conditions};
 use super::input::{LifecycleInput, PreviousStatus, end};
@@ -9,7 +9,7 @@ use crate::api::{ConversationStatus, Deadlines, Duration, State, StateReason, Ti
 pub struct Decision {
     /// The whole status, except `reportedActivityTime`, which gateways own.
     pub status: ConversationStatus,
-    /// The next deadline: time at which the state changes if nothing else is reported.
+    /// The next deadline: the time at which a timer changes the state, unless activity or the spec changes first.
     pub next: Option<Time>,
 }
 
@@ -94,7 +94,8 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
 }
 
-/// Deadline of the timer that changed the state to that of `status`; `None` if the state is unchanged or no timer changed it.
+/// The deadline of the timer that changes the state from the previous one to that of `status`; `None` if the state is the same, or no
+/// timer changes it.
 #[must_use]
 pub fn due(input: &LifecycleInput, status: &ConversationStatus) -> Option<Time> {
     if status.state == input.status.state {
@@ -110,7 +111,7 @@ pub fn due(input: &LifecycleInput, status: &ConversationStatus) -> Option<Time> 
     Some(end(since, after))
 }
 
-/// The status of a closed conversation. It is final: only the conditions follow the generation of the spec.
+/// The status of a closed conversation. It is final, except for the conditions and the observed generation.
 fn closed(input: &LifecycleInput, before: &PreviousStatus, now: Time) -> Decision {
     let status = ConversationStatus {
         observed_generation: Some(input.generation),
@@ -128,7 +129,9 @@ fn closed(input: &LifecycleInput, before: &PreviousStatus, now: Time) -> Decisio
     };
     Decision { status, next: None }
 }
-/// The last activity in effect; and the report that was clamped to `now` because it was in the future, so that it counts once.
+
+/// The last activity in effect, and the report that was clamped to `now` because it was in the future. The latter is stored so that
+/// it counts once.
 fn activity(input: &LifecycleInput, now: Time) -> (Option<Time>, Option<Time>) {
     let PreviousStatus { last_activity_time, counted_activity_time, reported_activity, .. } = input.status;
     let Some(reported) = reported_activity else {

@@ -7,7 +7,7 @@ use crate::api::{
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
 use crate::core::effective;
 
-/// The input of the lifecycle. One is kept for every open conversation, so it is small.
+/// The input of the lifecycle. The index contains one for every open conversation, so it is small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LifecycleInput {
     /// The generation of the spec.
@@ -55,7 +55,7 @@ pub struct PreviousStatus {
     pub(super) conditions: PreviousConditions,
 }
 
-/// The conditions by type, as two arrays instead of one of pairs: without padding they take less memory.
+/// The conditions by type. Two arrays take less memory than one array of pairs, because they need no padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PreviousConditions {
     statuses: [Option<ConditionStatus>; CONDITIONS],
@@ -116,7 +116,7 @@ impl LifecycleInput {
         effective::state_in_effect(Some(self.state), self.status.state)
     }
 
-    /// Time since which the conversation has had no participant, according to the stored status; `None` if it has one.
+    /// Time at which the conversation became unassigned, according to the stored status; `None` if it has a participant.
     #[must_use]
     pub fn unassigned_since(&self) -> Option<Time> {
         self.is_unassigned.then(|| self.status.unassigned_time.unwrap_or(self.creation_time))
@@ -141,8 +141,8 @@ impl LifecycleInput {
         self.status.since(ConditionType::Bound, ConditionStatus::True).is_some()
     }
 
-    /// Whether `status` differs from the stored one only in the last activity and the deadlines that follow from it. Its write
-    /// may be delayed: nothing waits for it, and more activity is likely to follow.
+    /// Whether `status` differs from the stored one only in the last activity and the deadlines computed from it. The write of such
+    /// a status may be delayed: nothing waits for it, and more activity is likely to follow.
     #[must_use]
     pub fn is_routine(&self, status: &ConversationStatus) -> bool {
         let before = &self.status;
@@ -164,7 +164,7 @@ impl PreviousStatus {
             state: status.state,
             state_reason: status.state_reason,
             state_transition_time: status.state_transition_time,
-            // Gateways may write any text here. Text that does not parse as a time counts as no activity.
+            // Gateways may write any text here. A text that cannot be parsed as a time is ignored.
             reported_activity: status.reported_activity_time.as_ref().and_then(|text| text.parse().ok()),
             counted_activity_time: status.counted_activity_time,
             last_activity_time: status.last_activity_time,
@@ -191,14 +191,14 @@ impl PreviousStatus {
         times.into_iter().flatten().any(|time| time >= since)
     }
 
-    /// Time since which the condition has had this status; `None` if it has another one.
+    /// Time at which the condition got this status; `None` if it has another status.
     pub(super) fn since(&self, type_: ConditionType, status: ConditionStatus) -> Option<Time> {
         let PreviousConditions { statuses, since } = &self.conditions;
         since[type_ as usize].filter(|_| statuses[type_ as usize] == Some(status))
     }
 }
 
-/// The end of a timer that started at `since`.
+/// The deadline of a timer that started at `since`.
 pub(super) fn end(since: Time, timer: Duration) -> Time {
     since.after(timer.as_std())
 }

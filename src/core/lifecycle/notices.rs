@@ -7,11 +7,11 @@ use crate::core::denial::ALREADY_BOUND;
 /// A change of a conversation that users are notified of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// The kind of change, as one word for programs.
+    /// The kind of change, for programs.
     pub reason: NoticeReason,
     /// Time of the change. Reason and time identify the notice, so that it is recorded once.
     pub time: Time,
-    /// The change in words.
+    /// The description of the change, for people.
     pub note: String,
 }
 
@@ -32,8 +32,8 @@ pub enum NoticeReason {
     Closed,
     /// The closed conversation was deleted because its time to live elapsed.
     TTLExpired,
-    /// The stored conversation cannot be parsed, because it was written past its schema.
-    Unreadable,
+    /// The stored conversation cannot be decoded: it does not match the schema.
+    InvalidObject,
 }
 
 impl NoticeReason {
@@ -48,14 +48,14 @@ impl NoticeReason {
             Self::Reactivated => "Reactivated",
             Self::Closed => "Closed",
             Self::TTLExpired => "TTLExpired",
-            Self::Unreadable => "Unreadable",
+            Self::InvalidObject => "InvalidObject",
         }
     }
 
     /// Whether the change asks for action by a user.
     #[must_use]
     pub const fn is_warning(self) -> bool {
-        matches!(self, Self::AddressAlreadyBound | Self::Unassigned | Self::Unreadable)
+        matches!(self, Self::AddressAlreadyBound | Self::Unassigned | Self::InvalidObject)
     }
 }
 
@@ -103,8 +103,8 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
 
 /// The notices of all changes in `status` at `since` or later, recorded or not.
 ///
-/// A parked conversation that was made Active again gives no notice here: its status is the same as that of one that was always
-/// Active.
+/// There is no notice if `spec.state` was Inactive and is Active again: the status is then the same as that of a conversation that was
+/// always Active.
 #[must_use]
 pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
     let was_reactivated = (status.state, status.state_reason) == (Some(State::Active), Some(StateReason::Activity));
@@ -112,11 +112,11 @@ pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
     new_notices(&before, status).into_iter().filter(|notice| notice.time >= since).collect()
 }
 
-/// The notice of a stored conversation that cannot be parsed because of `error`.
+/// The notice of a stored conversation that cannot be decoded because of `error`.
 #[must_use]
-pub fn unreadable(creation_time: Time, error: &str) -> Notice {
+pub fn invalid_object(creation_time: Time, error: &str) -> Notice {
     let note = format!("The conversation is invalid and is not processed until it is corrected: {error}");
-    Notice { reason: NoticeReason::Unreadable, time: creation_time, note }
+    Notice { reason: NoticeReason::InvalidObject, time: creation_time, note }
 }
 
 /// The notice of a conversation that was deleted because its time to live elapsed at `expiry`. `finalizers` still keep the object.
@@ -141,9 +141,10 @@ mod tests {
     #[test]
     fn reasons_are_spelled_as_in_the_api() {
         use NoticeReason::{
-            AddressAlreadyBound, Bound, Closed, Inactive, Reactivated, TTLExpired, Unassigned, Unreadable,
+            AddressAlreadyBound, Bound, Closed, Inactive, InvalidObject, Reactivated, TTLExpired, Unassigned,
         };
-        let reasons = [AddressAlreadyBound, Bound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, Unreadable];
+        let reasons =
+            [AddressAlreadyBound, Bound, Unassigned, Inactive, Reactivated, Closed, TTLExpired, InvalidObject];
         for reason in reasons {
             assert_eq!(reason.as_str(), format!("{reason:?}"));
         }

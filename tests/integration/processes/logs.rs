@@ -62,7 +62,8 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
     for (message, field, value) in [
         ("wrote the status", "state", "Active"),
         ("wrote the status", "conversation", &format!("{}/alice", ns.namespace)),
-        ("releasing a claim", "binding", ns.binding().as_str()),
+        ("writing a claim", "binding", ns.binding().as_str()),
+        ("writing a claim", "operation", "delete"),
         ("decided a create", "outcome", "allowed"),
     ] {
         assert_eq!(wait_for_line(replica, message).await[field], value, "{message}");
@@ -77,7 +78,7 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
 
     // A second signal ends the replica with an error.
     replica.terminate();
-    wait_for_line(replica, "SIGTERM: shutting down").await;
+    assert_eq!(wait_for_line(replica, "shutting down").await["signal"], "SIGTERM");
     replica.terminate();
     assert_eq!(block_in_place(|| replica.wait(TIMEOUT)).expect("the replica exits within the timeout").code(), Some(1));
 

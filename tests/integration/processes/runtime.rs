@@ -232,7 +232,7 @@ async fn metrics_count_the_life_of_a_conversation() {
     let on_rcs = json!({"channel": "RCS", "timers": {"closeAfter": "2s"}});
     let samples = [
         r#"switchboard_admission_requests_total{outcome="allowed",code="200"}"#,
-        r#"switchboard_admission_requests_total{outcome="refused",code="403"}"#,
+        r#"switchboard_admission_requests_total{outcome="denied",code="403"}"#,
         r#"switchboard_claim_writes_total{operation="create",outcome="applied"}"#,
         r#"switchboard_api_requests_total{verb="patch",resource="conversations/status",code="200"}"#,
         r#"switchboard_reconcile_duration_seconds_count{task="conversation"}"#,
