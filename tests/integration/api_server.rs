@@ -1,4 +1,4 @@
-//! Tests against a real API server with the CRDs, without the operator.
+//! Tests on a real API server with the CRDs, without the operator.
 
 mod facts;
 mod leader;

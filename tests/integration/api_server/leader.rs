@@ -1,4 +1,4 @@
-//! Leadership by property, with a real API server: exclusive, renews, expires, vacates, survives.
+//! The properties of leader election on a real API server: exclusive, renews, expires, vacates, survives.
 
 use crate::common;
 use crate::common::cluster::{TIMEOUT, until};
@@ -18,13 +18,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 const NAMESPACE: &str = "default";
-/// So short that a test need not wait long for it, and so long that a busy machine renews in time.
+/// Short enough that a test does not wait long for it, and long enough that a busy machine renews in time.
 const SHORT: Duration = Duration::from_secs(4);
-/// So long that no test would see it expire.
+/// So long that it does not expire during a test.
 const LONG: Duration = Duration::from_hours(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A replica, as far as leadership goes.
+/// A replica that takes part in the leader election.
 struct Candidate {
     identity: String,
     leadership: Leadership,
@@ -54,7 +54,9 @@ impl Candidate {
                 sleep(POLL_INTERVAL).await;
             }
         };
-        timeout(TIMEOUT, is_so).await.unwrap_or_else(|_| panic!("{}: leads is not {leads}", self.identity));
+        timeout(TIMEOUT, is_so)
+            .await
+            .unwrap_or_else(|_| panic!("{}: is_leader() does not become {leads}", self.identity));
     }
 }
 
@@ -77,11 +79,11 @@ async fn spec(client: &Client, lease: &str) -> LeaseSpec {
     leases(client).get(lease).await.unwrap().spec.unwrap()
 }
 
-/// Waits until the Lease is as `is_so` says, and returns it.
+/// Waits until `is_so` is true of the Lease, and returns its spec.
 async fn wait_for(client: &Client, lease: &str, is_so: impl Fn(&LeaseSpec) -> bool) -> LeaseSpec {
     let condition = |lease: Option<&Lease>| lease.and_then(|lease| lease.spec.as_ref()).is_some_and(&is_so);
     let lease = until(leases(client), lease, condition).await;
-    lease.flatten().expect("the Lease in time").spec.unwrap()
+    lease.flatten().expect("the Lease reaches the expected state within the timeout").spec.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +98,7 @@ async fn exclusive_and_expires() {
         async move {
             while !done.is_cancelled() {
                 let leading = watched.iter().filter(|leadership| leadership.is_leader()).count();
-                assert!(leading <= 1, "{leading} lead at once");
+                assert!(leading <= 1, "{leading} candidates lead at the same time");
                 sleep(POLL_INTERVAL).await;
             }
         }
@@ -111,15 +113,15 @@ async fn exclusive_and_expires() {
                 sleep(POLL_INTERVAL).await;
             }
         };
-        let leader = timeout(TIMEOUT, leader).await.expect("a leader in time");
-        assert!(!led.contains(&leader.identity), "the dead lead");
+        let leader = timeout(TIMEOUT, leader).await.expect("a leader within the timeout");
+        assert!(!led.contains(&leader.identity), "a candidate leads that has ended");
         led.push(leader.identity.clone());
-        // It ends without a word, and is still said to lead by whoever asked last.
+        // The leader ends without releasing the Lease.
         leader.task.abort();
         leader.wait_until(false).await;
     }
     done.cancel();
-    watching.await.expect("never two at once");
+    watching.await.expect("at most one candidate leads at any time");
     assert_eq!(spec(&client, "exclusive").await.lease_transitions, Some(2));
 }
 
@@ -135,7 +137,7 @@ async fn renews() {
         last = wait_for(&client, "renews", |spec| spec.renew_time > last.renew_time).await;
         assert!(leader.leadership.is_leader() && !other.leadership.is_leader());
     }
-    assert_eq!(last, LeaseSpec { renew_time: last.renew_time.clone(), ..first }, "nothing but renewTime has changed");
+    assert_eq!(last, LeaseSpec { renew_time: last.renew_time.clone(), ..first }, "a renewal changes only renewTime");
 }
 
 #[tokio::test]
@@ -143,7 +145,7 @@ async fn vacates() {
     let client = common::client().await;
     let leader = Candidate::start(client.clone(), "vacates", "leader", LONG);
     leader.wait_until(true).await;
-    // It is told, and would not look by itself.
+    // The watch of the Lease must wake this candidate: its retry period is too long.
     let other = Settings { retry_period: LONG, ..settings("vacates", "other", LONG) };
     let other = Candidate::start_with(client.clone(), other);
     leader.shutdown.cancel();
@@ -155,10 +157,10 @@ async fn vacates() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_edited_by_hand_lets_nobody_in_before_its_holder_knows() {
+async fn edited_lease_is_acquired_only_after_its_full_duration() {
     let client = common::client().await;
     for (lease, edited) in [
-        // A duration that would let somebody in at once, were it believed.
+        // An elector that trusted this duration would acquire the Lease too early.
         ("given-away", json!({"holderIdentity": "somebody", "leaseDurationSeconds": 1})),
         ("emptied", json!({"holderIdentity": ""})),
     ] {
@@ -176,12 +178,12 @@ async fn a_lease_that_is_edited_by_hand_lets_nobody_in_before_its_holder_knows()
 }
 
 #[tokio::test]
-async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
+async fn deleted_lease_is_recreated_only_by_its_holder() {
     let client = common::client().await;
     let leader = Candidate::start(client.clone(), "deleted", "leader", LONG);
     leader.wait_until(true).await;
     let other = Candidate::start(client.clone(), "deleted", "other", LONG);
-    // Renewed since the other one came, which has seen it.
+    // After three renewals the other candidate has seen the Lease.
     let mut renewed = spec(&client, "deleted").await;
     for _ in 0..3 {
         renewed = wait_for(&client, "deleted", |spec| spec.renew_time > renewed.renew_time).await;
@@ -196,7 +198,7 @@ async fn a_lease_that_is_deleted_is_made_anew_by_its_holder_alone() {
 }
 
 #[tokio::test]
-async fn survives_an_api_server_that_is_away_for_longer_than_the_lease() {
+async fn survives_an_api_server_outage_longer_than_the_lease() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig()).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
@@ -213,8 +215,7 @@ async fn survives_an_api_server_that_is_away_for_longer_than_the_lease() {
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("leader"), Some(0)));
 }
 
-/// Makes a service account that may do with the Lease of its name what the chart's Role permits. Returns its uid, and a client that
-/// acts as it.
+/// Creates a service account. Returns its uid, and a client that authenticates as it.
 async fn service_account(control_plane: &ControlPlane, name: &str) -> (String, Client) {
     let run = |arguments: &[&str]| succeed(control_plane.kubectl().args(["--namespace", NAMESPACE]).args(arguments));
     run(&["create", "serviceaccount", name]);
@@ -225,7 +226,7 @@ async fn service_account(control_plane: &ControlPlane, name: &str) -> (String, C
     (uid, Client::try_from(config).unwrap())
 }
 
-/// Permits the service account of that name what the chart's Role permits.
+/// Grants the service account with this name the rights of the chart's Role.
 fn permit(control_plane: &ControlPlane, name: &str) {
     let run = |arguments: &[&str]| succeed(control_plane.kubectl().args(["--namespace", NAMESPACE]).args(arguments));
     run(&["create", "role", name, "--verb=create,get,watch,update", "--resource=leases.coordination.k8s.io"]);
@@ -240,7 +241,7 @@ async fn owners(client: &Client, lease: &str) -> Vec<(String, String, String)> {
     owners.into_iter().map(|owner| (owner.kind, owner.name, owner.uid)).collect()
 }
 
-/// One that leads, and then gives the Lease back.
+/// Acquires the Lease as `identity`, and releases it.
 async fn lead_once(client: Client, lease: &str, identity: &str) {
     let candidate = Candidate::start(client, lease, identity, LONG);
     candidate.wait_until(true).await;
@@ -249,9 +250,9 @@ async fn lead_once(client: Client, lease: &str, identity: &str) {
 }
 
 #[tokio::test]
-async fn lease_is_owned_by_the_service_account_that_leads() {
+async fn lease_is_owned_by_the_leaders_service_account() {
     let (control_plane, administrator) = (shared_control_plane(), common::client().await);
-    // Of an older version, or made by somebody who is no service account.
+    // A leader that is not a service account sets no owner.
     lead_once(administrator.clone(), "owned", "administrator").await;
     assert_eq!(owners(&administrator, "owned").await, []);
 
@@ -262,7 +263,7 @@ async fn lease_is_owned_by_the_service_account_that_leads() {
         leader.wait_until(true).await;
         let owned = vec![("ServiceAccount".to_owned(), "owned".to_owned(), uid)];
         assert_eq!(owners(&administrator, "owned").await, owned, "{round}");
-        // A renewal changes nothing of it, nor does giving back.
+        // Neither a renewal nor a release changes the owner.
         let first = spec(&administrator, "owned").await;
         wait_for(&administrator, "owned", |spec| spec.renew_time > first.renew_time).await;
         assert_eq!(owners(&administrator, "owned").await, owned, "{round}");
@@ -275,7 +276,7 @@ async fn lease_is_owned_by_the_service_account_that_leads() {
 }
 
 #[tokio::test]
-async fn lease_keeps_its_owners_where_changing_them_is_refused() {
+async fn lease_keeps_its_owners_if_the_api_server_refuses_a_change() {
     let plugin = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement";
     let control_plane =
         ControlPlane::builder().api_server_flag(plugin).start().unwrap_or_else(|error| panic!("{error}"));
@@ -290,8 +291,8 @@ async fn lease_keeps_its_owners_where_changing_them_is_refused() {
     leader.wait_until(true).await;
     let first = spec(&administrator, "refused").await;
     let renewed = wait_for(&administrator, "refused", |spec| spec.renew_time > first.renew_time).await;
-    assert_eq!(owners(&administrator, "refused").await, [], "it leads all the same");
-    // A new Lease may have an owner.
+    assert_eq!(owners(&administrator, "refused").await, [], "the leader continues without an owner");
+    // The API server accepts a new Lease with an owner.
     leases(&administrator).delete("refused", &DeleteParams::default()).await.unwrap();
     wait_for(&administrator, "refused", |spec| spec.renew_time > renewed.renew_time).await;
     let owned = [("ServiceAccount".to_owned(), "refused".to_owned(), uid)];
