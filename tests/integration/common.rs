@@ -1,4 +1,4 @@
-//! What those tests share that need a real API server.
+//! Helpers for the tests that need a real API server.
 
 pub mod chart;
 pub mod cluster;
@@ -17,12 +17,12 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// One control plane for all tests of a process, on which both kinds of `crds/` are served.
+/// One control plane with both CRDs of `crds/`, for all tests of a process.
 pub fn shared_control_plane() -> &'static ControlPlane {
-    // What fails for the first test is not tried once more by each of the others.
+    // If the start fails for the first test, the other tests do not try again.
     static CONTROL_PLANE: OnceLock<Option<ControlPlane>> = OnceLock::new();
     let control_plane = CONTROL_PLANE.get_or_init(|| std::panic::catch_unwind(start).ok());
-    control_plane.as_ref().expect("a control plane: see the first test that failed")
+    control_plane.as_ref().expect("no control plane: see the first test that failed")
 }
 
 fn start() -> ControlPlane {
@@ -31,33 +31,33 @@ fn start() -> ControlPlane {
     control_plane
 }
 
-/// Serves both kinds of `crds/`.
+/// Installs both CRDs of `crds/`, and waits until the API server serves and documents them.
 pub fn install_crds(control_plane: &ControlPlane) {
     let crds = "crds/";
     succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
     succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
-    // Being established comes before being served, and that before being documented.
+    // The API server serves a kind a moment after it is established, and documents it later still.
     for kind in ["conversations", "addressbindings"] {
         eventually(control_plane.kubectl().args(["get", kind, "--all-namespaces"]));
         eventually(control_plane.kubectl().args(["explain", kind]));
     }
 }
 
-/// Runs `command`, which must succeed, and returns what it printed.
+/// Runs `command`, which must succeed, and returns its standard output.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
-/// Runs `command`, which must fail, and returns what it complained of.
+/// Runs `command`, which must fail, and returns its standard error.
 pub fn fail(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(!output.status.success(), "{command:?} succeeded: {}", text(&output.stdout));
     text(&output.stderr)
 }
 
-/// Runs `command` until it succeeds, for half a minute.
+/// Repeats `command` until it succeeds, for at most half a minute.
 pub fn eventually(command: &mut Command) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -74,7 +74,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A client of the shared control plane, as its administrator. Each test has its own, since a connection belongs to a runtime.
+/// An administrator's client of the shared control plane. Each test needs its own, since a connection belongs to a runtime.
 pub async fn client() -> kube::Client {
     let kubeconfig = kube::config::Kubeconfig::read_from(shared_control_plane().kubeconfig()).unwrap();
     let options = kube::config::KubeConfigOptions::default();

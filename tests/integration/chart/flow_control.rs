@@ -51,7 +51,7 @@ async fn a_flood_of_creates_leaves_room_for_the_claims_that_it_needs() {
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
-    let desk = cluster.desk().await;
+    let desk = cluster.test_namespace().await;
     let flood = TestNamespace { client: service_account(&cluster, &desk).await, ..desk.clone() };
 
     let creates = futures::stream::iter(0..CREATES).map(|number| {

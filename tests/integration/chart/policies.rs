@@ -24,7 +24,7 @@ async fn ready(desk: &TestNamespace) {
 
 #[tokio::test]
 async fn nobody_but_the_operator_writes_claims_not_even_an_administrator() {
-    let desk = Cluster::shared().desk().await;
+    let desk = Cluster::shared().test_namespace().await;
     ready(&desk).await;
     let claim = desk.claim().await.unwrap();
     let name = claim.name_any();
@@ -42,7 +42,7 @@ async fn nobody_but_the_operator_writes_claims_not_even_an_administrator() {
 
 #[tokio::test]
 async fn nobody_but_the_operator_writes_a_status_but_for_the_reported_activity() {
-    let desk = Cluster::shared().desk().await;
+    let desk = Cluster::shared().test_namespace().await;
     ready(&desk).await;
     let before = desk.conversations().get("alice").await.unwrap();
     for forged in [
@@ -79,7 +79,7 @@ async fn desk_as(desk: &TestNamespace, user: &str, role: &str) -> TestNamespace 
 
 #[tokio::test]
 async fn a_gateway_reports_activity_and_reads_and_does_nothing_else() {
-    let desk = Cluster::shared().desk().await;
+    let desk = Cluster::shared().test_namespace().await;
     ready(&desk).await;
     let gateway = desk_as(&desk, "insider", "switchboard-gateway").await;
     gateway.report_activity("alice", "2026-01-01T00:00:00Z").await.unwrap();
@@ -91,7 +91,7 @@ async fn a_gateway_reports_activity_and_reads_and_does_nothing_else() {
 
 #[tokio::test]
 async fn an_editor_keeps_conversations_and_touches_no_claim() {
-    let desk = Cluster::shared().desk().await;
+    let desk = Cluster::shared().test_namespace().await;
     let editor = desk_as(&desk, "outsider", "switchboard-edit").await;
     editor.create("alice", json!({})).await.unwrap();
     editor.change("alice", json!({"state": "Closed"})).await.unwrap();

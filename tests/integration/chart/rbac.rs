@@ -140,13 +140,13 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
         control_plane,
         &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed(),
     );
-    let desk = cluster.desk().await;
+    let desk = cluster.test_namespace().await;
 
     // A conversation from its creation to its end, with all that is told of it.
     desk.create("alice", json!({})).await.unwrap();
     desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
     // A holder in another namespace is named only to those who may read it.
-    let elsewhere = common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
+    let elsewhere = common::cluster::TestNamespace { contact: desk.contact.clone(), ..cluster.test_namespace().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
     desk.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     desk.wait_for_event("alice", "Closed").await;

@@ -1,5 +1,5 @@
 //! One control plane with switchboard installed from its chart, for all tests of a process: two API servers, two replicas.
-//! Each test has a namespace and addresses of its own, so that none depends on another.
+//! Each test has its own namespace and addresses, so that no test depends on another.
 
 use control_plane::{ControlPlane, Installation, Replica};
 use futures::{StreamExt, TryStreamExt};
@@ -25,17 +25,17 @@ use switchboard::api::{
 use switchboard::core::binding::{Binding, BindingName};
 use tokio::time::timeout;
 
-/// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
+/// The deadline of every wait. It is far longer than any wait takes, so that no test fails on a slow machine.
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// A control plane and what is installed on it.
+/// A control plane with an installation of switchboard.
 pub struct Cluster {
     pub control_plane: ControlPlane,
     pub installation: Installation,
 }
 
 impl Cluster {
-    /// The one that the tests of this process share. `insider` and `outsider` are users without any right of their own.
+    /// The cluster that the tests of this process share. Its users `insider` and `outsider` have no rights at first.
     pub fn shared() -> &'static Self {
         static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
         let start = || {
@@ -43,18 +43,18 @@ impl Cluster {
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
             Self::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
         };
-        // What fails for the first test is not tried once more by each of the others.
+        // If the start fails for the first test, the other tests do not try again.
         let cluster = CLUSTER.get_or_init(|| std::panic::catch_unwind(start).ok());
-        cluster.as_ref().expect("a cluster: see the first test that failed")
+        cluster.as_ref().expect("no cluster: see the first test that failed")
     }
 
-    /// One that a test has for itself.
+    /// A cluster for a single test.
     pub fn install(control_plane: ControlPlane, installation: &control_plane::InstallationBuilder) -> Self {
         let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
         Self { control_plane, installation }
     }
 
-    /// A client of an API server, for the user with this token; a connection belongs to a runtime, so each test has its own.
+    /// A client of an API server, for the user with this token. Each test needs its own, since a connection belongs to a runtime.
     pub async fn client_as(&self, token: &str, api_server: usize) -> Client {
         let kubeconfig = Kubeconfig::from_yaml(&self.control_plane.kubeconfig_for_token(token, api_server)).unwrap();
         client_of(kubeconfig, None).await
@@ -66,12 +66,12 @@ impl Cluster {
         client_of(kubeconfig, Some(format!("api-{}", api_server + 1))).await
     }
 
-    /// A namespace of its own for a test, with addresses that no other test uses.
-    pub async fn desk(&self) -> TestNamespace {
+    /// Creates a namespace for one test, with addresses that no other test uses.
+    pub async fn test_namespace(&self) -> TestNamespace {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let client = self.client(0).await;
-        let namespace = format!("desk-{number}");
+        let namespace = format!("test-{number}");
         create_namespace(&client, &namespace).await;
         let contact = format!("+1555{number:07}");
         TestNamespace { client, namespace, contact, proxy: "+15017122661".to_owned() }
@@ -89,7 +89,7 @@ pub async fn create_namespace(client: &Client, name: &str) {
     Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
 }
 
-/// A namespace of a test, its contact and its proxy address, and what a test does there.
+/// The namespace of a test, with its contact and its proxy address. The methods are the requests that tests make there.
 #[derive(Clone)]
 pub struct TestNamespace {
     pub client: Client,
@@ -111,7 +111,7 @@ impl TestNamespace {
         Binding::parse(switchboard::api::Channel::Sms, &self.contact, &self.proxy).unwrap().name()
     }
 
-    /// A conversation for this desk's binding with one participant, changed as by a merge patch of its spec.
+    /// A conversation for this namespace's binding with one participant. `changes` is a merge patch of the spec.
     pub fn conversation(&self, name: &str, changes: Value) -> Conversation {
         let mut spec = json!({
             "channel": "SMS",
@@ -124,12 +124,12 @@ impl TestNamespace {
         Conversation::new(name, spec)
     }
 
-    /// Creates a conversation; an error is what the API server refused it with.
+    /// Creates a conversation. The error is the API server's refusal.
     pub async fn create(&self, name: &str, changes: Value) -> Result<Conversation, Box<Status>> {
         self.create_object(&self.conversation(name, changes), &PostParams::default()).await
     }
 
-    /// As [`TestNamespace::create`], with an object and parameters of one's own.
+    /// As [`TestNamespace::create`], with a given object and parameters.
     pub async fn create_object(
         &self,
         object: &Conversation,
@@ -138,13 +138,13 @@ impl TestNamespace {
         refused(self.conversations().create(parameters, object).await)
     }
 
-    /// Changes the spec by a merge patch.
+    /// Applies a merge patch to the spec.
     pub async fn change(&self, name: &str, changes: Value) -> Result<Conversation, Box<Status>> {
         let patch = Patch::Merge(json!({"spec": changes}));
         refused(self.conversations().patch(name, &PatchParams::default(), &patch).await)
     }
 
-    /// Reports activity, as whoever carries the messages does.
+    /// Reports activity, as the messaging gateway does.
     pub async fn report_activity(&self, name: &str, time: &str) -> Result<Conversation, Box<Status>> {
         let patch = Patch::Merge(json!({"status": {"reportedActivityTime": time}}));
         refused(self.conversations().patch_status(name, &PatchParams::default(), &patch).await)
@@ -154,7 +154,7 @@ impl TestNamespace {
         self.conversations().delete(name, &kube::api::DeleteParams::default()).await.unwrap();
     }
 
-    /// Waits until the conversation is as `is_so` says, and returns it.
+    /// Waits until `is_so` is true of the conversation, and returns the conversation. `what` names the condition in the error message.
     pub async fn wait_for(&self, name: &str, what: &str, is_so: impl Fn(&Conversation) -> bool) -> Conversation {
         let condition = |object: Option<&Conversation>| object.is_some_and(&is_so);
         if let Some(Some(object)) = until(self.conversations(), name, condition).await {
@@ -186,34 +186,34 @@ impl TestNamespace {
         (conversation, reason)
     }
 
-    /// Waits until people were told `reason` of the conversation, and returns what was told of it so far.
+    /// Waits for an Event with this reason about the conversation, and returns all its Events so far.
     pub async fn wait_for_event(&self, name: &str, reason: &str) -> Vec<Event> {
         let events = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
         let regards = |event: &Event| event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name);
-        let told = watcher(events.clone(), watcher::Config::default())
+        let matching = watcher(events.clone(), watcher::Config::default())
             .applied_objects()
             .try_filter(|event| ready(regards(event) && event.reason.as_deref() == Some(reason)));
-        let first = timeout(TIMEOUT, Box::pin(told).try_next()).await;
-        first.unwrap_or_else(|_| panic!("nobody was told {reason} of {name}")).unwrap();
+        let first = timeout(TIMEOUT, Box::pin(matching).try_next()).await;
+        first.unwrap_or_else(|_| panic!("no event {reason} about {name} within {TIMEOUT:?}")).unwrap();
         events.list(&ListParams::default()).await.unwrap().items.into_iter().filter(regards).collect()
     }
 
-    /// The claim on this desk's binding.
+    /// The claim on this namespace's binding.
     pub async fn claim(&self) -> Option<AddressBinding> {
         self.claims().get_opt(self.binding().as_str()).await.unwrap()
     }
 
-    /// Whom the claim on this desk's binding names.
+    /// The name of the conversation that the claim on this namespace's binding names.
     pub async fn held_by(&self) -> Option<String> {
         self.claim().await.map(|claim| claim.spec.conversation_ref.name)
     }
 
-    /// Waits until the conversation is bound, and returns it.
+    /// Waits until the conversation has `Bound=True`, and returns it.
     pub async fn bound(&self, name: &str) -> Conversation {
         self.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0
     }
 
-    /// Waits until nobody has this desk's binding.
+    /// Waits until this namespace's binding has no claim.
     pub async fn wait_until_free(&self) {
         let name = self.binding();
         let gone = until(self.claims(), name.as_str(), |claim: Option<&AddressBinding>| claim.is_none()).await;
@@ -221,8 +221,8 @@ impl TestNamespace {
     }
 }
 
-/// Waits until the object of that name, if there is one, is as `is_so` says, and returns it; nothing if it never is. An API
-/// server that is away meanwhile is waited for, which kube's `await_condition` does not.
+/// Waits until `is_so` is true of the object with that name, or of its absence, and returns the object. Returns `None` after
+/// [`TIMEOUT`]. Unlike kube's `await_condition`, it continues after the API server was unavailable.
 pub async fn until<K>(api: Api<K>, name: &str, is_so: impl Fn(Option<&K>) -> bool) -> Option<Option<K>>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -232,13 +232,13 @@ where
     timeout(TIMEOUT, so.next()).await.ok().flatten()
 }
 
-/// What `/metrics` of a replica says.
+/// The text that a replica serves at `/metrics`.
 pub async fn metrics(replica: &Replica) -> String {
     let client = Client::try_from(Config::new(format!("http://{}", replica.address()).parse().unwrap())).unwrap();
     client.request_text(hyper::Request::get("/metrics").body(Vec::new()).unwrap()).await.unwrap()
 }
 
-/// The status and the reason of a condition.
+/// The status and the reason of a condition, if the conversation has it.
 pub fn condition(conversation: &Conversation, type_: ConditionType) -> Option<(ConditionStatus, ConditionReason)> {
     let conditions = &conversation.status.as_ref()?.conditions;
     conditions.iter().find(|condition| condition.type_ == type_).map(|condition| (condition.status, condition.reason))

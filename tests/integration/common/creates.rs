@@ -1,4 +1,4 @@
-//! Creates conversations all the time, each with a binding of its own, and never tries again.
+//! Clients that create conversations all the time, each with its own binding, and never retry.
 
 use super::cluster::{Cluster, TIMEOUT, TestNamespace};
 use kube::api::{DeleteParams, PostParams};
@@ -13,50 +13,45 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Creates through one of the API servers until `done`, and tolerates no failure. Returns how many were created.
+/// Creates through one of the API servers until `done`. Returns the number of creates.
 ///
 /// # Panics
 /// At the first create that fails.
-pub async fn create_until(
-    cluster: &Cluster,
-    desk: &TestNamespace,
-    api_server: usize,
-    done: &CancellationToken,
-) -> usize {
-    let desk = without_retries(cluster, desk, api_server).await;
+pub async fn create_until(cluster: &Cluster, ns: &TestNamespace, api_server: usize, done: &CancellationToken) -> usize {
+    let ns = without_retries(cluster, ns, api_server).await;
     let mut count = 0;
     while !done.is_cancelled() {
-        create_once(&desk).await.unwrap_or_else(|error| panic!("the create after {count} others failed: {error}"));
+        create_once(&ns).await.unwrap_or_else(|error| panic!("the create after {count} others failed: {error}"));
         count += 1;
     }
     count
 }
 
-/// The same, and goes on after a create that fails. Returns how many were sent, and why some of them failed.
+/// As [`create_until`], but continues after a failed create. Returns the number of creates, and the errors.
 pub async fn count_until(
     cluster: &Cluster,
-    desk: &TestNamespace,
+    ns: &TestNamespace,
     api_server: usize,
     done: &CancellationToken,
 ) -> (usize, Vec<String>) {
-    let desk = without_retries(cluster, desk, api_server).await;
+    let ns = without_retries(cluster, ns, api_server).await;
     let (mut sent, mut failures) = (0, Vec::new());
     while !done.is_cancelled() {
         sent += 1;
-        failures.extend(create_once(&desk).await.err().map(|error| error.to_string()));
+        failures.extend(create_once(&ns).await.err().map(|error| error.to_string()));
     }
     (sent, failures)
 }
 
-/// Creates a conversation that nobody else has the binding of, and deletes it.
-pub async fn create_once(desk: &TestNamespace) -> kube::Result<()> {
-    let (name, conversation) = next(desk);
-    desk.conversations().create(&PostParams::default(), &conversation).await?;
-    desk.conversations().delete(&name, &DeleteParams::default()).await.unwrap();
+/// Creates a conversation with its own binding, and deletes it.
+pub async fn create_once(ns: &TestNamespace) -> kube::Result<()> {
+    let (name, conversation) = next(ns);
+    ns.conversations().create(&PostParams::default(), &conversation).await?;
+    ns.conversations().delete(&name, &DeleteParams::default()).await.unwrap();
     Ok(())
 }
 
-/// Creates at a steady rate through all API servers in turn, each in a task of its own, and records the failures.
+/// Creates at a steady rate through all API servers in turn, each create in its own task, and records the failures.
 pub struct CreateStream {
     done: CancellationToken,
     successes: watch::Receiver<usize>,
@@ -78,26 +73,26 @@ pub struct Failure {
 }
 
 impl CreateStream {
-    pub async fn start(cluster: &Cluster, desk: &TestNamespace, per_second: u32) -> Self {
-        let mut desks = Vec::new();
+    pub async fn start(cluster: &Cluster, ns: &TestNamespace, per_second: u32) -> Self {
+        let mut namespaces = Vec::new();
         for api_server in 0..cluster.control_plane.api_servers().len() {
-            desks.push(without_retries(cluster, desk, api_server).await);
+            namespaces.push(without_retries(cluster, ns, api_server).await);
         }
         let (done, (in_a_row, successes)) = (CancellationToken::new(), watch::channel(0));
-        let creates = tokio::spawn(create_steadily(desks, per_second, in_a_row, done.clone()));
+        let creates = tokio::spawn(create_steadily(namespaces, per_second, in_a_row, done.clone()));
         Self { done, successes, creates }
     }
 
-    /// Waits until that many have succeeded in a row from now on.
+    /// Waits until `count` creates in a row have succeeded from now on.
     pub async fn wait_for_successes(&mut self, count: usize) {
         let before = *self.successes.borrow_and_update();
-        // Fewer than before are those since a failure.
+        // The counter restarts at 0 after a failure: a lower value than before counts only new creates.
         let is_enough = |in_a_row: &usize| *in_a_row >= if *in_a_row < before { count } else { before + count };
         let succeeded = timeout(TIMEOUT, self.successes.wait_for(is_enough)).await;
-        drop(succeeded.unwrap_or_else(|_| panic!("fewer than {count} creates in a row succeed")));
+        drop(succeeded.unwrap_or_else(|_| panic!("fewer than {count} creates in a row succeeded within {TIMEOUT:?}")));
     }
 
-    /// Waits for those that are under way.
+    /// Stops, and waits for the creates in progress.
     pub async fn stop(self) -> Creates {
         self.done.cancel();
         self.creates.await.unwrap()
@@ -105,7 +100,7 @@ impl CreateStream {
 }
 
 impl Creates {
-    /// From the first create that failed to the last one.
+    /// The time from the first failed create to the last one.
     pub fn outage(&self) -> Duration {
         let sent = || self.failures.iter().map(|failure| failure.sent);
         sent().max().zip(sent().min()).map_or(Duration::ZERO, |(last, first)| last - first)
@@ -113,7 +108,7 @@ impl Creates {
 }
 
 async fn create_steadily(
-    desks: Vec<TestNamespace>,
+    namespaces: Vec<TestNamespace>,
     per_second: u32,
     in_a_row: watch::Sender<usize>,
     done: CancellationToken,
@@ -124,13 +119,13 @@ async fn create_steadily(
         in_a_row.send_modify(|successes| *successes = if failure.is_some() { 0 } else { *successes + 1 });
         creates.failures.extend(failure);
     };
-    for desk in desks.iter().cycle() {
+    for ns in namespaces.iter().cycle() {
         tokio::select! {
             _ = ticks.tick() => {}
             () = done.cancelled() => break,
         }
         creates.sent += 1;
-        let (conversations, (_, conversation)) = (desk.conversations(), next(desk));
+        let (conversations, (_, conversation)) = (ns.conversations(), next(ns));
         tasks.spawn(async move {
             let sent = Instant::now();
             let result = conversations.create(&PostParams::default(), &conversation).await;
@@ -146,22 +141,22 @@ async fn create_steadily(
     creates
 }
 
-/// That desk by a client that repeats nothing.
-pub async fn without_retries(cluster: &Cluster, desk: &TestNamespace, api_server: usize) -> TestNamespace {
+/// The same namespace with a client that does not retry.
+pub async fn without_retries(cluster: &Cluster, ns: &TestNamespace, api_server: usize) -> TestNamespace {
     let kubeconfig = Kubeconfig::read_from(cluster.control_plane.kubeconfig()).unwrap();
     let context = Some(format!("api-{}", api_server + 1));
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
     config.default_retry = false;
-    TestNamespace { client: Client::try_from(config).unwrap(), ..desk.clone() }
+    TestNamespace { client: Client::try_from(config).unwrap(), ..ns.clone() }
 }
 
-/// A conversation whose name and binding no other one has.
-fn next(desk: &TestNamespace) -> (String, Conversation) {
+/// A conversation with a unique name and a unique binding.
+fn next(ns: &TestNamespace) -> (String, Conversation) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("create-{number}");
     let contact = json!({"contact": {"address": format!("+1666{number:07}")}});
-    let conversation = desk.conversation(&name, contact);
+    let conversation = ns.conversation(&name, contact);
     (name, conversation)
 }

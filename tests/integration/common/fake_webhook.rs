@@ -1,4 +1,4 @@
-//! A validating webhook of the tests: it records what the API server asks, and answers as the test says.
+//! A validating webhook for tests. It records the reviews that the API server sends, and the test decides the answers.
 
 use super::cluster::TIMEOUT;
 use super::https::{self, json};
@@ -16,32 +16,32 @@ use switchboard::api::Conversation;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The pause between two looks at whether the API server has taken up the configuration.
+/// The pause between two checks of whether the API server uses the new configuration.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What is answered to a review.
+/// The answer to a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Allow,
-    /// A review that is not allowed, with that code and that reason.
+    /// A denial with this code and this reason.
     Deny(u16, &'static str),
-    /// No review, but an HTTP answer of that code, which may say after how many seconds to come again.
+    /// An HTTP response with this code and no review, perhaps with a `Retry-After` header in seconds.
     Http(u16, Option<&'static str>),
-    /// The connection is cut.
+    /// No answer: the connection is cut.
     Cut,
 }
 
-/// What was asked.
+/// A review that the API server sent.
 #[derive(Clone, Debug)]
 pub struct Review {
-    /// How many were asked before it.
+    /// The number of reviews before it.
     pub number: usize,
-    /// The review's `request`.
+    /// The `request` of the `AdmissionReview`.
     pub request: Value,
 }
 
 impl Review {
-    /// The UID that the object is to have.
+    /// The UID that the object will have if it is stored.
     pub fn object_uid(&self) -> &str {
         self.request["object"]["metadata"]["uid"].as_str().unwrap()
     }
@@ -64,12 +64,12 @@ pub struct FakeWebhook {
 
 #[derive(Default)]
 struct Seen {
-    asked: watch::Sender<usize>,
-    /// How many of the reviews the API server no longer waited for when they were answered, or ever.
+    received: watch::Sender<usize>,
+    /// The number of reviews that the API server gave up before they were answered.
     given_up: watch::Sender<usize>,
 }
 
-/// Tells when a review was given up before it was answered.
+/// Counts a review as given up if it is dropped before the answer.
 struct UntilAnswered(Option<Arc<Seen>>);
 
 impl Drop for UntilAnswered {
@@ -81,8 +81,8 @@ impl Drop for UntilAnswered {
 }
 
 impl FakeWebhook {
-    /// Reviews each creation of a conversation in `namespace`, once the API server has taken that up. `timeout_seconds` is how long the
-    /// API server waits for an answer.
+    /// Reviews each create of a conversation in `namespace`. Returns once the API server uses the configuration. `timeout_seconds` is
+    /// how long the API server waits for an answer.
     pub async fn start<F>(
         client: &Client,
         namespace: &str,
@@ -92,12 +92,12 @@ impl FakeWebhook {
     where
         F: Future<Output = Verdict> + Send + 'static,
     {
-        let authority = Authority::new("reviewer").unwrap();
+        let authority = Authority::new("fake-webhook").unwrap();
         let reviews = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::new(Seen::default());
         let decide: Arc<dyn Fn(Review) -> Deciding + Send + Sync> = Arc::new(move |review| Box::pin(decide(review)));
         let (recorded, noticed) = (reviews.clone(), seen.clone());
-        let server = https::serve(&authority.issue("reviewer").unwrap(), move |request| {
+        let server = https::serve(&authority.issue("fake-webhook").unwrap(), move |request| {
             let (reviews, seen, decide) = (recorded.clone(), noticed.clone(), decide.clone());
             async move {
                 let mut review: Value = serde_json::from_slice(request.body()).unwrap();
@@ -111,7 +111,7 @@ impl FakeWebhook {
                         reviews.push(review.clone());
                         review
                     };
-                    seen.asked.send_modify(|count| *count += 1);
+                    seen.received.send_modify(|count| *count += 1);
                     let mut waiting = UntilAnswered(Some(seen));
                     let verdict = decide(review).await;
                     waiting.0 = None;
@@ -120,17 +120,17 @@ impl FakeWebhook {
                 answer(&request, verdict)
             }
         });
-        let reviewer = Self { server, authority, namespace: namespace.to_owned(), reviews, seen };
-        reviewer.register(client, timeout_seconds).await;
-        reviewer
+        let webhook = Self { server, authority, namespace: namespace.to_owned(), reviews, seen };
+        webhook.register(client, timeout_seconds).await;
+        webhook
     }
 
     async fn register(&self, client: &Client, timeout_seconds: u8) {
         let Self { namespace, server, authority, .. } = self;
         let configuration = json!({
-            "metadata": {"name": format!("reviewer-{}", server.address.port())},
+            "metadata": {"name": format!("fake-webhook-{}", server.address.port())},
             "webhooks": [{
-                "name": "reviewer.switchboard.dev",
+                "name": "fake-webhook.switchboard.dev",
                 "rules": [{
                     "operations": ["CREATE"],
                     "apiGroups": ["switchboard.dev"],
@@ -151,41 +151,41 @@ impl FakeWebhook {
         let configuration: ValidatingWebhookConfiguration = serde_json::from_value(configuration).unwrap();
         let configurations = Api::<ValidatingWebhookConfiguration>::all(client.clone());
         configurations.create(&PostParams::default(), &configuration).await.unwrap();
-        // Without a contact, so that no other webhook has a say.
+        // The operator's webhook allows a conversation without a contact.
         let spec = serde_json::from_value(json!({"channel": "Chat", "proxy": {"address": "desk"}})).unwrap();
         let probe = Conversation::new(PROBE, spec);
         let conversations = Api::<Conversation>::namespaced(client.clone(), namespace);
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let deadline = Instant::now() + TIMEOUT;
         while conversations.create(&dry_run, &probe).await.is_ok() {
-            assert!(Instant::now() < deadline, "the API server does not take up the webhook of the test");
+            assert!(Instant::now() < deadline, "the API server does not call the webhook of the test");
             sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// What was asked so far.
+    /// The reviews so far.
     pub fn reviews(&self) -> Vec<Review> {
         self.reviews.lock().unwrap().clone()
     }
 
-    /// Waits until that many were asked.
+    /// Waits until the API server has sent `count` reviews, and returns all reviews.
     pub async fn wait_for(&self, count: usize) -> Vec<Review> {
-        reach(&self.seen.asked, count).await;
+        reach(&self.seen.received, count).await;
         self.reviews()
     }
 
-    /// Waits until the API server has given that many up.
+    /// Waits until the API server has given up `count` reviews.
     pub async fn wait_until_given_up(&self, count: usize) {
         reach(&self.seen.given_up, count).await;
     }
 }
 
-const PROBE: &str = "reviewer-probe";
+const PROBE: &str = "fake-webhook-probe";
 
 async fn reach(counter: &watch::Sender<usize>, count: usize) {
     let mut counter = counter.subscribe();
     let reached = timeout(TIMEOUT, counter.wait_for(|seen| *seen >= count)).await;
-    drop(reached.unwrap_or_else(|_| panic!("fewer than {count} reviews")));
+    drop(reached.unwrap_or_else(|_| panic!("fewer than {count} reviews within {TIMEOUT:?}")));
 }
 
 fn answer(request: &Value, verdict: Verdict) -> Option<Response<https::Body>> {

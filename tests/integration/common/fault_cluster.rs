@@ -1,4 +1,4 @@
-//! A cluster whose operator reaches the API server through a proxy, and a witness of all that happens to one desk on it.
+//! A cluster whose operator reaches the API server through a proxy, and a checker of everything that happens in one namespace of it.
 
 use super::cluster::{Cluster, TIMEOUT, TestNamespace, until};
 use super::fake_webhook::{FakeWebhook, Verdict};
@@ -20,36 +20,36 @@ use switchboard::api::Conversation;
 use switchboard::core::binding::BindingName;
 use tokio::time::{Instant, sleep};
 
-/// How long a create that was admitted and never stored keeps the binding from others. It may be so short because the API servers of
-/// these clusters give a create up after [`REQUEST_TIMEOUT`].
+/// The time for which a create that was admitted but never stored keeps the binding from others. It can be this short because the API
+/// servers of these clusters give up a create after [`REQUEST_TIMEOUT`].
 pub const GRACE_PERIOD: Duration = Duration::from_secs(4);
 const REQUEST_TIMEOUT: &str = "--request-timeout=3s";
 
-/// The annotation of a conversation that another webhook denies; see [`FaultCluster::deny_some`].
+/// The annotation of the conversations that the webhook of [`FaultCluster::deny_some`] denies.
 const DENIED: &str = "example.com/denied";
 
-/// The pause between two looks at something that tells nobody that it has changed.
+/// The pause between two checks of a condition that cannot be watched.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A cluster with one API server, and a proxy before it for the operator.
+/// A cluster with one API server, and a proxy between the operator and that API server.
 pub struct FaultCluster {
-    pub cluster: Cluster,
+    cluster: Cluster,
     pub proxy: Proxy,
 }
 
 impl FaultCluster {
-    /// With that many replicas, all of them behind the one proxy.
+    /// Starts a cluster with `replicas` replicas, all behind the one proxy.
     pub async fn start(replicas: usize) -> Self {
         Self::start_with(replicas, &["--lease-duration=3s"]).await
     }
 
-    /// As [`FaultCluster::start`], with flags of the operator's that are not the grace period.
+    /// As [`FaultCluster::start`], with flags of the operator. The grace period cannot be among them.
     pub async fn start_with(replicas: usize, flags: &[&str]) -> Self {
         Self::start_on(ControlPlane::builder().api_server_flag(REQUEST_TIMEOUT), replicas, flags).await
     }
 
-    /// With one replica, and an API server that may store what it admitted long after the grace period: the one thing that claims do
-    /// not survive unharmed.
+    /// Starts a cluster with one replica, and an API server that may store a create long after the grace period. This is the one case
+    /// against which claims do not protect.
     pub async fn start_late() -> Self {
         Self::start_on(ControlPlane::builder(), 1, &[]).await
     }
@@ -72,17 +72,25 @@ impl FaultCluster {
         Self { cluster: Cluster::install(control_plane, &installation), proxy }
     }
 
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.cluster.control_plane
+    }
+
+    pub fn installation(&self) -> &Installation {
+        &self.cluster.installation
+    }
+
     pub fn replica(&self) -> &Replica {
-        self.cluster.installation.replica(0)
+        self.installation().replica(0)
     }
 
-    /// The replica that is called so in the Lease.
+    /// The replica with this identity in the Lease.
     pub fn replica_of(&self, identity: &str) -> &Replica {
-        let installation = &self.cluster.installation;
-        installation.replica(installation.index_of(identity).expect("a replica of ours"))
+        let installation = self.installation();
+        installation.replica(installation.index_of(identity).expect("the identity of a replica"))
     }
 
-    /// A client of the administrator's that repeats nothing by itself.
+    /// An administrator's client that does not retry.
     pub async fn client(&self) -> Client {
         let kubeconfig = Kubeconfig::read_from(self.cluster.control_plane.kubeconfig()).unwrap();
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
@@ -90,34 +98,34 @@ impl FaultCluster {
         Client::try_from(config).unwrap()
     }
 
-    /// A desk, and the witness of what happens to its binding. Requests are not repeated.
-    pub async fn desk(&self) -> (TestNamespace, HistoryChecker) {
-        let desk = TestNamespace { client: self.client().await, ..self.cluster.desk().await };
-        let witness = self.witness(&desk, Oracle::default());
-        (desk, witness)
+    /// A test namespace whose client does not retry, and a checker of its history.
+    pub async fn checked_namespace(&self) -> (TestNamespace, HistoryChecker) {
+        let ns = TestNamespace { client: self.client().await, ..self.cluster.test_namespace().await };
+        let checker = self.checker(&ns, Oracle::default());
+        (ns, checker)
     }
 
-    /// A witness that judges by `oracle`.
-    pub fn witness(&self, desk: &TestNamespace, oracle: Oracle) -> HistoryChecker {
+    /// A checker that uses `oracle`.
+    pub fn checker(&self, ns: &TestNamespace, oracle: Oracle) -> HistoryChecker {
         HistoryChecker {
             recorder: Recorder::start(&self.cluster.control_plane),
             oracle,
-            namespace: desk.namespace.clone(),
-            claims: HashSet::from([desk.binding()]),
+            namespace: ns.namespace.clone(),
+            claims: HashSet::from([ns.binding()]),
         }
     }
 
-    /// Another webhook, by which the API server denies at that desk what [`create_denied`] creates, after ours has allowed it: it
-    /// asks all webhooks at once, and waits for all of them.
-    pub async fn deny_some(&self, desk: &TestNamespace) -> FakeWebhook {
-        FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
+    /// Registers another webhook, which denies the conversations of [`create_denied`] in this namespace. The operator's webhook has
+    /// allowed them, since the API server calls all webhooks at the same time and waits for all of them.
+    pub async fn deny_some(&self, ns: &TestNamespace) -> FakeWebhook {
+        FakeWebhook::start(&ns.client, &ns.namespace, 10, |review| async move {
             let is_denied = review.request["object"]["metadata"]["annotations"].get(DENIED).is_some();
             if is_denied { Verdict::Deny(403, "Forbidden") } else { Verdict::Allow }
         })
         .await
     }
 
-    /// Waits until a replica other than `before` leads, and returns its identity.
+    /// Waits until the Lease has a holder other than `before`, and returns the identity of the holder.
     pub async fn wait_for_leader_other_than(&self, before: &str) -> String {
         let leases = Api::<Lease>::namespaced(self.client().await, NAMESPACE);
         let holder =
@@ -125,76 +133,76 @@ impl FaultCluster {
         let is_another =
             |lease: Option<&Lease>| lease.is_some_and(|lease| !holder(lease).is_empty() && holder(lease) != before);
         let lease = until(leases, "switchboard", is_another).await;
-        holder(&lease.flatten().expect("a leader in time"))
+        holder(&lease.flatten().expect("another leader within the timeout"))
     }
 }
 
 impl TestNamespace {
-    /// Waits until the API server answers, after its store or itself was away.
-    pub async fn until_it_answers(&self) {
+    /// Waits until the API server answers again, after it or etcd was unavailable.
+    pub async fn wait_until_api_server_answers(&self) {
         let deadline = Instant::now() + TIMEOUT;
         while self.conversations().list(&ListParams::default()).await.is_err() {
-            assert!(Instant::now() < deadline, "the API server does not come back");
+            assert!(Instant::now() < deadline, "the API server does not answer again");
             sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-/// Creates a conversation that our webhook admits and [`FaultCluster::deny_some`] does not.
-pub async fn create_denied(desk: &TestNamespace, name: &str) -> Box<Status> {
-    let mut object = desk.conversation(name, json!({}));
+/// Creates a conversation that the operator's webhook allows and the webhook of [`FaultCluster::deny_some`] denies.
+pub async fn create_denied(ns: &TestNamespace, name: &str) -> Box<Status> {
+    let mut object = ns.conversation(name, json!({}));
     object.metadata.annotations = Some([(DENIED.to_owned(), String::new())].into());
-    desk.create_object(&object, &PostParams::default()).await.expect_err("another webhook denies it")
+    ns.create_object(&object, &PostParams::default()).await.expect_err("the other webhook denies it")
 }
 
-/// Creates a conversation, again and again where the answer is a 503 that says when to come again, as kubectl does.
-pub async fn create_as_soon_as_possible(desk: &TestNamespace, name: &str, changes: Value) -> Conversation {
+/// Creates a conversation. Repeats the create while the answer is a 503 with a retry delay, as kubectl does.
+pub async fn create_with_retries(ns: &TestNamespace, name: &str, changes: Value) -> Conversation {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        match desk.create(name, changes.clone()).await {
+        match ns.create(name, changes.clone()).await {
             Ok(stored) => return stored,
-            Err(status) if is_to_be_repeated(&status) && Instant::now() < deadline => sleep(POLL_INTERVAL).await,
-            Err(status) => panic!("{name} is not created: {status:?}"),
+            Err(status) if is_retryable(&status) && Instant::now() < deadline => sleep(POLL_INTERVAL).await,
+            Err(status) => panic!("cannot create {name}: {status:?}"),
         }
     }
 }
 
-/// Whether it is a 503 that clients repeat by themselves.
-pub fn is_to_be_repeated(status: &Status) -> bool {
+/// Whether it is a 503 with a retry delay, after which clients retry by themselves.
+pub fn is_retryable(status: &Status) -> bool {
     status.code == 503 && status.details.as_ref().is_some_and(|details| details.retry_after_seconds > 0)
 }
 
-/// The operator makes the claim of this desk.
-pub fn claim_create(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
-    let binding = desk.binding().to_string();
+/// Matches the request by which the operator creates the claim on this namespace's binding.
+pub fn claim_create(ns: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
+    let binding = ns.binding().to_string();
     move |call| call.is("POST", "/addressbindings") && call.mentions(&binding)
 }
 
-/// The operator changes the claim of this desk.
-pub fn claim_replace(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
-    let path = format!("/addressbindings/{}", desk.binding());
+/// Matches the requests by which the operator replaces the claim on this namespace's binding.
+pub fn claim_replace(ns: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
+    let path = format!("/addressbindings/{}", ns.binding());
     move |call| call.is("PUT", &path)
 }
 
-/// The operator deletes the claim of this desk.
-pub fn claim_delete(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
-    let path = format!("/addressbindings/{}", desk.binding());
+/// Matches the requests by which the operator deletes the claim on this namespace's binding.
+pub fn claim_delete(ns: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
+    let path = format!("/addressbindings/{}", ns.binding());
     move |call| call.is("DELETE", &path)
 }
 
-/// The operator writes the status of a conversation of this desk.
-pub fn status_write(desk: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
-    let path = format!("/namespaces/{}/conversations/{name}/status", desk.namespace);
+/// Matches the requests by which the operator writes the status of this conversation.
+pub fn status_write(ns: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
+    let path = format!("/namespaces/{}/conversations/{name}/status", ns.namespace);
     move |call| call.is("PATCH", &path)
 }
 
-/// The operator does anything with the claim of this desk.
-pub fn claim_use(desk: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
-    let (binding, path) = (desk.binding().to_string(), format!("/addressbindings/{}", desk.binding()));
+/// Matches every request of the operator about the claim on this namespace's binding.
+pub fn claim_use(ns: &TestNamespace) -> impl Fn(&Call) -> bool + Send + 'static {
+    let (binding, path) = (ns.binding().to_string(), format!("/addressbindings/{}", ns.binding()));
     move |call| call.path.ends_with(&path) || (call.is("POST", "/addressbindings") && call.mentions(&binding))
 }
 
-/// Sees all that happens to the conversations and the claim of one desk, and judges it.
+/// Observes every change of the conversations and the claim of one test namespace, and checks the invariants.
 pub struct HistoryChecker {
     recorder: Recorder,
     pub oracle: Oracle,
@@ -203,20 +211,20 @@ pub struct HistoryChecker {
 }
 
 impl HistoryChecker {
-    /// Judges what has happened up to the present moment.
-    pub async fn show(&mut self) {
-        for event in self.recorder.news().await {
+    /// Checks the history up to the present moment.
+    pub async fn check(&mut self) {
+        for event in self.recorder.new_events().await {
             if self.is_ours(&event) {
                 self.oracle.observe(&event).unwrap_or_else(|violation| panic!("{violation}"));
             }
         }
     }
 
-    /// The same, until all is at rest.
-    pub async fn show_rest(&mut self) {
+    /// As [`HistoryChecker::check`], and waits until everything is at rest.
+    pub async fn wait_until_at_rest(&mut self) {
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.show().await;
+            self.check().await;
             let unrest = self.oracle.unrest();
             if unrest.is_empty() {
                 return;
@@ -226,16 +234,16 @@ impl HistoryChecker {
         }
     }
 
-    /// Waits until the desk's binding has been held that many times.
-    pub async fn wait_for_tenures(&mut self, desk: &TestNamespace, count: usize) {
-        let binding = super::oracle::Binding::new("SMS", &desk.contact, &desk.proxy);
+    /// Waits until the namespace's binding has been held `count` times.
+    pub async fn wait_for_hold_intervals(&mut self, ns: &TestNamespace, count: usize) {
+        let binding = super::oracle::Binding::new("SMS", &ns.contact, &ns.proxy);
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.show().await;
-            if self.oracle.tenures(&binding).len() >= count {
+            self.check().await;
+            if self.oracle.hold_intervals(&binding).len() >= count {
                 return;
             }
-            assert!(Instant::now() < deadline, "{binding} was held fewer than {count} times");
+            assert!(Instant::now() < deadline, "{binding} was held fewer than {count} times within {TIMEOUT:?}");
             sleep(POLL_INTERVAL).await;
         }
     }
@@ -248,38 +256,38 @@ impl HistoryChecker {
     }
 }
 
-/// Kills the replica while the next such request of its is right before or right after the API server, and starts it again.
+/// Kills the replica while its next matching request is right before or right after the API server, and starts it again.
 pub async fn kill_around(
-    faulty: &FaultCluster,
+    cluster: &FaultCluster,
     stage: Stage,
     applies: impl Fn(&Call) -> bool + Send + 'static,
     trigger: impl Future<Output = ()>,
 ) {
-    let mut held = faulty.proxy.hold(stage, applies);
+    let mut held = cluster.proxy.hold(stage, applies);
     let kill = async {
         let request: Held = held.next().await;
-        faulty.replica().kill();
+        cluster.replica().kill();
         request.resolve(Fault::Cut);
     };
     tokio::join!(kill, trigger);
     drop(held);
-    faulty.replica().start().unwrap();
+    cluster.replica().start().unwrap();
 }
 
-/// A cluster that a test has for itself as long as it runs; another one gets it afterwards, unless the test has failed.
-pub struct Alone(Option<FaultCluster>);
+/// A cluster that one test uses at a time. Another test gets it afterwards, unless the test has failed.
+pub struct ExclusiveCluster(Option<FaultCluster>);
 
 static IDLE: Mutex<Vec<FaultCluster>> = Mutex::new(Vec::new());
 
-pub async fn exclusive_cluster() -> Alone {
+pub async fn exclusive_cluster() -> ExclusiveCluster {
     let idle = IDLE.lock().unwrap().pop();
-    Alone(Some(match idle {
-        Some(faulty) => faulty,
+    ExclusiveCluster(Some(match idle {
+        Some(cluster) => cluster,
         None => FaultCluster::start_with(1, &["--lease-duration=2s"]).await,
     }))
 }
 
-impl std::ops::Deref for Alone {
+impl std::ops::Deref for ExclusiveCluster {
     type Target = FaultCluster;
 
     fn deref(&self) -> &FaultCluster {
@@ -287,7 +295,7 @@ impl std::ops::Deref for Alone {
     }
 }
 
-impl Drop for Alone {
+impl Drop for ExclusiveCluster {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             IDLE.lock().unwrap().extend(self.0.take());
@@ -295,7 +303,7 @@ impl Drop for Alone {
     }
 }
 
-/// One cluster for tests of a process that do not stand in each other's way.
+/// One cluster for the tests of a process that do not disturb each other.
 pub async fn shared() -> Arc<FaultCluster> {
     static SHARED: tokio::sync::OnceCell<Arc<FaultCluster>> = tokio::sync::OnceCell::const_new();
     SHARED.get_or_init(|| async { Arc::new(FaultCluster::start(1).await) }).await.clone()

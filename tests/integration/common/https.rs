@@ -1,4 +1,5 @@
-//! An HTTPS server for tests: each request goes whole to a function, whose answer goes back, or else the connection is cut.
+//! An HTTPS server for tests. It passes each request, with its whole body, to a function and returns the answer of that function; without
+//! an answer it cuts the connection.
 
 use control_plane::ServingCertificate;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -20,14 +21,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, Error>;
 
-/// Serves until it is dropped.
+/// A server that runs until it is dropped.
 pub struct Server {
     pub address: SocketAddr,
     _stop: DropGuard,
 }
 
-/// Serves on a free port of loopback, in a thread with a runtime of its own. `handle` is dropped where the client goes away before it
-/// has answered; with no answer the connection is cut.
+/// Serves on a free port of loopback, in a thread with its own runtime. The future of `handle` is dropped if the client disconnects
+/// first. If it returns `None`, the server cuts the connection.
 pub fn serve<H, F>(certificate: &ServingCertificate, handle: H) -> Server
 where
     H: Fn(Request<Bytes>) -> F + Clone + Send + 'static,
@@ -70,7 +71,7 @@ where
                     handle(Request::from_parts(parts, body)).await.ok_or(io::Error::other("cut on purpose"))
                 }
             });
-            // What goes wrong with a connection is what the test is about.
+            // Tests break connections on purpose.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }

@@ -1,9 +1,9 @@
-//! Tells from a history of conversations and claims whether the invariants I1 to I5 held. Pure: it reads events and nothing else.
+//! Checks in a history of conversations and claims whether the invariants I1 to I5 held. Pure: its only input is the events.
 //!
-//! It knows nothing of the product's own code, so that a mistake there cannot hide here: what "open" and "holding" mean is said once
-//! more, from the text of the objects.
+//! It uses no code of the product, so that a mistake there cannot hide here. It defines again, from the JSON of the objects, what "open"
+//! and "holding" mean.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, reason = "each test module uses a part of it")]
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -11,10 +11,10 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use switchboard::api::ConversationReference as Place;
 
-/// How many changes of one binding a failure shows.
-const SHOWN: usize = 60;
+/// The number of changes of one binding that a failure shows.
+const MAX_TRAIL: usize = 60;
 
-/// One change, as etcd made it.
+/// One change in etcd.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// The revision of etcd, which is the object's resourceVersion.
@@ -24,7 +24,7 @@ pub struct Event {
     pub namespace: String,
     pub name: String,
     pub change: Change,
-    /// What is stored from now on; none where nothing is.
+    /// The object after the change; `None` if it was deleted.
     pub object: Option<Value>,
 }
 
@@ -41,7 +41,7 @@ pub enum Change {
     Deleted,
 }
 
-/// What a binding is made of.
+/// The addresses that identify a binding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Binding {
     pub channel: String,
@@ -61,7 +61,7 @@ impl fmt::Display for Binding {
     }
 }
 
-/// An invariant did not hold, with the piece of history that shows it.
+/// An invariant that did not hold, with the part of the history that shows it.
 #[derive(Debug)]
 pub struct Violation(String);
 
@@ -71,19 +71,19 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A time during which a conversation held a binding, in revisions.
+/// An interval of revisions during which a conversation held a binding.
 #[derive(Clone, Debug)]
 pub struct HoldInterval {
     pub place: Place,
     pub uid: String,
     pub from: u64,
-    /// The revision at which it no longer did; none while it does.
+    /// The revision at which it stopped holding; `None` while it holds.
     pub until: Option<u64>,
 }
 
-type OfPlaces = Box<dyn Fn(&Place) -> bool + Send>;
+type PlacePredicate = Box<dyn Fn(&Place) -> bool + Send>;
 
-/// Reads a history event by event, and forgets what is over.
+/// Reads a history event by event. Remembers a binding until it is forgotten with [`Oracle::forget`].
 pub struct Oracle {
     revision: u64,
     conversations: BTreeMap<Place, Conversation>,
@@ -92,22 +92,23 @@ pub struct Oracle {
     ledgers: HashMap<Binding, Ledger>,
     /// Every UID that a claim ever recorded.
     recorded: HashSet<String>,
-    never_asked_for: HashSet<String>,
-    is_unseen: OfPlaces,
-    is_dry_run: OfPlaces,
+    /// The UIDs of dry runs.
+    dry_run_uids: HashSet<String>,
+    is_unseen: PlacePredicate,
+    is_dry_run: PlacePredicate,
     are_claims_guarded: bool,
 }
 
-/// What is known of one conversation.
+/// The known state of one conversation.
 struct Conversation {
     uid: String,
-    /// The binding that it has, or had before its contact was removed.
+    /// The current binding, or the previous one if the contact was removed.
     binding: Option<Binding>,
-    /// Open, and with a contact.
+    /// Whether it is open and has a contact.
     holds: bool,
     /// The condition Bound: `True`, `False` or `Unknown`.
     bound: String,
-    /// Whether that was decided on the spec that is stored.
+    /// Whether the condition was decided on the stored spec.
     is_current: bool,
 }
 
@@ -117,15 +118,15 @@ struct Claim {
     uids: Vec<String>,
 }
 
-/// Everything about one binding.
+/// The known state of one binding.
 #[derive(Default)]
 struct Ledger {
     claim: Option<Claim>,
     stored: BTreeSet<Place>,
     holders: BTreeSet<Place>,
-    /// Those that the status calls bound.
+    /// The conversations with `Bound=True`.
     bound: BTreeSet<Place>,
-    tenures: Vec<HoldInterval>,
+    hold_intervals: Vec<HoldInterval>,
     trail: VecDeque<String>,
     is_to_be_forgotten: bool,
 }
@@ -138,7 +139,7 @@ impl Default for Oracle {
             claims: HashMap::new(),
             ledgers: HashMap::new(),
             recorded: HashSet::new(),
-            never_asked_for: HashSet::new(),
+            dry_run_uids: HashSet::new(),
             is_unseen: Box::new(|_| false),
             is_dry_run: Box::new(|_| false),
             are_claims_guarded: true,
@@ -146,24 +147,24 @@ impl Default for Oracle {
     }
 }
 
-/// What the history is to be judged by.
+/// Options.
 impl Oracle {
-    /// These conversations are created while no webhook is in force: they need no claim to be stored.
+    /// These conversations are created while no webhook is in force, so they may be stored without a claim.
     #[must_use]
     pub fn unseen_by_webhooks(mut self, is_unseen: impl Fn(&Place) -> bool + Send + 'static) -> Self {
         self.is_unseen = Box::new(is_unseen);
         self
     }
 
-    /// These conversations are created by dry runs alone.
+    /// These conversations are created only by dry runs.
     #[must_use]
     pub fn dry_runs(mut self, is_dry_run: impl Fn(&Place) -> bool + Send + 'static) -> Self {
         self.is_dry_run = Box::new(is_dry_run);
         self
     }
 
-    /// Somebody goes around the admission policy and changes claims by hand, or the control plane stands still for longer than the
-    /// grace period. What remains is that never two have `Bound=True`, I5, and I2 and I3 at rest.
+    /// Somebody bypasses the admission policy and changes claims by hand, or the control plane is suspended for longer than the grace
+    /// period. The oracle then checks only that at most one conversation has `Bound=True`, I5, and I2 and I3 at rest.
     #[must_use]
     pub fn with_claims_changed_by_hand(mut self) -> Self {
         self.are_claims_guarded = false;
@@ -191,16 +192,16 @@ impl Oracle {
         }
     }
 
-    /// A dry run had this UID: no claim may ever record it.
+    /// Reports that a dry run had this UID. No claim may ever record it.
     pub fn was_dry_run(&mut self, uid: &str) -> Result<(), Violation> {
-        self.never_asked_for.insert(uid.to_owned());
+        self.dry_run_uids.insert(uid.to_owned());
         if self.recorded.contains(uid) {
             return Err(Violation(format!("I5: a claim records the UID {uid} of a dry run")));
         }
         Ok(())
     }
 
-    /// What is known of a binding is of no more use once nothing of it is stored.
+    /// Forgets a binding as soon as no object of it is stored.
     pub fn forget(&mut self, binding: &Binding) {
         if let Some(ledger) = self.ledgers.get_mut(binding) {
             ledger.is_to_be_forgotten = true;
@@ -216,39 +217,39 @@ impl Oracle {
     }
 }
 
-/// What the history has shown.
+/// Results.
 impl Oracle {
-    /// The last revision that was read.
+    /// The revision of the last event.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Who has held a binding, in order.
-    pub fn tenures(&self, binding: &Binding) -> &[HoldInterval] {
-        self.ledgers.get(binding).map(|ledger| ledger.tenures.as_slice()).unwrap_or_default()
+    /// The intervals during which a conversation held the binding, in order.
+    pub fn hold_intervals(&self, binding: &Binding) -> &[HoldInterval] {
+        self.ledgers.get(binding).map(|ledger| ledger.hold_intervals.as_slice()).unwrap_or_default()
     }
 
-    /// Whether that conversation held the binding at one of these revisions (I4).
+    /// Whether the conversation held the binding at one of these revisions (I4).
     pub fn has_held(&self, binding: &Binding, place: &Place, when: &RangeInclusive<u64>) -> bool {
-        self.tenures(binding).iter().any(|tenure| {
-            tenure.place == *place
-                && tenure.from <= *when.end()
-                && tenure.until.is_none_or(|until| until > *when.start())
+        self.hold_intervals(binding).iter().any(|interval| {
+            interval.place == *place
+                && interval.from <= *when.end()
+                && interval.until.is_none_or(|until| until > *when.start())
         })
     }
 
-    /// The last changes of a binding, a line each.
+    /// The last changes of a binding, one per line.
     pub fn trail(&self, binding: &Binding) -> String {
         let lines = self.ledgers.get(binding).into_iter().flat_map(|ledger| &ledger.trail);
         lines.fold(String::new(), |trail, line| trail + "\n  " + line)
     }
 
-    /// How many bindings are remembered.
+    /// The number of remembered bindings.
     pub fn remembered(&self) -> usize {
         self.ledgers.len()
     }
 
-    /// The claims that name no conversation which holds their binding (I3).
+    /// The claims that do not name a holder of their binding (I3).
     pub fn stuck(&self) -> Vec<String> {
         let claims = self.ledgers.iter().filter_map(|(binding, ledger)| {
             let claim = ledger.claim.as_ref()?;
@@ -261,7 +262,7 @@ impl Oracle {
         claims.collect()
     }
 
-    /// What is not yet as it must be at rest, under a leader: I2, I3, and that each status says so.
+    /// The violations of the rules that hold at rest while a leader runs: I2, I3, and a correct condition Bound in each status.
     pub fn unrest(&self) -> Vec<String> {
         let conversations = self.conversations.iter().filter_map(|(place, conversation)| {
             let why = self.why_unsettled(place, conversation)?;
@@ -346,7 +347,7 @@ impl Oracle {
         }
         if holds && !held {
             ledger.holders.insert(place.clone());
-            ledger.tenures.push(HoldInterval {
+            ledger.hold_intervals.push(HoldInterval {
                 place: place.clone(),
                 uid: uid.clone(),
                 from: event.revision,
@@ -354,8 +355,8 @@ impl Oracle {
             });
         } else if held && !holds {
             ledger.holders.remove(&place);
-            for tenure in ledger.tenures.iter_mut().filter(|tenure| tenure.place == place) {
-                tenure.until.get_or_insert(event.revision);
+            for interval in ledger.hold_intervals.iter_mut().filter(|interval| interval.place == place) {
+                interval.until.get_or_insert(event.revision);
             }
         }
         if is_bound {
@@ -373,7 +374,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// I1, and how it comes about: whoever begins to hold a binding does so under a claim that names it and records its create.
+    /// Checks I1 and its cause: a conversation becomes the holder only under a claim that names it and records the UID of its create.
     fn check_is_claimed(&self, binding: &Binding, place: &Place, uid: &str) -> Result<(), Violation> {
         if !self.are_claims_guarded || (self.is_unseen)(place) {
             return Ok(());
@@ -472,7 +473,7 @@ impl Oracle {
 
     fn check_dry_runs(&mut self, binding: &Binding) -> Result<(), Violation> {
         let Some(claim) = self.ledgers.get(binding).and_then(|ledger| ledger.claim.as_ref()) else { return Ok(()) };
-        if (self.is_dry_run)(&claim.holder) || claim.uids.iter().any(|uid| self.never_asked_for.contains(uid)) {
+        if (self.is_dry_run)(&claim.holder) || claim.uids.iter().any(|uid| self.dry_run_uids.contains(uid)) {
             let text = format!("I5: a dry run of {} wrote a claim", claim.holder);
             return Err(self.violation(binding, text));
         }
@@ -488,7 +489,7 @@ impl Oracle {
 impl Ledger {
     fn note(&mut self, line: String) {
         self.trail.push_back(line);
-        if self.trail.len() > SHOWN {
+        if self.trail.len() > MAX_TRAIL {
             self.trail.pop_front();
         }
     }

@@ -1,5 +1,5 @@
-//! Stands between a client and a server of ours, by HTTPS, and does to chosen requests what a bad network, a slow server or a crash
-//! would do: holds them before or after the server has seen them, cuts them, answers in the server's stead, or sends them twice.
+//! An HTTPS proxy that injects faults into chosen requests, as a bad network, a slow server or a crash would. It holds requests before
+//! or after the server has processed them, cuts their connections, answers instead of the server, or sends them twice.
 
 use super::cluster::TIMEOUT;
 use super::https::{self, Body, json};
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-/// A request, as far as a fault is chosen by it.
+/// The parts of a request by which a fault is chosen.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub method: Method,
@@ -32,12 +32,12 @@ pub struct Call {
 }
 
 impl Call {
-    /// Whether it is of this method and its path ends like that.
+    /// Whether it has this method, and its path ends with `path`.
     pub fn is(&self, method: &str, path: &str) -> bool {
         self.method.as_str() == method && self.path.ends_with(path)
     }
 
-    /// Whether its body, as text, contains that.
+    /// Whether its body contains `text`.
     pub fn mentions(&self, text: &str) -> bool {
         String::from_utf8_lossy(&self.body).contains(text)
     }
@@ -47,25 +47,25 @@ impl Call {
     }
 }
 
-/// When something is done to a request.
+/// The moment at which a fault applies to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The server has not seen it.
+    /// The server has not received the request.
     Before,
-    /// The server has answered it, and the client does not know yet.
+    /// The server has answered, and the client has not received the answer.
     After,
 }
 
-/// What becomes of a request.
+/// The fault that is injected into a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// It goes on.
+    /// None: the request continues.
     Pass,
-    /// The connection is cut.
+    /// The connection to the client is cut.
     Cut,
-    /// This is answered, whatever the server has said.
+    /// The client gets this status code instead of the answer of the server.
     Answer(u16),
-    /// The server sees it twice, and what it says to the second is the answer.
+    /// The server receives the request twice, and the client gets the second answer.
     Twice,
 }
 
@@ -73,7 +73,7 @@ struct Rule {
     number: usize,
     stage: Stage,
     applies: Box<dyn Fn(&Call) -> bool + Send>,
-    met: watch::Sender<usize>,
+    matched: watch::Sender<usize>,
     effect: Effect,
 }
 
@@ -82,7 +82,7 @@ enum Effect {
     Hold(mpsc::UnboundedSender<Held>),
 }
 
-/// A request that waits for its fault to be decided; dropped, it goes on.
+/// A request that waits for the decision about its fault. If this is dropped, the request continues.
 #[derive(Debug)]
 pub struct Held {
     pub call: Call,
@@ -91,7 +91,7 @@ pub struct Held {
 
 impl Held {
     pub fn resolve(self, fault: Fault) {
-        // Nobody waits any more where the proxy has ended.
+        // The request no longer waits if the proxy has ended.
         let _ = self.fault.send(fault);
     }
 }
@@ -100,9 +100,9 @@ impl Held {
 struct Shared {
     rules: Mutex<Vec<Rule>>,
     numbers: AtomicUsize,
-    /// Whether nothing gets through a watch.
+    /// Whether watches deliver nothing.
     are_watches_frozen: watch::Sender<bool>,
-    /// How many watches there have been, and how many of them are dead.
+    /// The number of watches so far. The first `dead_watches` of them never deliver anything again.
     watches: AtomicUsize,
     dead_watches: AtomicUsize,
 }
@@ -111,26 +111,26 @@ struct Shared {
 pub struct InForce {
     shared: Arc<Shared>,
     number: usize,
-    met: watch::Sender<usize>,
+    matched: watch::Sender<usize>,
     held: mpsc::UnboundedReceiver<Held>,
 }
 
 impl InForce {
-    /// How many requests it has met.
+    /// The number of requests that it has matched.
     pub fn count(&self) -> usize {
-        *self.met.borrow()
+        *self.matched.borrow()
     }
 
-    /// Waits until it has met that many requests.
+    /// Waits until it has matched `count` requests.
     pub async fn wait_for(&self, count: usize) {
-        let mut met = self.met.subscribe();
-        let reached = timeout(TIMEOUT, met.wait_for(|met| *met >= count)).await;
-        drop(reached.unwrap_or_else(|_| panic!("fewer than {count} requests that the fault applies to")));
+        let mut matched = self.matched.subscribe();
+        let reached = timeout(TIMEOUT, matched.wait_for(|matched| *matched >= count)).await;
+        drop(reached.unwrap_or_else(|_| panic!("fewer than {count} matching requests within {TIMEOUT:?}")));
     }
 
-    /// The next request that it holds.
+    /// Waits for the next request that it holds.
     pub async fn next(&mut self) -> Held {
-        timeout(TIMEOUT, self.held.recv()).await.expect("a request that is to be held").unwrap()
+        timeout(TIMEOUT, self.held.recv()).await.expect("a matching request within the timeout").unwrap()
     }
 }
 
@@ -140,7 +140,7 @@ impl Drop for InForce {
     }
 }
 
-/// Carries requests until it is dropped.
+/// A proxy that forwards requests until it is dropped.
 pub struct Proxy {
     shared: Arc<Shared>,
     authority: Authority,
@@ -148,7 +148,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// In front of an API server. Who is behind it stays who he is: his token is handed on.
+    /// A proxy in front of an API server. It forwards the client's token, so that the API server sees the same user.
     pub async fn to_api_server(control_plane: &ControlPlane, index: usize) -> Self {
         let kubeconfig = Kubeconfig::from_yaml(&control_plane.kubeconfig_for_token("nobody", index)).unwrap();
         let mut upstream = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
@@ -156,7 +156,7 @@ impl Proxy {
         Self::to(upstream, Authority::new("proxy").unwrap())
     }
 
-    /// In front of a webhook, whose clients trust `authority`.
+    /// A proxy in front of a webhook whose clients trust `authority`.
     pub fn to_webhook(webhook: SocketAddr, authority: &Authority) -> Self {
         let mut upstream = Config::new(format!("https://{webhook}").parse().unwrap());
         let trusted = CertificateDer::from_pem_slice(authority.certificate().as_bytes()).unwrap();
@@ -174,20 +174,20 @@ impl Proxy {
         certificate: &control_plane::ServingCertificate,
         authority: Authority,
     ) -> Self {
-        // A fault reaches the client as it is.
+        // The client must see each fault, so the proxy does not retry.
         upstream.default_retry = false;
         upstream.read_timeout = None;
         upstream.write_timeout = None;
         let shared = Arc::new(Shared::default());
         let (for_calls, upstream) = (shared.clone(), Arc::new(upstream));
-        // Made by the first request, because a client belongs to the runtime that it was made in.
+        // The first request creates the client, because a client belongs to the runtime in which it is created.
         let client = Arc::new(OnceLock::new());
         let server = https::serve(certificate, move |request| {
             let (shared, upstream, client) = (for_calls.clone(), upstream.clone(), client.clone());
             async move {
                 let client: &Client = client.get_or_init(|| Client::try_from((*upstream).clone()).unwrap());
-                // In a task, so that it is treated also where its client is gone.
-                tokio::spawn(carry(shared, client.clone(), request)).await.ok().flatten()
+                // A task of its own continues when the client disconnects.
+                tokio::spawn(process(shared, client.clone(), request)).await.ok().flatten()
             }
         });
         Self { shared, authority, server }
@@ -197,7 +197,7 @@ impl Proxy {
         self.server.address
     }
 
-    /// Writes a kubeconfig by which whoever has this token reaches the API server through the proxy.
+    /// Writes a kubeconfig with this token that reaches the API server through the proxy.
     pub fn kubeconfig(&self, control_plane: &ControlPlane, token: &str) -> PathBuf {
         let authority = BASE64.encode(self.authority.certificate().as_bytes());
         let kubeconfig = json!({
@@ -216,12 +216,12 @@ impl Proxy {
         path
     }
 
-    /// This becomes of each such request.
+    /// Injects `fault` into each matching request.
     pub fn inject(&self, stage: Stage, fault: Fault, applies: impl Fn(&Call) -> bool + Send + 'static) -> InForce {
         self.add(stage, Effect::Inject(fault), applies, mpsc::unbounded_channel().1)
     }
 
-    /// Each such request is held until the test says what becomes of it.
+    /// Holds each matching request until the test decides about it.
     pub fn hold(&self, stage: Stage, applies: impl Fn(&Call) -> bool + Send + 'static) -> InForce {
         let (sender, held) = mpsc::unbounded_channel();
         self.add(stage, Effect::Hold(sender), applies, held)
@@ -235,24 +235,24 @@ impl Proxy {
         held: mpsc::UnboundedReceiver<Held>,
     ) -> InForce {
         let number = self.shared.numbers.fetch_add(1, Ordering::SeqCst);
-        let met = watch::Sender::new(0);
-        let rule = Rule { number, stage, applies: Box::new(applies), met: met.clone(), effect };
+        let matched = watch::Sender::new(0);
+        let rule = Rule { number, stage, applies: Box::new(applies), matched: matched.clone(), effect };
         self.shared.rules.lock().unwrap().push(rule);
-        InForce { shared: self.shared.clone(), number, met, held }
+        InForce { shared: self.shared.clone(), number, matched, held }
     }
 
-    /// From now on nothing gets through a watch, which stays open all the same; or again everything does.
+    /// Freezes all watches, or releases them again. A frozen watch stays open and delivers nothing.
     pub fn freeze_watches(&self, freeze: bool) {
         self.shared.are_watches_frozen.send_replace(freeze);
     }
 
-    /// The watches that there are stay open for ever, and nothing comes through them any more, not even that they have ended.
+    /// Kills the current watches: they stay open for ever and never deliver anything again, not even their end.
     pub fn kill_watches(&self) {
         self.shared.dead_watches.store(self.shared.watches.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
 
-async fn carry(shared: Arc<Shared>, client: Client, request: Request<Bytes>) -> Option<Response<Body>> {
+async fn process(shared: Arc<Shared>, client: Client, request: Request<Bytes>) -> Option<Response<Body>> {
     let call = Call {
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
@@ -280,7 +280,7 @@ impl Shared {
             let Some(rule) = rules.iter().find(|rule| rule.stage == stage && (rule.applies)(call)) else {
                 return Fault::Pass;
             };
-            rule.met.send_modify(|met| *met += 1);
+            rule.matched.send_modify(|matched| *matched += 1);
             match &rule.effect {
                 Effect::Inject(fault) => return *fault,
                 Effect::Hold(held) => {
@@ -294,7 +294,7 @@ impl Shared {
     }
 }
 
-/// What the server answers; nothing where it does not.
+/// Forwards a request, and returns the answer of the server, if any.
 async fn forward(
     shared: &Arc<Shared>,
     client: &Client,

@@ -1,10 +1,10 @@
-//! Records every change of conversations and claims, in the one order in which etcd made them, with none left out.
+//! Records every change of conversations and claims, in the order of etcd's revisions, without gaps.
 //!
-//! It follows etcd's own revisions, through the JSON gateway that etcd has on its client port, and not an API server: so it sees
-//! both kinds in one stream, and goes on while API servers are killed or paused. After an interruption it goes on at the next
-//! revision. Where that cannot be had (compacted away, or etcd went back), the next look at the history fails.
+//! It watches etcd through the JSON gateway on etcd's client port, not an API server. So it sees both kinds in one stream, and continues
+//! while API servers are killed or paused. After an interruption it continues at the next revision. If etcd no longer has that revision
+//! (it was compacted, or a backup was restored), the next read of the history fails.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, reason = "each test module uses a part of it")]
 
 use super::etcd;
 use super::oracle::{Change, Event, Kind, Oracle};
@@ -24,11 +24,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Everything of the API group, and no key beyond it.
 const FROM: &str = "/registry/switchboard.dev/";
 const TO: &str = "/registry/switchboard.dev0";
-/// A key that no API server reads. Writing it tells the present revision, and makes for an event by which the recorder knows that it
-/// has seen everything up to there.
+/// A key that no API server reads. A write to it returns the current revision, and its event tells the recorder that it has seen
+/// everything up to that revision.
 const MARK: &str = "/registry/switchboard.dev/recorder";
 
-/// How long etcd may take to show what has happened, or to come back.
+/// The time within which etcd must answer, and deliver its events.
 const TIMEOUT: Duration = Duration::from_mins(1);
 /// The pause between two attempts to reach etcd.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -47,20 +47,20 @@ struct Shared {
 
 #[derive(Clone, Debug, Default)]
 struct Progress {
-    /// The last revision that was seen.
+    /// The last revision that the recorder has seen.
     revision: u64,
-    /// Why the history is not complete.
+    /// The reason why the history is incomplete.
     lost: Option<String>,
 }
 
 impl Recorder {
-    /// Records from the first revision on. To be started before an API server has compacted it away, which it does after five
-    /// minutes unless it is run with `--etcd-compaction-interval=0`.
+    /// Records from the first revision on. Start it before an API server compacts that revision: after five minutes, unless the API
+    /// server runs with `--etcd-compaction-interval=0`.
     pub fn start(control_plane: &ControlPlane) -> Self {
         let shared = Arc::new(Shared { events: Mutex::default(), progress: watch::Sender::default() });
         let (etcd, stop) = (control_plane.etcd().address(), CancellationToken::new());
         let (for_thread, stopped) = (shared.clone(), stop.clone());
-        // A runtime of its own: it records also while a test blocks the thread that it runs on.
+        // With its own runtime it also records while a test blocks its thread.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -73,23 +73,23 @@ impl Recorder {
         Self { etcd, shared, _stop: stop.drop_guard() }
     }
 
-    /// What has happened up to the present moment, without what an earlier call has returned.
+    /// The events up to the present moment, without those that an earlier call has returned.
     ///
     /// # Panics
-    /// Where the history has a gap.
-    pub async fn news(&self) -> Vec<Event> {
+    /// If the history has a gap.
+    pub async fn new_events(&self) -> Vec<Event> {
         self.catch_up().await;
         self.take()
     }
 
-    /// Waits until all is seen up to the present moment, and returns the revision up to which it is.
+    /// Waits until the recorder has seen everything up to the present moment, and returns the last seen revision.
     async fn catch_up(&self) -> u64 {
-        let present = timeout(TIMEOUT, self.mark()).await.expect("etcd does not answer");
+        let current = timeout(TIMEOUT, self.mark()).await.expect("etcd does not answer");
         let mut progress = self.shared.progress.subscribe();
-        let is_there = |progress: &Progress| progress.revision >= present || progress.lost.is_some();
-        let progress = timeout(TIMEOUT, progress.wait_for(is_there)).await;
-        let progress = progress.expect("etcd does not show what has happened").unwrap().clone();
-        assert!(progress.lost.is_none(), "the history is not complete: {}", progress.lost.unwrap_or_default());
+        let is_complete = |progress: &Progress| progress.revision >= current || progress.lost.is_some();
+        let progress = timeout(TIMEOUT, progress.wait_for(is_complete)).await;
+        let progress = progress.expect("etcd does not deliver its events").unwrap().clone();
+        assert!(progress.lost.is_none(), "the history is incomplete: {}", progress.lost.unwrap_or_default());
         progress.revision
     }
 
@@ -97,42 +97,42 @@ impl Recorder {
         std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The last revision that was seen, without a look at whether there are newer ones.
+    /// The last revision that the recorder has seen. There may be newer ones.
     pub fn revision(&self) -> u64 {
         self.shared.progress.borrow().revision
     }
 
-    /// A way to ask for the present revision. It belongs to the runtime that it is made in.
+    /// A reader of the current revision. It belongs to the runtime in which it is created.
     pub fn clock(&self) -> Clock {
         Clock { client: etcd::client(self.etcd) }
     }
 
-    /// Lets `oracle` judge what has happened up to the present moment.
+    /// Lets `oracle` check the history up to the present moment.
     ///
     /// # Panics
-    /// Where an invariant did not hold, or the history has a gap.
-    pub async fn show(&self, oracle: &mut Oracle) {
+    /// If an invariant did not hold, or the history has a gap.
+    pub async fn check(&self, oracle: &mut Oracle) {
         self.catch_up().await;
-        self.judge(oracle);
+        self.check_recorded(oracle);
     }
 
-    fn judge(&self, oracle: &mut Oracle) {
+    fn check_recorded(&self, oracle: &mut Oracle) {
         for event in self.take() {
             oracle.observe(&event).unwrap_or_else(|violation| panic!("{violation}"));
         }
     }
 
-    /// As [`Recorder::show`], until all is at rest: each binding has its claim, no claim is without a holder, each status says so.
-    /// It needs a leader, and where creates have failed the grace period.
+    /// As [`Recorder::check`], and waits until everything is at rest: each held binding has its claim, each claim has its holder, and
+    /// each status has the correct condition Bound. This needs a leader and, after failed creates, the grace period.
     ///
     /// # Panics
-    /// Where an invariant did not hold, the history has a gap, or there is no rest in time.
-    pub async fn show_rest(&self, oracle: &mut Oracle, within: Duration) {
+    /// If an invariant did not hold, the history has a gap, or not everything is at rest within `within`.
+    pub async fn wait_until_at_rest(&self, oracle: &mut Oracle, within: Duration) {
         let deadline = Instant::now() + within;
         loop {
-            // Whatever the judgement does not see is of a later revision than this, and so no wait begins after it.
+            // An event that this check misses has a later revision than `seen`, so the wait below returns at once.
             let seen = self.catch_up().await;
-            self.judge(oracle);
+            self.check_recorded(oracle);
             let unrest = oracle.unrest();
             if unrest.is_empty() {
                 return;
@@ -144,7 +144,7 @@ impl Recorder {
         }
     }
 
-    /// Writes the mark: the revision that etcd has now.
+    /// Writes the mark, and returns its revision.
     async fn mark(&self) -> u64 {
         let client = etcd::client(self.etcd);
         loop {
@@ -157,17 +157,18 @@ impl Recorder {
     }
 }
 
-/// Tells the time in revisions.
+/// Reads the current revision of etcd.
 #[derive(Clone)]
 pub struct Clock {
     client: Client,
 }
 
 impl Clock {
-    /// The revision that etcd has now, by a linearizable read: what was stored before this call has one that is not higher.
+    /// The current revision of etcd, by a linearizable read. Everything that was stored before this call has this revision or a lower
+    /// one.
     ///
     /// # Panics
-    /// Where etcd does not answer.
+    /// If etcd does not answer.
     pub async fn now(&self) -> u64 {
         let range = etcd::post("/v3/kv/range", &json!({"key": BASE64.encode(MARK.as_bytes()), "count_only": true}));
         let answer = self.client.request::<Answer>(range).await.expect("etcd does not answer");
@@ -188,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Follows etcd from the revision `next` on until it is interrupted.
+    /// Watches etcd from the revision `next` on until it is interrupted.
     async fn follow(&self, client: &Client, next: &mut u64) -> Result<(), Interruption> {
         let range = json!({
             "key": BASE64.encode(FROM.as_bytes()),
@@ -204,16 +205,16 @@ impl Shared {
             if answer.canceled {
                 return Err(Interruption::Lost(format!("etcd has no revision {next} any more: {line}")));
             }
-            let present: u64 = answer.header.revision.parse().unwrap_or_default();
-            if answer.created && present + 1 < *next {
-                return Err(Interruption::Lost(format!("etcd went back from revision {} to {present}", *next - 1)));
+            let current: u64 = answer.header.revision.parse().unwrap_or_default();
+            if answer.created && current + 1 < *next {
+                return Err(Interruption::Lost(format!("etcd went back from revision {} to {current}", *next - 1)));
             }
             let events: Vec<_> = answer
                 .events
                 .iter()
                 .map(StoredEvent::read)
                 .collect::<Option<_>>()
-                .ok_or_else(|| Interruption::Lost(format!("etcd tells of something that is no event: {line}")))?;
+                .ok_or_else(|| Interruption::Lost(format!("etcd sent an event that cannot be read: {line}")))?;
             let Some((last, _)) = events.last() else { continue };
             let last = *last;
             *next = last + 1;
@@ -226,11 +227,11 @@ impl Shared {
     }
 }
 
-/// Why etcd is no longer followed.
+/// The reason why a watch of etcd ended.
 enum Interruption {
-    /// The connection ended: it is followed again from where it was.
+    /// The connection ended. The watch continues at the next revision.
     Broken,
-    /// There is no going on.
+    /// The next revision is not available.
     Lost(String),
 }
 
@@ -247,7 +248,7 @@ impl From<std::io::Error> for Interruption {
 }
 
 impl From<serde_json::Error> for Interruption {
-    /// A line that was cut.
+    /// The line was cut.
     fn from(_: serde_json::Error) -> Self {
         Self::Broken
     }
@@ -286,7 +287,7 @@ struct StoredEvent {
 struct KeyValue {
     key: String,
     mod_revision: String,
-    /// How often the key was written since it was created; absent where it was deleted.
+    /// The number of writes since the key was created. Absent if it was deleted.
     #[serde(default)]
     version: String,
     #[serde(default)]
@@ -294,7 +295,7 @@ struct KeyValue {
 }
 
 impl StoredEvent {
-    /// The revision, and the event unless it is a mark; none where it cannot be read.
+    /// The revision, and the event unless it is a mark. `None` if it cannot be read.
     fn read(&self) -> Option<(u64, Option<Event>)> {
         let Self { type_, kv: KeyValue { key, mod_revision, version, value } } = self;
         let revision = mod_revision.parse().ok()?;
@@ -312,7 +313,7 @@ impl StoredEvent {
         };
         let object = match change {
             Change::Deleted => None,
-            // What is no JSON is kept as text: an object that holds nothing.
+            // A value that is not JSON becomes a text, which the oracle reads as an object without fields.
             Change::Created | Change::Updated => {
                 let bytes = BASE64.decode(value.as_bytes()).ok()?;
                 let text = || Value::from(String::from_utf8_lossy(&bytes).into_owned());

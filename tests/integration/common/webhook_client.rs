@@ -1,4 +1,4 @@
-//! Calls a webhook without an API server: by TLS, byte for byte.
+//! Calls a webhook by TLS without an API server, with any bytes.
 
 use super::cluster::TestNamespace;
 use control_plane::ServingCertificate;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Who calls: whom it trusts, and who it says it is.
+/// A client of a webhook: the CAs that it trusts, and its certificate.
 pub struct WebhookClient {
     config: ClientConfig,
 }
@@ -27,7 +27,8 @@ pub struct Answer {
 }
 
 impl WebhookClient {
-    /// One that trusts the CAs of that PEM, has that certificate if any, and offers no protocol by name.
+    /// A client that trusts the CAs in the PEM text `trusted`, authenticates with `identity` if there is one, and offers no protocol by
+    /// ALPN.
     pub fn new(trusted: &[u8], identity: Option<&ServingCertificate>) -> Self {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(trusted) {
@@ -46,20 +47,20 @@ impl WebhookClient {
         Self { config }
     }
 
-    /// The same, which offers these protocols by ALPN.
+    /// The same client, which offers these protocols by ALPN.
     pub fn offering(mut self, protocols: &[&str]) -> Self {
         self.config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         self
     }
 
-    /// A connection; an error where either side does not like the other's certificate.
+    /// Opens a connection. It is an error if either side rejects the other's certificate.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
         TlsConnector::from(Arc::new(self.config.clone())).connect(ServerName::from(address.ip()), stream).await
     }
 
-    /// Sends those bytes as the body of a review on a connection of its own. The answer may come, and the connection end, before all of
-    /// them are sent.
+    /// Sends `body` as a review on a new connection. The webhook may answer and close the connection before it has received the whole
+    /// body.
     pub async fn review(&self, address: SocketAddr, body: &[u8]) -> io::Result<Answer> {
         let (mut answers, mut sends) = tokio::io::split(self.connect(address).await?);
         let request = request(body.len(), body);
@@ -72,7 +73,7 @@ impl WebhookClient {
     }
 }
 
-/// The bytes of a review's request that says it has so many bytes.
+/// The bytes of a request with `body`, and with `length` as its `Content-Length`.
 pub fn request(length: usize, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST /admit?timeout=10s HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\n\
@@ -81,13 +82,13 @@ pub fn request(length: usize, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Sends those bytes to the last: what TLS has not handed to the socket yet waits for a flush, and a read does none.
+/// Sends all bytes. TLS may buffer some of them until a flush, and a read does not flush.
 pub async fn send(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes).await?;
     stream.flush().await
 }
 
-/// What is answered until the connection ends; an error where nothing is.
+/// Reads the answer until the connection ends. It is an error if there is none.
 pub async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     if let Err(error) = stream.read_to_end(&mut bytes).await
@@ -102,10 +103,10 @@ pub async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Answer>
     Ok(Answer { code: code.ok_or_else(|| io::Error::other(head.to_owned()))?, body: body.to_owned() })
 }
 
-/// The review of a create at `desk` as an API server sends it.
-pub fn review(desk: &TestNamespace, name: &str, uid: &str) -> Value {
-    let mut object = serde_json::to_value(desk.conversation(name, json!({}))).unwrap();
-    object["metadata"]["namespace"] = desk.namespace.clone().into();
+/// The review of a create in `ns`, as an API server sends it.
+pub fn review(ns: &TestNamespace, name: &str, uid: &str) -> Value {
+    let mut object = serde_json::to_value(ns.conversation(name, json!({}))).unwrap();
+    object["metadata"]["namespace"] = ns.namespace.clone().into();
     object["metadata"]["uid"] = uid.into();
     json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -115,7 +116,7 @@ pub fn review(desk: &TestNamespace, name: &str, uid: &str) -> Value {
             "kind": {"group": "switchboard.dev", "version": "v1alpha1", "kind": "Conversation"},
             "resource": {"group": "switchboard.dev", "version": "v1alpha1", "resource": "conversations"},
             "name": name,
-            "namespace": desk.namespace,
+            "namespace": ns.namespace,
             "operation": "CREATE",
             "userInfo": {"username": "system:serviceaccount:sales:robot"},
             "object": object,

@@ -1,4 +1,4 @@
-//! Admission, by real API servers and replicas of the operator: who gets a binding, and what the others are told.
+//! Admission with real API servers and replicas of the operator: which create gets a binding, and which refusals the others get.
 
 use crate::common::cluster::{Cluster, TestNamespace, create_namespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
@@ -18,89 +18,93 @@ fn assert_48031(status: &Status, holder: &str) {
 }
 
 #[tokio::test]
-async fn a_second_open_conversation_for_a_binding_is_refused_with_48031() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+async fn second_open_conversation_for_a_binding_is_refused() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert_48031(&refusal, "alice");
-    for part in [&desk.contact, &desk.proxy, &format!("{}/alice", desk.namespace), "Active", "agent-7", "close it"] {
-        assert!(refusal.message.contains(part), "{part} is missing in {}", refusal.message);
+    for part in [&ns.contact, &ns.proxy, &format!("{}/alice", ns.namespace), "Active", "agent-7", "close it"] {
+        assert!(refusal.message.contains(part), "{part:?} is missing in {}", refusal.message);
     }
-    assert!(!refusal.message.contains("is immutable"), "Flux deletes the object on these words: {}", refusal.message);
-    assert_eq!(desk.conversations().get_opt("bob").await.unwrap(), None, "and is not stored");
+    assert!(
+        !refusal.message.contains("is immutable"),
+        "Flux deletes an object whose error contains these words: {}",
+        refusal.message
+    );
+    assert_eq!(ns.conversations().get_opt("bob").await.unwrap(), None, "bob is not stored");
 }
 
 #[tokio::test]
-async fn the_claim_is_the_routing_table() {
-    let desk = Cluster::shared().desk().await;
-    let alice = desk.create("alice", json!({})).await.unwrap();
-    let fields = format!("spec.contactAddress={},spec.proxyAddress={}", desk.contact, desk.proxy);
-    let claims = desk.claims().list(&kube::api::ListParams::default().fields(&fields)).await.unwrap();
+async fn claim_maps_a_binding_to_its_conversation() {
+    let ns = Cluster::shared().test_namespace().await;
+    let alice = ns.create("alice", json!({})).await.unwrap();
+    let fields = format!("spec.contactAddress={},spec.proxyAddress={}", ns.contact, ns.proxy);
+    let claims = ns.claims().list(&kube::api::ListParams::default().fields(&fields)).await.unwrap();
     let [claim] = &claims.items[..] else { panic!("{claims:?}") };
-    assert_eq!(claim.metadata.name.as_deref(), Some(desk.binding().as_str()));
-    assert_eq!(claim.spec.conversation_ref.namespace, desk.namespace);
+    assert_eq!(claim.metadata.name.as_deref(), Some(ns.binding().as_str()));
+    assert_eq!(claim.spec.conversation_ref.namespace, ns.namespace);
     assert_eq!(claim.spec.conversation_ref.name, "alice");
     assert_eq!(
-        claim.spec.admissions.iter().map(|a| &a.uid).collect::<Vec<_>>(),
+        claim.spec.admissions.iter().map(|admission| &admission.uid).collect::<Vec<_>>(),
         [alice.metadata.uid.as_ref().unwrap()]
     );
 }
 
 #[tokio::test]
-async fn a_binding_that_nobody_wants_any_more_has_no_claim() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.wait_until_free().await;
+async fn binding_of_a_closed_conversation_has_no_claim() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.wait_until_free().await;
 }
 
 #[tokio::test]
-async fn what_needs_no_claim_gets_none() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("closed", json!({"state": "Closed"})).await.unwrap();
-    desk.create("no-contact", json!({"contact": null})).await.unwrap();
-    assert_eq!(desk.claim().await, None);
+async fn closed_or_contactless_conversation_gets_no_claim() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("closed", json!({"state": "Closed"})).await.unwrap();
+    ns.create("no-contact", json!({"contact": null})).await.unwrap();
+    assert_eq!(ns.claim().await, None);
 }
 
 #[tokio::test]
-async fn creating_an_existing_name_again_and_again_leaves_nothing_behind() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    let before = desk.claim().await.unwrap();
+async fn repeated_creates_of_an_existing_name_do_not_change_the_claim() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    let before = ns.claim().await.unwrap();
     for _ in 0..5 {
-        let refusal = desk.create("alice", json!({})).await.unwrap_err();
+        let refusal = ns.create("alice", json!({})).await.unwrap_err();
         assert_eq!((refusal.code, refusal.reason.as_str()), (409, "AlreadyExists"), "{refusal:?}");
     }
-    assert_eq!(desk.claim().await.unwrap(), before);
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.expect("a later close frees the binding at once");
+    assert_eq!(ns.claim().await.unwrap(), before);
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.expect("a close frees the binding at once");
 }
 
 #[tokio::test]
-async fn a_dry_run_gets_the_same_answer_and_writes_nothing() {
-    let desk = Cluster::shared().desk().await;
+async fn dry_run_gets_the_same_answer_and_writes_nothing() {
+    let ns = Cluster::shared().test_namespace().await;
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    desk.create_object(&desk.conversation("alice", json!({})), &dry_run).await.unwrap();
-    assert_eq!(desk.claim().await, None);
-    desk.create("alice", json!({})).await.unwrap();
-    let before = desk.claim().await;
-    let refusal = desk.create_object(&desk.conversation("bob", json!({})), &dry_run).await.unwrap_err();
+    ns.create_object(&ns.conversation("alice", json!({})), &dry_run).await.unwrap();
+    assert_eq!(ns.claim().await, None);
+    ns.create("alice", json!({})).await.unwrap();
+    let before = ns.claim().await;
+    let refusal = ns.create_object(&ns.conversation("bob", json!({})), &dry_run).await.unwrap_err();
     assert_48031(&refusal, "alice");
-    desk.change("alice", json!({"contact": null})).await.unwrap();
-    desk.create_object(&desk.conversation("bob", json!({})), &dry_run).await.unwrap();
-    let after = desk.claim().await;
+    ns.change("alice", json!({"contact": null})).await.unwrap();
+    ns.create_object(&ns.conversation("bob", json!({})), &dry_run).await.unwrap();
+    let after = ns.claim().await;
     assert!(after.is_none() || after == before, "{before:?} became {after:?}");
 }
 
 #[tokio::test]
 async fn server_side_apply_creates_once_and_then_updates() {
-    let desk = Cluster::shared().desk().await;
+    let ns = Cluster::shared().test_namespace().await;
     let apply = |name: &'static str, identity: &'static str| {
-        let desk = desk.clone();
+        let ns = ns.clone();
         async move {
-            let mut object = desk.conversation(name, json!({"participants": [{"identity": identity}]}));
+            let mut object = ns.conversation(name, json!({"participants": [{"identity": identity}]}));
             object.metadata.managed_fields = None;
-            desk.conversations().patch(name, &PatchParams::apply("test"), &Patch::Apply(&object)).await
+            ns.conversations().patch(name, &PatchParams::apply("test"), &Patch::Apply(&object)).await
         }
     };
     apply("alice", "agent-7").await.unwrap();
@@ -111,72 +115,75 @@ async fn server_side_apply_creates_once_and_then_updates() {
 }
 
 #[tokio::test]
-async fn a_generated_name_is_admitted_like_any_other() {
-    let desk = Cluster::shared().desk().await;
-    let mut object = desk.conversation("", json!({}));
+async fn generated_name_is_admitted_like_any_other() {
+    let ns = Cluster::shared().test_namespace().await;
+    let mut object = ns.conversation("", json!({}));
     object.metadata.name = None;
     object.metadata.generate_name = Some("inbound-".into());
-    let stored = desk.create_object(&object, &PostParams::default()).await.unwrap();
-    assert_eq!(desk.held_by().await, stored.metadata.name);
-    let refusal = desk.create_object(&object, &PostParams::default()).await.unwrap_err();
+    let stored = ns.create_object(&object, &PostParams::default()).await.unwrap();
+    assert_eq!(ns.held_by().await, stored.metadata.name);
+    let refusal = ns.create_object(&object, &PostParams::default()).await.unwrap_err();
     assert_48031(&refusal, stored.metadata.name.as_deref().unwrap());
 }
 
 #[tokio::test]
-async fn an_unassigned_holder_is_named_with_the_ways_out_that_apply() {
-    let desk = Cluster::shared().desk().await;
-    desk.create("alice", json!({"participants": []})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+async fn refusal_for_an_unassigned_holder_proposes_its_remedies() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("alice", json!({"participants": []})).await.unwrap();
+    ns.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
+    let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert_48031(&refusal, "alice");
     for part in ["unassigned", "add a participant", "closeUnassignedAfter"] {
-        assert!(refusal.message.contains(part), "{part} is missing in {}", refusal.message);
+        assert!(refusal.message.contains(part), "{part:?} is missing in {}", refusal.message);
     }
-    desk.change("alice", json!({"participants": [{"identity": "agent-9"}]})).await.unwrap();
-    assert!(desk.create("bob", json!({})).await.unwrap_err().message.contains("agent-9"), "the holder is read live");
+    ns.change("alice", json!({"participants": [{"identity": "agent-9"}]})).await.unwrap();
+    assert!(
+        ns.create("bob", json!({})).await.unwrap_err().message.contains("agent-9"),
+        "the webhook reads the holder live"
+    );
 }
 
-/// Lets a user do in a namespace what a `ClusterRole` says.
-async fn grant(desk: &TestNamespace, namespace: &str, user: &str, role: &str) {
+/// Grants a user the rights of a `ClusterRole` in a namespace.
+async fn grant(ns: &TestNamespace, namespace: &str, user: &str, role: &str) {
     let binding = serde_json::from_value(json!({
         "metadata": {"name": format!("{user}-{role}")},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
     }))
     .unwrap();
-    let bindings = Api::<RoleBinding>::namespaced(desk.client.clone(), namespace);
+    let bindings = Api::<RoleBinding>::namespaced(ns.client.clone(), namespace);
     bindings.create(&PostParams::default(), &binding).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_holder_in_another_namespace_is_named_only_to_those_who_may_read_it() {
+async fn holder_in_another_namespace_is_named_only_to_its_readers() {
     let cluster = Cluster::shared();
-    let desk = cluster.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    let elsewhere = format!("{}-elsewhere", desk.namespace);
-    create_namespace(&desk.client, &elsewhere).await;
+    let ns = cluster.test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    let elsewhere = format!("{}-elsewhere", ns.namespace);
+    create_namespace(&ns.client, &elsewhere).await;
     for user in ["insider", "outsider"] {
-        grant(&desk, &elsewhere, user, "switchboard-edit").await;
+        grant(&ns, &elsewhere, user, "switchboard-edit").await;
     }
-    grant(&desk, &desk.namespace, "insider", "switchboard-view").await;
+    grant(&ns, &ns.namespace, "insider", "switchboard-view").await;
 
     let refusal_of = |user: &'static str| {
-        let (desk, elsewhere) = (desk.clone(), elsewhere.clone());
+        let (ns, elsewhere) = (ns.clone(), elsewhere.clone());
         async move {
             let client = cluster.client_as(user, 0).await;
-            let desk = TestNamespace { client, namespace: elsewhere, ..desk };
-            desk.create("bob", json!({})).await.unwrap_err()
+            let ns = TestNamespace { client, namespace: elsewhere, ..ns };
+            ns.create("bob", json!({})).await.unwrap_err()
         }
     };
-    let told = refusal_of("insider").await;
-    assert_48031(&told, "alice");
-    assert!(told.message.contains(&format!("{}/alice", desk.namespace)), "{}", told.message);
+    let refusal = refusal_of("insider").await;
+    assert_48031(&refusal, "alice");
+    assert!(refusal.message.contains(&format!("{}/alice", ns.namespace)), "{}", refusal.message);
 
-    let told = refusal_of("outsider").await;
-    assert_48031(&told, "");
-    assert!(told.message.contains("in another namespace"), "{}", told.message);
-    let all = serde_json::to_string(&told).unwrap();
-    for secret in ["alice", "agent-7", &format!("{}/", desk.namespace)] {
-        assert!(!all.contains(secret), "{secret} is told in {all}");
+    let refusal = refusal_of("outsider").await;
+    assert_48031(&refusal, "");
+    assert!(refusal.message.contains("in another namespace"), "{}", refusal.message);
+    let all = serde_json::to_string(&refusal).unwrap();
+    for secret in ["alice", "agent-7", &format!("{}/", ns.namespace)] {
+        assert!(!all.contains(secret), "the refusal reveals {secret}: {all}");
     }
 }

@@ -1,4 +1,4 @@
-//! The serving certificate that the operator makes for itself, and the one that it may ask of its callers, by real API servers and
+//! The serving certificate that the operator issues itself, and the client certificate that it may require, with real API servers and
 //! replicas.
 
 use crate::common::cluster::{Cluster, TIMEOUT, until};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 const SECRET: &str = "switchboard-webhook-tls";
 
-/// Two replicas that make their own certificate, valid for `life`, with those flags besides.
+/// Two replicas that issue their own certificate, valid for `life`, with more `flags`.
 fn cluster(control_plane: control_plane::Builder, life: &str, flags: &[String]) -> Cluster {
     let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).self_managed();
@@ -39,7 +39,7 @@ fn configurations(client: &Client) -> Api<ValidatingWebhookConfiguration> {
     Api::all(client.clone())
 }
 
-/// What the API servers are to trust.
+/// The CAs that the API servers trust.
 fn bundle(configuration: &ValidatingWebhookConfiguration) -> Vec<u8> {
     let webhook = &configuration.webhooks.as_ref().unwrap()[0];
     webhook.client_config.ca_bundle.clone().map(|bundle| bundle.0).unwrap_or_default()
@@ -53,8 +53,8 @@ fn part(secret: &Secret, key: &str) -> Vec<u8> {
     secret.data.as_ref().and_then(|data| data.get(key)).map(|part| part.0.clone()).unwrap_or_default()
 }
 
-/// The certificate that a replica serves to somebody who trusts what the API servers are to trust at that moment; an error where it
-/// is not trusted, or does not trust `identity`.
+/// The certificate that a replica serves to a client that trusts the current `caBundle`. It is an error if the bundle does not cover the
+/// certificate, or if the replica rejects `identity`.
 async fn served(
     client: &Client,
     replica: &Replica,
@@ -67,7 +67,7 @@ async fn served(
             Ok(stream) => return Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()),
             Err(error) => error,
         };
-        // It may have changed since it was read.
+        // The bundle may have changed since it was read.
         let now = bundle(&configurations.get("switchboard").await.unwrap());
         if now == trusted {
             return Err(error);
@@ -76,7 +76,7 @@ async fn served(
     }
 }
 
-/// Waits until a replica serves `expected` to somebody who trusts it.
+/// Waits until a replica serves `expected`, and the `caBundle` covers it.
 async fn wait_until_served(
     client: &Client,
     replica: &Replica,
@@ -84,14 +84,14 @@ async fn wait_until_served(
     expected: &CertificateDer<'static>,
 ) {
     let is_served = async { while served(client, replica, identity).await.ok().as_ref() != Some(expected) {} };
-    timeout(TIMEOUT, is_served).await.expect("the certificate of the Secret is served in time");
+    timeout(TIMEOUT, is_served).await.expect("the replica serves the certificate within the timeout");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_rotations_under_constant_creates_fail_none_of_them() {
+async fn two_rotations_fail_no_create() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "15s", &[]);
     let client = cluster.client(0).await;
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let done = CancellationToken::new();
     let rotate = async {
@@ -100,32 +100,37 @@ async fn two_rotations_under_constant_creates_fail_none_of_them() {
             let renewed = until(secrets.clone(), SECRET, |secret: Option<&Secret>| {
                 secret.is_some_and(|secret| part(secret, "tls.crt") != part(&before, "tls.crt"))
             });
-            let after = renewed.await.flatten().expect("a renewal in time");
+            let after = renewed.await.flatten().expect("a renewal within the timeout");
             assert_eq!(certificates(&part(&after, "ca.crt")).len(), 2, "the old and the new CA");
             let new = &certificates(&part(&after, "tls.crt"))[0];
             for replica in cluster.installation.replicas() {
-                let trusted =
-                    async { while served(&client, replica, None).await.expect("trusted at every moment") != *new {} };
-                timeout(TIMEOUT, trusted).await.expect("the new certificate is served in time");
+                let trusted = async {
+                    while served(&client, replica, None)
+                        .await
+                        .expect("the bundle covers the served certificate at every moment")
+                        != *new
+                    {}
+                };
+                timeout(TIMEOUT, trusted).await.expect("the replica serves the new certificate within the timeout");
             }
             before = after;
         }
         done.cancel();
     };
-    let create = |api_server| create_until(&cluster, &desk, api_server, &done);
+    let create = |api_server| create_until(&cluster, &ns, api_server, &done);
     let ((), a, b) = tokio::join!(rotate, create(0), create(1));
     println!("{} creates during two rotations, 0 failed", a + b);
     assert!(a > 0 && b > 0);
 }
 
-/// How many creates are sent a second while certificates are spoilt.
+/// Creates per second while certificates are removed.
 const RATE: u32 = 20;
-/// So many creates that succeed one after the other show that all is well again.
+/// The number of successful creates in a row that show that admission works again.
 const ENOUGH: usize = 2 * RATE as usize;
 
-/// Replaces the registration by one without a `caBundle`, as `kubectl replace`, `helm upgrade --force-replace` and Argo CD with
+/// Replaces the webhook configuration with one without a `caBundle`, as `kubectl replace`, `helm upgrade --force-replace` and Argo CD with
 /// `Replace=true` do.
-async fn replace_registration(client: &Client) {
+async fn replace_configuration(client: &Client) {
     let configurations = configurations(client);
     loop {
         let mut configuration = configurations.get("switchboard").await.unwrap();
@@ -134,7 +139,7 @@ async fn replace_registration(client: &Client) {
         }
         match configurations.replace("switchboard", &PostParams::default(), &configuration).await {
             Ok(_) => return,
-            // The operator has written it in between.
+            // The operator has written the configuration in between.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => panic!("{error}"),
         }
@@ -144,17 +149,17 @@ async fn replace_registration(client: &Client) {
 async fn wait_for_secret(client: &Client, is_so: impl Fn(&Secret) -> bool) -> Secret {
     let secrets = Api::namespaced(client.clone(), NAMESPACE);
     let secret = until(secrets, SECRET, |secret: Option<&Secret>| secret.is_some_and(&is_so)).await;
-    secret.flatten().expect("such a Secret in time")
+    secret.flatten().expect("the Secret reaches the expected state within the timeout")
 }
 
 async fn wait_for_bundle(client: &Client, expected: &[u8]) {
     let is_so = |configuration: Option<&ValidatingWebhookConfiguration>| {
         configuration.is_some_and(|configuration| bundle(configuration) == expected)
     };
-    until(configurations(client), "switchboard", is_so).await.expect("the caBundle in time");
+    until(configurations(client), "switchboard", is_so).await.expect("the expected caBundle within the timeout");
 }
 
-/// Waits until all replicas serve with a new key, and until the CA before is not trusted any more.
+/// Waits until all replicas serve with a new key, and the old CA is no longer in the bundle.
 async fn wait_for_new_keys(cluster: &Cluster, client: &Client, before: &Secret) {
     let renewed = wait_for_secret(client, |secret| {
         !part(secret, "tls.crt").is_empty() && part(secret, "tls.key") != part(before, "tls.key")
@@ -172,7 +177,7 @@ async fn wait_for_new_keys(cluster: &Cluster, client: &Client, before: &Secret) 
     wait_for_bundle(client, &part(&secret, "ca.crt")).await;
 }
 
-/// Counts the states that an object has been in; that there is none is one too.
+/// Counts the states that an object has been in. Its absence is also a state.
 fn count_states<K>(api: Api<K>, name: &str) -> watch::Receiver<usize>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -186,9 +191,9 @@ where
     receiver
 }
 
-fn print(what: &str, creates: &Creates) {
+fn print(fault: &str, creates: &Creates) {
     let Creates { sent, failures } = creates;
-    println!("{what}: {sent} creates, {} failed within {:.2?}", failures.len(), creates.outage());
+    println!("{fault}: {sent} creates, {} failed within {:.2?}", failures.len(), creates.outage());
 }
 
 fn assert_only_x509(creates: &Creates) {
@@ -197,32 +202,32 @@ fn assert_only_x509(creates: &Creates) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replaced_registration_gets_its_ca_bundle_back() {
+async fn replaced_configuration_gets_its_ca_bundle_back() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "2160h", &[]);
     let client = cluster.client(0).await;
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let before = wait_for_secret(&client, |_| true).await;
-    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    let mut creates = CreateStream::start(&cluster, &ns, RATE).await;
     creates.wait_for_successes(ENOUGH).await;
-    replace_registration(&client).await;
+    replace_configuration(&client).await;
     wait_for_bundle(&client, &part(&before, "ca.crt")).await;
     creates.wait_for_successes(ENOUGH).await;
     let creates = creates.stop().await;
-    print("registration replaced", &creates);
+    print("configuration replaced", &creates);
     assert_only_x509(&creates);
-    assert_eq!(wait_for_secret(&client, |_| true).await.data, before.data, "nothing else was to be done");
+    assert_eq!(wait_for_secret(&client, |_| true).await.data, before.data, "no replica changes the Secret");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_secret_fails_no_create_and_brings_new_keys() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "120s", &[]);
     let client = cluster.client(0).await;
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let before = wait_for_secret(&client, |_| true).await;
     let states_of_secret = count_states(secrets.clone(), SECRET);
-    let states_of_registration = count_states(configurations(&client), "switchboard");
-    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    let states_of_configuration = count_states(configurations(&client), "switchboard");
+    let mut creates = CreateStream::start(&cluster, &ns, RATE).await;
     creates.wait_for_successes(ENOUGH).await;
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
     wait_for_new_keys(&cluster, &client, &before).await;
@@ -230,33 +235,29 @@ async fn deleted_secret_fails_no_create_and_brings_new_keys() {
     let creates = creates.stop().await;
     print("Secret deleted", &creates);
     assert!(creates.failures.is_empty(), "{:?}", creates.failures);
-    assert_eq!(
-        *states_of_secret.borrow(),
-        5,
-        "as it was, deleted, reissued, promoted, retired: no replica writes twice"
-    );
-    assert_eq!(*states_of_registration.borrow(), 3, "the CA before, both, the new one");
+    assert_eq!(*states_of_secret.borrow(), 5, "initial, deleted, reissued, promoted, retired: no replica writes twice");
+    assert_eq!(*states_of_configuration.borrow(), 3, "the old CA, both CAs, the new CA");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registration_and_secret_lost_at_once_come_back() {
+async fn configuration_and_secret_are_restored_if_lost_together() {
     let cluster = cluster(ControlPlane::builder().api_servers(2), "120s", &[]);
     let client = cluster.client(0).await;
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let before = wait_for_secret(&client, |_| true).await;
-    let mut creates = CreateStream::start(&cluster, &desk, RATE).await;
+    let mut creates = CreateStream::start(&cluster, &ns, RATE).await;
     creates.wait_for_successes(ENOUGH).await;
     let delete = async { secrets.delete(SECRET, &DeleteParams::default()).await.unwrap() };
-    tokio::join!(replace_registration(&client), delete);
+    tokio::join!(replace_configuration(&client), delete);
     wait_for_new_keys(&cluster, &client, &before).await;
     creates.wait_for_successes(ENOUGH).await;
     let creates = creates.stop().await;
-    print("registration replaced and Secret deleted", &creates);
+    print("configuration replaced and Secret deleted", &creates);
     assert_only_x509(&creates);
 }
 
-/// A control plane, and a proxy before its API server for the operator.
+/// A control plane, and a proxy between the operator and its API server.
 async fn start_behind_proxy() -> (ControlPlane, Proxy) {
     let control_plane = ControlPlane::builder().user(OPERATOR, &["system:serviceaccounts"]).start();
     let control_plane = control_plane.unwrap_or_else(|error| panic!("{error}"));
@@ -264,7 +265,7 @@ async fn start_behind_proxy() -> (ControlPlane, Proxy) {
     (control_plane, proxy)
 }
 
-/// So many replicas behind that proxy that make their own certificate.
+/// Installs `replicas` replicas behind the proxy, which issue their own certificate.
 fn install_behind(proxy: &Proxy, control_plane: ControlPlane, replicas: usize) -> Cluster {
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(replicas).self_managed();
     let installation = installation.env("KUBECONFIG", proxy.kubeconfig(&control_plane, OPERATOR));
@@ -272,7 +273,7 @@ fn install_behind(proxy: &Proxy, control_plane: ControlPlane, replicas: usize) -
 }
 
 #[tokio::test]
-async fn timer_mends_the_ca_bundle_where_watches_are_dead() {
+async fn timer_restores_the_ca_bundle_if_watches_are_dead() {
     let (control_plane, proxy) = start_behind_proxy().await;
     let watches = ["/validatingwebhookconfigurations", "/secrets"].map(|path| {
         proxy.inject(Stage::After, Fault::Pass, move |call| {
@@ -288,36 +289,36 @@ async fn timer_mends_the_ca_bundle_where_watches_are_dead() {
         watch.wait_for(1).await;
     }
     proxy.kill_watches();
-    replace_registration(&client).await;
+    replace_configuration(&client).await;
     wait_for_bundle(&client, &part(&secret, "ca.crt")).await;
-    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
+    cluster.test_namespace().await.create("alice", json!({})).await.expect("the API server trusts the certificate");
 }
 
-/// As after an uninstall, which removes the registration first, and the Secret while replicas may still drain.
+/// An uninstall removes the webhook configuration first, and the Secret while replicas may still drain.
 #[tokio::test]
-async fn lost_secret_comes_back_only_with_a_registration() {
+async fn lost_secret_is_restored_only_with_a_configuration() {
     let (control_plane, proxy) = start_behind_proxy().await;
     let cluster = install_behind(&proxy, control_plane, 1);
     let client = cluster.client(0).await;
     let (configurations, secrets) = (configurations(&client), Api::<Secret>::namespaced(client.clone(), NAMESPACE));
-    let mut registration = configurations.get("switchboard").await.unwrap();
+    let mut configuration = configurations.get("switchboard").await.unwrap();
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
     let before = wait_for_secret(&client, |_| true).await;
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
-    let looks =
+    let reads =
         proxy.inject(Stage::After, Fault::Pass, |call| call.is("GET", "/validatingwebhookconfigurations/switchboard"));
-    // When it looks for the second time, whatever followed from the first one is done.
-    looks.wait_for(2).await;
+    // By the second read, the operator has finished what the first read led to.
+    reads.wait_for(2).await;
     assert!(secrets.get_opt(SECRET).await.unwrap().is_none());
 
-    registration.metadata = ObjectMeta { name: registration.metadata.name, ..ObjectMeta::default() };
-    registration.webhooks.as_mut().unwrap()[0].client_config.ca_bundle = None;
-    configurations.create(&PostParams::default(), &registration).await.unwrap();
+    configuration.metadata = ObjectMeta { name: configuration.metadata.name, ..ObjectMeta::default() };
+    configuration.webhooks.as_mut().unwrap()[0].client_config.ca_bundle = None;
+    configurations.create(&PostParams::default(), &configuration).await.unwrap();
     wait_for_new_keys(&cluster, &client, &before).await;
-    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
+    cluster.test_namespace().await.create("alice", json!({})).await.expect("the API server trusts the certificate");
 }
 
-/// What an API server needs to be told in order to show a certificate to webhooks, and the flag of the operator's that asks for it.
+/// A control plane whose API server presents a client certificate to webhooks, and the flags by which the operator requires it.
 fn with_clients(directory: &Path, authority: &Authority, name: &str) -> (control_plane::Builder, [String; 2]) {
     let write = |file: &str, content: &str| {
         let path = directory.join(file);
@@ -349,7 +350,7 @@ fn with_clients(directory: &Path, authority: &Authority, name: &str) -> (control
     (ControlPlane::builder().api_server_flag(flag), flags)
 }
 
-/// A directory that is gone when this is dropped.
+/// A directory that is removed when this is dropped.
 struct Directory(PathBuf);
 
 impl Drop for Directory {
@@ -359,37 +360,45 @@ impl Drop for Directory {
 }
 
 #[tokio::test]
-async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nobody_in_but_the_api_server() {
+async fn replicas_share_a_restored_certificate_and_verify_clients() {
     let directory = Directory(std::env::temp_dir().join(format!("switchboard-clients-{}", std::process::id())));
     std::fs::create_dir_all(&directory.0).unwrap();
     let authority = Authority::new("clients").unwrap();
     let (control_plane, flags) = with_clients(&directory.0, &authority, "api-server");
     let cluster = cluster(control_plane, "90s", &flags);
     let client = cluster.client(0).await;
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let secret = secrets.get(SECRET).await.unwrap();
     let identity = authority.issue("api-server").unwrap();
     for replica in cluster.installation.replicas() {
         let served = served(&client, replica, Some(&identity)).await.unwrap();
-        assert_eq!(served, certificates(&part(&secret, "tls.crt"))[0], "every replica serves what the Secret holds");
+        assert_eq!(
+            served,
+            certificates(&part(&secret, "tls.crt"))[0],
+            "every replica serves the certificate of the Secret"
+        );
     }
-    assert_eq!(certificates(&part(&secret, "ca.crt")).len(), 1, "of two that started at once one has given way");
+    assert_eq!(certificates(&part(&secret, "ca.crt")).len(), 1, "two replicas that start together agree on one CA");
 
     let review = |identity: Option<ServingCertificate>| {
-        let caller = WebhookClient::new(&part(&secret, "ca.crt"), identity.as_ref());
+        let webhook_client = WebhookClient::new(&part(&secret, "ca.crt"), identity.as_ref());
         let address = cluster.installation.replica(0).webhook_address();
-        async move { caller.review(address, b"{}").await }
+        async move { webhook_client.review(address, b"{}").await }
     };
     let stranger = Authority::new("clients").unwrap();
-    assert_eq!(review(Some(identity.clone())).await.unwrap().code, 400, "it gets in, and is no review");
-    for (who, identity) in [
-        ("nobody", None),
-        ("somebody with a certificate of another CA", Some(stranger.issue("api-server").unwrap())),
-        ("somebody with another name", Some(authority.issue("kubelet").unwrap())),
+    assert_eq!(
+        review(Some(identity.clone())).await.unwrap().code,
+        400,
+        "the connection is accepted, and the body is not a review"
+    );
+    for (client, identity) in [
+        ("a client without a certificate", None),
+        ("a client with a certificate of another CA", Some(stranger.issue("api-server").unwrap())),
+        ("a client with another name", Some(authority.issue("kubelet").unwrap())),
     ] {
         let answer = review(identity).await;
-        assert!(answer.is_err(), "{who} got in: {answer:?}");
+        assert!(answer.is_err(), "{client} was accepted: {answer:?}");
     }
 
     let wiped = json!({"webhooks": [{"name": "conversations.switchboard.dev", "clientConfig": {"caBundle": ""}}]});
@@ -398,43 +407,47 @@ async fn replicas_agree_on_a_certificate_mend_what_is_spoilt_by_hand_and_let_nob
     wait_for_bundle(&client, &part(&secret, "ca.crt")).await;
 
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
-    let made = wait_for_secret(&client, |made| {
-        !part(made, "tls.crt").is_empty() && part(made, "tls.crt") != part(&secret, "tls.crt")
+    let restored = wait_for_secret(&client, |restored| {
+        !part(restored, "tls.crt").is_empty() && part(restored, "tls.crt") != part(&secret, "tls.crt")
     });
-    let made = made.await;
-    assert_eq!(made.type_.as_deref(), Some("Opaque"), "as the chart's, or an upgrade could not take it over");
-    let made = certificates(&part(&made, "tls.crt"));
+    let restored = restored.await;
+    assert_eq!(
+        restored.type_.as_deref(),
+        Some("Opaque"),
+        "the same type as in the chart, or an upgrade could not adopt the Secret"
+    );
+    let restored = certificates(&part(&restored, "tls.crt"));
     for replica in cluster.installation.replicas() {
-        wait_until_served(&client, replica, Some(&identity), &made[0]).await;
+        wait_until_served(&client, replica, Some(&identity), &restored[0]).await;
     }
-    desk.create("alice", json!({})).await.expect("the API server trusts it");
+    ns.create("alice", json!({})).await.expect("the API server trusts the certificate");
 }
 
 #[tokio::test]
-async fn of_two_replicas_that_make_a_certificate_at_once_the_second_gives_way() {
+async fn second_of_two_concurrent_certificate_writes_gives_way() {
     let (control_plane, proxy) = start_behind_proxy().await;
     let cluster = install_behind(&proxy, control_plane, 2);
     let client = cluster.client(0).await;
     let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
     let before = secrets.get(SECRET).await.unwrap();
 
-    // Both read that it is of no use, and both make another one.
+    // Both replicas read the invalid Secret, and both issue another certificate.
     let is_write = |call: &Call| call.is("PUT", &format!("/secrets/{SECRET}"));
     let mut writes = proxy.hold(Stage::Before, is_write);
     let answers = proxy.inject(Stage::After, Fault::Pass, is_write);
-    let spoilt = json!({"data": {"tls.crt": null}});
-    secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(spoilt)).await.unwrap();
+    let invalid = json!({"data": {"tls.crt": null}});
+    secrets.patch(SECRET, &PatchParams::default(), &Patch::Merge(invalid)).await.unwrap();
     let (first, second) = (writes.next().await, writes.next().await);
     drop((writes, first));
     answers.wait_for(1).await;
     let made = secrets.get(SECRET).await.unwrap();
     drop(second);
     answers.wait_for(2).await;
-    assert_eq!(secrets.get(SECRET).await.unwrap().data, made.data, "what was written first stands");
+    assert_eq!(secrets.get(SECRET).await.unwrap().data, made.data, "the first write remains");
     let [old, made] = [part(&before, "tls.crt"), part(&made, "next.crt")].map(|pem| certificates(&pem));
     assert_ne!(old, made);
     for replica in cluster.installation.replicas() {
         wait_until_served(&client, replica, None, &made[0]).await;
     }
-    cluster.desk().await.create("alice", json!({})).await.expect("the API server trusts it");
+    cluster.test_namespace().await.create("alice", json!({})).await.expect("the API server trusts the certificate");
 }

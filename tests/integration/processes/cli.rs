@@ -1,4 +1,4 @@
-//! The command line, by the real binary: what it refuses, in one line with the remedy.
+//! The command line of the real binary: it refuses invalid settings in one line that names the remedy.
 
 use serde_json::Value;
 use std::net::TcpListener;
@@ -11,22 +11,22 @@ fn switchboard(arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The one line that it complains in.
+/// The only line on standard error. The process must have failed.
 fn complaint(output: &Output) -> String {
-    assert!(!output.status.success(), "it went well");
+    assert!(!output.status.success(), "the process succeeded");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
     text
 }
 
-/// Why it ended, by the one line that it wrote as JSON.
+/// The error in the only line on standard error, which must be JSON.
 fn fatal(output: &Output) -> String {
     let line: Value = serde_json::from_str(&complaint(output)).unwrap();
     assert_eq!(line["level"], "ERROR");
     line["fields"]["error"].as_str().unwrap().to_owned()
 }
 
-/// A directory of a test, removed when this is dropped.
+/// The directory of a test, which is removed when this is dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -42,7 +42,7 @@ impl Directory {
         path.display().to_string()
     }
 
-    /// A kubeconfig of an API server that is not there: nobody listens on port 1. `user` is how to authenticate.
+    /// A kubeconfig with an address at which no API server listens. `user` holds the credentials.
     fn kubeconfig(&self, user: &str) -> String {
         self.write(
             "kubeconfig",
@@ -62,7 +62,7 @@ impl Drop for Directory {
     }
 }
 
-/// `switchboard run` with its own certificate on free ports, and the rest as given.
+/// `switchboard run` on free ports, with more `arguments`.
 fn run(kubeconfig: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     command.arg("run").args(arguments).env("KUBECONFIG", kubeconfig);
@@ -71,7 +71,7 @@ fn run(kubeconfig: &str, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
+fn invalid_configuration_ends_the_process_with_a_remedy() {
     let directory = Directory::new("configuration");
     let good = directory.kubeconfig(r#"{"token": "t"}"#);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -93,7 +93,7 @@ fn configuration_that_cannot_work_ends_the_process_with_the_remedy() {
 }
 
 #[test]
-fn last_line_is_written_whatever_the_filter_says() {
+fn last_line_is_written_whatever_the_log_filter() {
     let directory = Directory::new("last-line");
     let kubeconfig = directory.kubeconfig(r#"{"token": "t"}"#);
     for filter in ["--log=off", "--log=no,such=filter,=="] {
@@ -105,7 +105,7 @@ fn last_line_is_written_whatever_the_filter_says() {
 }
 
 #[test]
-fn check_against_a_dead_api_server_ends_with_cause_and_remedy() {
+fn check_names_cause_and_remedy_if_the_api_server_is_down() {
     let directory = Directory::new("check");
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     let text =
@@ -116,13 +116,13 @@ fn check_against_a_dead_api_server_ends_with_cause_and_remedy() {
 }
 
 #[test]
-fn a_grace_period_that_could_let_a_second_holder_in_is_refused() {
+fn grace_period_that_permits_two_holders_is_refused() {
     let text = complaint(&switchboard(&["run", "--grace-period=39s"]));
     assert!(text.contains("at least 40s"), "{text}");
 }
 
 #[test]
-fn a_lease_that_no_leader_can_renew_is_refused() {
+fn lease_duration_too_short_to_renew_is_refused() {
     for lease in ["1s", "2500ms"] {
         let text = complaint(&switchboard(&["run", &format!("--lease-duration={lease}")]));
         assert!(text.contains("whole seconds, and at least 2s"), "{text}");
@@ -130,7 +130,7 @@ fn a_lease_that_no_leader_can_renew_is_refused() {
 }
 
 #[test]
-fn a_bad_flag_is_refused_with_what_is_allowed() {
+fn invalid_flag_is_refused_with_the_allowed_values() {
     for (arguments, expected) in [
         (&["run", "--grace-period=soon"][..], "must be a duration such as 90s"),
         (&["run", "--webhook-address=here"][..], "--webhook-address"),
@@ -146,7 +146,7 @@ fn a_bad_flag_is_refused_with_what_is_allowed() {
 }
 
 #[test]
-fn the_crds_are_printed_as_they_are_installed() {
+fn crds_command_prints_both_crds() {
     let output = switchboard(&["crds"]);
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
@@ -155,7 +155,7 @@ fn the_crds_are_printed_as_they_are_installed() {
 }
 
 #[test]
-fn the_version_says_which_commit_and_which_kubernetes() {
+fn version_names_the_commit_and_the_kubernetes_versions() {
     let text = String::from_utf8(switchboard(&["--version"]).stdout).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], concat!("switchboard ", env!("CARGO_PKG_VERSION")));
@@ -163,7 +163,7 @@ fn the_version_says_which_commit_and_which_kubernetes() {
 }
 
 #[test]
-fn a_shell_completes_what_there_is() {
+fn completions_for_each_shell_contain_the_flags() {
     for shell in ["bash", "zsh", "fish"] {
         let output = switchboard(&["completions", shell]);
         let text = String::from_utf8(output.stdout).unwrap();
@@ -172,7 +172,7 @@ fn a_shell_completes_what_there_is() {
 }
 
 #[test]
-fn a_check_that_cannot_reach_the_api_server_says_so_with_the_remedy() {
+fn check_without_a_kubeconfig_names_the_remedy() {
     let text = complaint(&switchboard(&["check"]));
     assert!(text.contains("no API server is configured") && text.contains("KUBECONFIG"), "{text}");
 }

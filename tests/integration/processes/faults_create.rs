@@ -1,14 +1,14 @@
-//! Claims about faults around a create, one by one: whatever fails, and wherever, one conversation holds the binding, and it is usable
-//! again at once by the same name and within the grace period by others. Tier: processes.
+//! Single faults around a create. After each of them at most one conversation holds the binding. The same name can use the binding
+//! again at once, and other names within the grace period. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace};
 use crate::common::fake_webhook::{FakeWebhook, Verdict};
 use crate::common::fault_cluster::{
     FaultCluster, GRACE_PERIOD, HistoryChecker, POLL_INTERVAL, claim_create, claim_delete, claim_replace, claim_use,
-    create_as_soon_as_possible, create_denied, is_to_be_repeated, shared, status_write,
+    create_denied, create_with_retries, is_retryable, shared, status_write,
 };
 use crate::common::oracle::Oracle;
-use crate::common::proxy::{Call, Fault, Stage};
+use crate::common::proxy::{Call, Fault, InForce, Stage};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -19,115 +19,116 @@ use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversa
 use tokio::sync::{Barrier, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
-async fn desk() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
-    let faulty = shared().await;
-    let (desk, witness) = faulty.desk().await;
-    (faulty, desk, witness)
+/// A namespace on the shared cluster.
+async fn shared_namespace() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
+    let cluster = shared().await;
+    let (ns, checker) = cluster.checked_namespace().await;
+    (cluster, ns, checker)
 }
 
-async fn admissions(desk: &TestNamespace) -> usize {
-    desk.claim().await.map_or(0, |claim| claim.spec.admissions.len())
+/// The number of UIDs in the claim.
+async fn admissions(ns: &TestNamespace) -> usize {
+    ns.claim().await.map_or(0, |claim| claim.spec.admissions.len())
 }
 
-/// True the first time.
+/// Returns true at the first call only.
 fn once() -> impl Fn() -> bool + Send + 'static {
     let is_over = AtomicBool::new(false);
     move || !is_over.swap(true, Ordering::SeqCst)
 }
 
-/// A create of alice was admitted and never stored. She can be created at once, and somebody else when its grace period is over.
-async fn alice_at_once_or_another_later(desk: &TestNamespace, witness: &mut HistoryChecker, alice_at_once: bool) {
-    let winner = if alice_at_once { "alice" } else { "bob" };
-    if alice_at_once {
-        desk.create("alice", json!({})).await.expect("the same name at once");
-    } else {
-        create_as_soon_as_possible(desk, "bob", json!({})).await;
-    }
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await.unwrap().spec.conversation_ref.name, winner);
-    assert_eq!(admissions(desk).await, 1);
+/// A shared namespace in which the claim names `alice`, whose create the other webhook then denied.
+async fn namespace_with_denied_alice() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker, FakeWebhook) {
+    let (cluster, ns, checker) = shared_namespace().await;
+    let other_webhook = cluster.deny_some(&ns).await;
+    create_denied(&ns, "alice").await;
+    (cluster, ns, checker, other_webhook)
+}
+
+/// Waits until everything is at rest, and asserts that the claim names `holder` and records one UID.
+async fn assert_claimed_once_at_rest(ns: &TestNamespace, checker: &mut HistoryChecker, holder: &str) {
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.held_by().await.as_deref(), Some(holder));
+    assert_eq!(admissions(ns).await, 1);
 }
 
 #[tokio::test]
-async fn a_create_that_another_webhook_denies_leaves_the_binding_to_the_same_name_at_once() {
-    let (faulty, desk, mut witness) = desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
-    assert_eq!(admissions(&desk).await, 1, "ours had allowed it");
-    alice_at_once_or_another_later(&desk, &mut witness, true).await;
+async fn denied_create_leaves_the_binding_to_the_same_name_at_once() {
+    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
+    assert_eq!(admissions(&ns).await, 1, "the operator's webhook had allowed it");
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    assert_claimed_once_at_rest(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
-async fn a_create_that_another_webhook_denies_leaves_the_binding_to_others_within_the_grace_period() {
-    let (faulty, desk, mut witness) = desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
-    let refusal = desk.create("bob", json!({})).await.expect_err("alice might still be stored");
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
-    alice_at_once_or_another_later(&desk, &mut witness, false).await;
+async fn denied_create_leaves_the_binding_after_the_grace_period() {
+    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
+    let refusal = ns.create("bob", json!({})).await.expect_err("alice might still be stored");
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    create_with_retries(&ns, "bob", json!({})).await;
+    assert_claimed_once_at_rest(&ns, &mut checker, "bob").await;
 }
 
 #[tokio::test]
-async fn a_claim_whose_create_failed_and_that_nobody_wants_is_collected() {
-    let (faulty, desk, mut witness) = desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await, None);
+async fn unused_claim_of_a_denied_create_is_collected() {
+    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.claim().await, None);
 }
 
 #[tokio::test]
-async fn a_quota_that_refuses_after_the_claim_was_made_leaves_the_binding_usable() {
-    let (_faulty, desk, mut witness) = desk().await;
+async fn create_refused_by_a_quota_leaves_the_binding_usable() {
+    let (_cluster, ns, mut checker) = shared_namespace().await;
     let resource = "count/conversations.switchboard.dev";
-    let quotas = Api::<ResourceQuota>::namespaced(desk.client.clone(), &desk.namespace);
+    let quotas = Api::<ResourceQuota>::namespaced(ns.client.clone(), &ns.namespace);
     let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {resource: "0"}}});
     quotas.create(&PostParams::default(), &serde_json::from_value(quota).unwrap()).await.unwrap();
-    // No controller manager runs, whose work this is.
+    // The controller manager would write this status, but does not run.
     let status = Patch::Merge(json!({"status": {"hard": {resource: "0"}, "used": {resource: "0"}}}));
     quotas.patch_status("none", &PatchParams::default(), &status).await.unwrap();
     let deadline = Instant::now() + TIMEOUT;
     let probe = json!({"contact": null});
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    while desk.create_object(&desk.conversation("probe", probe.clone()), &dry_run).await.is_ok() {
-        assert!(Instant::now() < deadline, "the quota does not come into force");
+    while ns.create_object(&ns.conversation("probe", probe.clone()), &dry_run).await.is_ok() {
+        assert!(Instant::now() < deadline, "the API server does not enforce the quota");
         sleep(POLL_INTERVAL).await;
     }
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("exceeded quota"), "{refusal:?}");
-    assert_eq!(admissions(&desk).await, 1, "the claim was made before the quota refused");
+    assert_eq!(admissions(&ns).await, 1, "the claim was made before the quota refused");
     quotas.delete("none", &kube::api::DeleteParams::default()).await.unwrap();
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    witness.show_rest().await;
+    create_with_retries(&ns, "bob", json!({})).await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_name_that_is_taken_by_a_closed_conversation_leaves_the_binding_usable() {
-    let (_faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({"state": "Closed"})).await.unwrap();
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
+async fn create_with_an_existing_name_leaves_the_binding_usable() {
+    let (_cluster, ns, mut checker) = shared_namespace().await;
+    ns.create("alice", json!({"state": "Closed"})).await.unwrap();
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
     assert_eq!((refusal.code, refusal.reason.as_str()), (409, "AlreadyExists"));
-    assert_eq!(admissions(&desk).await, 1, "it was admitted before the name was checked");
-    alice_at_once_or_another_later(&desk, &mut witness, false).await;
+    assert_eq!(admissions(&ns).await, 1, "the webhook allowed the create before the name was checked");
+    create_with_retries(&ns, "bob", json!({})).await;
+    assert_claimed_once_at_rest(&ns, &mut checker, "bob").await;
 }
 
 #[tokio::test]
-async fn a_client_that_disconnects_while_its_create_is_reviewed_leaves_the_binding_usable() {
-    let (faulty, desk, mut witness) = desk().await;
-    let mut held = faulty.proxy.hold(Stage::After, claim_create(&desk));
+async fn client_disconnect_during_review_leaves_the_binding_usable() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let mut held = cluster.proxy.hold(Stage::After, claim_create(&ns));
     let began = Instant::now();
-    let (client, _rest) = faulty.desk().await;
-    let client = TestNamespace { client: client.client, ..desk.clone() };
+    let (client, _rest) = cluster.checked_namespace().await;
+    let client = TestNamespace { client: client.client, ..ns.clone() };
     let create = tokio::spawn(async move { client.create("alice", json!({})).await });
     let request = held.next().await;
     create.abort();
     assert!(create.await.unwrap_err().is_cancelled());
     request.resolve(Fault::Pass);
     drop(held);
-    // Whether alice was stored all the same is up to the API server.
+    // The API server may have stored alice or not.
     let refusal_or_bob = loop {
-        match desk.create("bob", json!({})).await {
-            Err(status) if is_to_be_repeated(&status) && began.elapsed() < TIMEOUT => sleep(POLL_INTERVAL).await,
+        match ns.create("bob", json!({})).await {
+            Err(status) if is_retryable(&status) && began.elapsed() < TIMEOUT => sleep(POLL_INTERVAL).await,
             other => break other,
         }
     };
@@ -135,169 +136,167 @@ async fn a_client_that_disconnects_while_its_create_is_reviewed_leaves_the_bindi
         Ok(_) => {}
         Err(refusal) => assert!(refusal.message.contains("48031"), "{refusal:?}"),
     }
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn an_answer_that_is_lost_after_the_claim_was_made_costs_one_503_and_no_binding() {
-    let (faulty, desk, mut witness) = desk().await;
-    let lost = faulty.proxy.inject(Stage::After, Fault::Cut, claim_create(&desk));
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+async fn lost_answer_to_a_claim_create_leads_to_a_retryable_503() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let lost = cluster.proxy.inject(Stage::After, Fault::Cut, claim_create(&ns));
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
+    assert!(is_retryable(&refusal), "{refusal:?}");
     assert!(lost.count() > 0);
     drop(lost);
-    desk.create("alice", json!({})).await.expect("the same name at once");
-    witness.show_rest().await;
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_claim_that_is_made_twice_by_the_network_is_made_once() {
-    let (faulty, desk, mut witness) = desk().await;
-    let twice = faulty.proxy.inject(Stage::Before, Fault::Twice, claim_create(&desk));
-    desk.create("alice", json!({})).await.unwrap();
+async fn duplicated_claim_create_makes_one_claim() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let twice = cluster.proxy.inject(Stage::Before, Fault::Twice, claim_create(&ns));
+    ns.create("alice", json!({})).await.unwrap();
     assert!(twice.count() > 0);
-    witness.show_rest().await;
-    assert_eq!(admissions(&desk).await, 1);
+    checker.wait_until_at_rest().await;
+    assert_eq!(admissions(&ns).await, 1);
 }
 
 #[tokio::test]
-async fn every_write_that_is_carried_twice_or_whose_answer_is_lost_once_leads_to_the_same() {
-    let (faulty, desk, mut witness) = desk().await;
-    for fate in [Fault::Twice, Fault::Cut, Fault::Answer(500), Fault::Answer(429)] {
-        let stage = if matches!(fate, Fault::Twice) { Stage::Before } else { Stage::After };
-        let (is_claim, is_status) = (claim_use(&desk), status_write(&desk, "alice"));
+async fn duplicated_writes_and_lost_answers_do_not_change_the_result() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    for fault in [Fault::Twice, Fault::Cut, Fault::Answer(500), Fault::Answer(429)] {
+        let stage = if matches!(fault, Fault::Twice) { Stage::Before } else { Stage::After };
+        let (is_claim, is_status) = (claim_use(&ns), status_write(&ns, "alice"));
         let (first_claim, first_status) = (once(), once());
-        let writes = faulty.proxy.inject(stage, fate, move |call| {
+        let writes = cluster.proxy.inject(stage, fault, move |call| {
             call.method != "GET" && ((is_claim(call) && first_claim()) || (is_status(call) && first_status()))
         });
-        create_as_soon_as_possible(&desk, "alice", json!({})).await;
-        desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
+        create_with_retries(&ns, "alice", json!({})).await;
+        ns.bound("alice").await;
         writes.wait_for(2).await;
         drop(writes);
         let release = once();
-        let is_delete = claim_delete(&desk);
-        let releases = faulty.proxy.inject(stage, fate, move |call| is_delete(call) && release());
-        desk.delete("alice").await;
-        desk.wait_until_free().await;
+        let is_delete = claim_delete(&ns);
+        let releases = cluster.proxy.inject(stage, fault, move |call| is_delete(call) && release());
+        ns.delete("alice").await;
+        ns.wait_until_free().await;
         releases.wait_for(1).await;
-        witness.show_rest().await;
+        checker.wait_until_at_rest().await;
     }
 }
 
 #[tokio::test]
-async fn the_same_create_denied_again_and_again_does_not_keep_the_binding_from_others() {
-    let (faulty, desk, mut witness) = desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
+async fn repeatedly_denied_create_does_not_block_other_creates() {
+    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
     let stored = Notify::new();
-    let deny_again_and_again = async {
+    let deny_repeatedly = async {
         let mut count = 0_u32;
         while timeout(GRACE_PERIOD / 8, stored.notified()).await.is_err() {
-            create_denied(&desk, "alice").await;
+            create_denied(&ns, "alice").await;
             count += 1;
         }
         count
     };
-    let want_it = async {
-        create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    let create_bob = async {
+        create_with_retries(&ns, "bob", json!({})).await;
         stored.notify_one();
     };
-    let (denied, ()) = tokio::join!(deny_again_and_again, want_it);
+    let (denied, ()) = tokio::join!(deny_repeatedly, create_bob);
     assert!(denied > 2, "{denied}");
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_generated_name_that_collides_costs_no_more_than_the_grace_period() {
-    let (_faulty, desk, mut witness) = desk().await;
-    let taker = desk.clone();
-    let other = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
-        let desk = taker.clone();
+async fn generated_name_conflict_delays_by_at_most_the_grace_period() {
+    let (_cluster, ns, mut checker) = shared_namespace().await;
+    let for_reviews = ns.clone();
+    let other = FakeWebhook::start(&ns.client, &ns.namespace, 10, move |review| {
+        let ns = for_reviews.clone();
         async move {
-            // The name that was generated first is taken while its create is reviewed.
+            // Another conversation takes the first generated name during its review.
             if review.number == 0 {
-                desk.create(review.object_name(), json!({"contact": null})).await.unwrap();
+                ns.create(review.object_name(), json!({"contact": null})).await.unwrap();
             }
             Verdict::Allow
         }
     })
     .await;
-    let mut object = desk.conversation("", json!({}));
+    let mut object = ns.conversation("", json!({}));
     object.metadata.name = None;
     object.metadata.generate_name = Some("inbound-".to_owned());
     let began = Instant::now();
     let stored = loop {
-        match desk.create_object(&object, &PostParams::default()).await {
+        match ns.create_object(&object, &PostParams::default()).await {
             Ok(stored) => break stored,
             Err(status) => {
-                assert!(is_to_be_repeated(&status) && began.elapsed() < TIMEOUT, "{status:?}");
+                assert!(is_retryable(&status) && began.elapsed() < TIMEOUT, "{status:?}");
                 sleep(POLL_INTERVAL).await;
             }
         }
     };
     assert_ne!(stored.metadata.name.as_deref(), Some(other.reviews()[0].object_name()));
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+}
+
+/// A shared namespace in which `alice` is bound and the release of its claim is held.
+async fn bound_alice_with_held_release() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker, InForce) {
+    let (cluster, ns, checker) = shared_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    let release = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
+    (cluster, ns, checker, release)
 }
 
 #[tokio::test]
-async fn a_release_that_rests_on_a_stale_read_takes_nothing_from_who_was_created_again_meanwhile() {
-    let (faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
-    let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
-    desk.delete("alice").await;
+async fn release_after_a_stale_read_keeps_a_recreated_conversation() {
+    let (_cluster, ns, mut checker, mut release) = bound_alice_with_held_release().await;
+    ns.delete("alice").await;
     let request = release.next().await;
-    let again = desk.create("alice", json!({})).await.expect("the same name at once");
+    let again = ns.create("alice", json!({})).await.expect("the same name at once");
     request.resolve(Fault::Pass);
     drop(release);
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
-    witness.show_rest().await;
-    let claim = desk.claim().await.expect("the claim of the second alice");
+    ns.bound("alice").await;
+    checker.wait_until_at_rest().await;
+    let claim = ns.claim().await.expect("the claim of the second alice");
     assert_eq!(Some(&claim.spec.admissions[0].uid), again.metadata.uid.as_ref());
 }
 
 #[tokio::test]
-async fn a_release_that_rests_on_a_stale_read_takes_nothing_from_who_replaced_the_claim_meanwhile() {
-    let (faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
-    let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+async fn release_after_a_stale_read_keeps_a_replaced_claim() {
+    let (_cluster, ns, mut checker, mut release) = bound_alice_with_held_release().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     let request = release.next().await;
-    desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
+    ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
     request.resolve(Fault::Pass);
     drop(release);
-    desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
-    witness.show_rest().await;
+    ns.bound("bob").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_create_that_is_late_with_its_claim_meets_the_one_that_came_first() {
-    let (faulty, desk, mut witness) = desk().await;
-    let mut late = faulty.proxy.hold(Stage::Before, claim_create(&desk));
-    let bobs = desk.clone();
+async fn create_with_a_delayed_claim_is_refused_for_the_first_holder() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let mut late = cluster.proxy.hold(Stage::Before, claim_create(&ns));
+    let bobs = ns.clone();
     let bob = tokio::spawn(async move { bobs.create("bob", json!({})).await });
     let request = late.next().await;
     drop(late);
-    desk.create("alice", json!({})).await.unwrap();
+    ns.create("alice", json!({})).await.unwrap();
     request.resolve(Fault::Pass);
-    let refusal = bob.await.unwrap().expect_err("alice was first");
+    let refusal = bob.await.unwrap().expect_err("alice holds the binding");
     assert!(refusal.message.contains("48031"), "{refusal:?}");
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn of_two_creates_that_replace_the_claim_of_a_closed_one_at_once_one_wins() {
-    let (faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
-    let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+async fn one_of_two_concurrent_claim_replacements_wins() {
+    let (cluster, ns, mut checker, mut release) = bound_alice_with_held_release().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     let to_release = release.next().await;
-    let mut replace = faulty.proxy.hold(Stage::Before, claim_replace(&desk));
+    let mut replace = cluster.proxy.hold(Stage::Before, claim_replace(&ns));
     let create = |name: &'static str| {
-        let desk = desk.clone();
-        tokio::spawn(async move { desk.create(name, json!({})).await })
+        let ns = ns.clone();
+        tokio::spawn(async move { ns.create(name, json!({})).await })
     };
     let (bob, carol) = (create("bob"), create("carol"));
     let (one, other) = (replace.next().await, replace.next().await);
@@ -308,14 +307,14 @@ async fn of_two_creates_that_replace_the_claim_of_a_closed_one_at_once_one_wins(
     drop(release);
     let outcomes = [bob.await.unwrap(), carol.await.unwrap()];
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn of_two_racing_applies_of_one_name_the_uid_that_was_never_stored_does_not_stay_in_the_claim() {
-    let (_faulty, desk, mut witness) = desk().await;
+async fn unused_uid_of_racing_applies_is_pruned_from_the_claim() {
+    let (_cluster, ns, mut checker) = shared_namespace().await;
     let both = Arc::new(Barrier::new(2));
-    let _other = FakeWebhook::start(&desk.client, &desk.namespace, 10, move |review| {
+    let _other = FakeWebhook::start(&ns.client, &ns.namespace, 10, move |review| {
         let both = both.clone();
         async move {
             if review.number < 2 {
@@ -326,31 +325,32 @@ async fn of_two_racing_applies_of_one_name_the_uid_that_was_never_stored_does_no
     })
     .await;
     let apply = |manager: &'static str| {
-        let desk = desk.clone();
+        let ns = ns.clone();
         async move {
-            let object: Conversation = desk.conversation("alice", json!({}));
-            desk.conversations().patch("alice", &PatchParams::apply(manager).force(), &Patch::Apply(&object)).await
+            let object: Conversation = ns.conversation("alice", json!({}));
+            ns.conversations().patch("alice", &PatchParams::apply(manager).force(), &Patch::Apply(&object)).await
         }
     };
     let (one, other) = tokio::join!(apply("one"), apply("other"));
     assert_eq!(one.unwrap().metadata.uid, other.unwrap().metadata.uid);
-    assert_eq!(admissions(&desk).await, 2, "both were admitted as creates");
-    witness.show_rest().await;
-    assert_eq!(admissions(&desk).await, 1);
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.expect("a later close frees the binding at once");
-    witness.show_rest().await;
+    assert_eq!(admissions(&ns).await, 2, "the webhook allowed both as creates");
+    checker.wait_until_at_rest().await;
+    assert_eq!(admissions(&ns).await, 1);
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.expect("a close frees the binding at once");
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn one_that_is_stored_after_the_grace_period_is_not_bound_and_the_claim_names_the_other() {
-    let faulty = FaultCluster::start_late().await;
-    let (desk, _) = faulty.desk().await;
-    let mut witness = faulty.witness(&desk, Oracle::default().unseen_by_webhooks(|place| place.name == "alice"));
+async fn conversation_stored_after_the_grace_period_is_not_bound() {
+    let cluster = FaultCluster::start_late().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    let mut checker =
+        cluster.checker(&ns, Oracle::default().unseen_by_webhooks(|conversation| conversation.name == "alice"));
     let late = Arc::new(Notify::new());
     let for_reviews = late.clone();
-    // Its answer comes as late as that of an API server would that was suspended after ours had allowed.
-    let other = FakeWebhook::start(&desk.client, &desk.namespace, 30, move |review| {
+    // This webhook delays the create as if the API server were suspended after the operator's webhook has allowed it.
+    let other = FakeWebhook::start(&ns.client, &ns.namespace, 30, move |review| {
         let late = for_reviews.clone();
         async move {
             if review.object_name() == "alice" {
@@ -361,73 +361,75 @@ async fn one_that_is_stored_after_the_grace_period_is_not_bound_and_the_claim_na
     })
     .await;
     let alice = tokio::spawn({
-        let desk = desk.clone();
-        async move { desk.create("alice", json!({})).await }
+        let ns = ns.clone();
+        async move { ns.create("alice", json!({})).await }
     });
     other.wait_for(1).await;
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
+    create_with_retries(&ns, "bob", json!({})).await;
     late.notify_one();
-    alice.await.unwrap().expect("it is stored, though its claim was collected");
-    let (alice, reason) = desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::False).await;
+    alice.await.unwrap().expect("alice is stored although its claim was collected");
+    let (alice, reason) = ns.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::False).await;
     assert_eq!(reason, ConditionReason::AddressAlreadyBound, "{alice:?}");
-    desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await.unwrap().spec.conversation_ref.name, "bob");
-    desk.change("bob", json!({"state": "Closed"})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
-    witness.show_rest().await;
+    ns.bound("bob").await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.claim().await.unwrap().spec.conversation_ref.name, "bob");
+    ns.change("bob", json!({"state": "Closed"})).await.unwrap();
+    ns.bound("alice").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn creating_an_existing_name_in_a_loop_does_not_delay_a_later_close() {
-    let (_faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({})).await.unwrap();
+async fn creates_of_an_existing_name_do_not_delay_a_later_close() {
+    let (_cluster, ns, mut checker) = shared_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
     for _ in 0..20 {
-        assert_eq!(desk.create("alice", json!({})).await.unwrap_err().reason, "AlreadyExists");
+        assert_eq!(ns.create("alice", json!({})).await.unwrap_err().reason, "AlreadyExists");
     }
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.expect("a close frees the binding at once");
-    witness.show_rest().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.expect("a close frees the binding at once");
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn what_an_admission_reads_comes_from_etcd_and_no_cache() {
-    let (faulty, desk, mut witness) = desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::True).await;
+async fn admission_reads_from_etcd_and_not_from_a_cache() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
     let reads = |is_cached: bool| {
-        let (binding, place) = (desk.binding().to_string(), format!("/namespaces/{}/conversations", desk.namespace));
+        let (binding, conversations) =
+            (ns.binding().to_string(), format!("/namespaces/{}/conversations", ns.namespace));
         let is_read = move |call: &Call| {
-            let is_of_desk = call.path.contains(&place) || (call.path.clone() + &call.query).contains(&binding);
-            call.method == "GET" && is_of_desk && call.query.contains("resourceVersion") == is_cached
+            let is_in_namespace =
+                call.path.contains(&conversations) || (call.path.clone() + &call.query).contains(&binding);
+            call.method == "GET" && is_in_namespace && call.query.contains("resourceVersion") == is_cached
         };
-        faulty.proxy.inject(Stage::Before, Fault::Pass, is_read)
+        cluster.proxy.inject(Stage::Before, Fault::Pass, is_read)
     };
     let (live, cached) = (reads(false), reads(true));
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("48031"), "{refusal:?}");
-    assert_eq!(live.count(), 2, "the claim, and its holder");
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.unwrap();
+    assert_eq!(live.count(), 2, "reads of the claim and of its holder");
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.unwrap();
     assert_eq!(cached.count(), 0);
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn while_the_claims_cannot_be_reached_the_answer_is_503_in_time_and_never_an_allow() {
-    let (faulty, desk, mut witness) = desk().await;
-    let is_claim = claim_use(&desk);
-    let cut = faulty.proxy.inject(Stage::Before, Fault::Cut, is_claim);
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+async fn create_gets_a_503_while_claims_are_unreachable() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let is_claim = claim_use(&ns);
+    let cut = cluster.proxy.inject(Stage::Before, Fault::Cut, is_claim);
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
+    assert!(is_retryable(&refusal), "{refusal:?}");
     drop(cut);
-    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(500), claim_use(&desk));
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    let refused = cluster.proxy.inject(Stage::Before, Fault::Answer(500), claim_use(&ns));
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
+    assert!(is_retryable(&refusal), "{refusal:?}");
     drop(refused);
-    witness.show_rest().await;
-    assert_eq!(desk.conversations().get_opt("alice").await.unwrap(), None);
-    desk.create("alice", json!({})).await.unwrap();
-    desk.wait_for_state("alice", State::Active).await;
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.conversations().get_opt("alice").await.unwrap(), None);
+    ns.create("alice", json!({})).await.unwrap();
+    ns.wait_for_state("alice", State::Active).await;
+    checker.wait_until_at_rest().await;
 }

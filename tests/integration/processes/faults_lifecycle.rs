@@ -1,12 +1,12 @@
-//! Claims about what the lifecycle survives: what arrives between a decision and its write, timers that became due unseen, a crash
-//! before people were told, lists and Events that are refused, what cannot be read; and about how little it writes. Tier: processes.
+//! Faults that the lifecycle survives: changes between a decision and its write, timers that expire while no operator runs, a crash
+//! before an Event is recorded, refused lists and Events, invalid objects. Also the number of writes. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
 use crate::common::fault_cluster::{
     FaultCluster, POLL_INTERVAL, claim_use, exclusive_cluster, kill_around, status_write,
 };
 use crate::common::oracle::{Change, Kind};
-use crate::common::proxy::{Call, Fault, Stage};
+use crate::common::proxy::{Call, Fault, Held, InForce, Stage};
 use crate::common::recorder::Recorder;
 use control_plane::ControlPlane;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -22,100 +22,111 @@ fn status(conversation: &Conversation) -> &ConversationStatus {
     conversation.status.as_ref().unwrap()
 }
 
-/// The operator closes a conversation of this desk.
-fn closing(desk: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
-    let writes = status_write(desk, name);
+/// Matches the write by which the operator closes this conversation.
+fn closing(ns: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
+    let writes = status_write(ns, name);
     move |call| writes(call) && call.mentions("\"state\":\"Closed\"")
 }
 
-/// The operator tells something at this desk.
-fn event(desk: &TestNamespace, reason: &'static str) -> impl Fn(&Call) -> bool + Send + 'static {
-    let path = format!("/namespaces/{}/events", desk.namespace);
-    move |call| call.is("POST", &path) && call.mentions(reason)
+/// Matches the requests by which the operator records an Event that contains `text` in this namespace.
+fn event(ns: &TestNamespace, text: &'static str) -> impl Fn(&Call) -> bool + Send + 'static {
+    let path = format!("/namespaces/{}/events", ns.namespace);
+    move |call| call.is("POST", &path) && call.mentions(text)
 }
 
-/// The operator writes anything but its Lease; a dry run, by which it sees whether the webhook is in force, writes nothing.
+/// Matches every write of the operator, except those of its Lease.
 fn is_write(call: &Call) -> bool {
-    // A question is no write, and neither is a dry run; the self-check makes both.
-    let is_question = call.path.ends_with("/subjectaccessreviews") || call.query.contains("dryRun=All");
-    call.method != hyper::Method::GET && !call.path.contains("/leases") && !is_question
+    // The self-check makes access reviews and dry runs, which write nothing.
+    let is_self_check = call.path.ends_with("/subjectaccessreviews") || call.query.contains("dryRun=All");
+    call.method != hyper::Method::GET && !call.path.contains("/leases") && !is_self_check
 }
 
-// ---- What arrives between a decision and its write ----
+// ---- Changes between a decision and its write ----
+
+/// Creates `alice` with `changes`, whose timer soon closes it, and holds every write that closes it. Returns the first such write.
+async fn hold_closings(cluster: &FaultCluster, ns: &TestNamespace, changes: Value) -> (InForce, Held) {
+    let mut closings = cluster.proxy.hold(Stage::Before, closing(ns, "alice"));
+    ns.create("alice", changes).await.unwrap();
+    let decided = closings.next().await;
+    (closings, decided)
+}
 
 #[tokio::test]
-async fn activity_that_arrives_between_the_decision_to_close_and_the_write_keeps_it_open() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    // Every attempt to close waits for this test, so that it stays open for as long as it is looked at.
-    let mut closings = faulty.proxy.hold(Stage::Before, closing(&desk, "alice"));
-    desk.create("alice", json!({"timers": {"closeAfter": "2s"}})).await.unwrap();
-    let decided = closings.next().await;
+async fn activity_after_the_decision_to_close_prevents_the_close() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (mut closings, decided) = hold_closings(&cluster, &ns, json!({"timers": {"closeAfter": "2s"}})).await;
     let now = Clock.now();
-    desk.report_activity("alice", &now.to_string()).await.unwrap();
+    ns.report_activity("alice", &now.to_string()).await.unwrap();
     decided.resolve(Fault::Pass);
-    let alice = desk.wait_for("alice", "active", |alice| status(alice).last_activity_time == Some(now)).await;
+    let alice = ns.wait_for("alice", "active", |alice| status(alice).last_activity_time == Some(now)).await;
     assert_eq!(status(&alice).state, Some(State::Active), "the decision was stale");
+    // The next attempt to close was held as well, so the conversation could not close during the checks.
     closings.next().await.resolve(Fault::Pass);
-    let alice = desk.wait_for_state("alice", State::Closed).await;
-    assert!(status(&alice).closed_time.unwrap() >= now.after(Duration::from_secs(2)), "two seconds after the activity");
-    witness.show_rest().await;
+    let alice = ns.wait_for_state("alice", State::Closed).await;
+    assert!(
+        status(&alice).closed_time.unwrap() >= now.after(Duration::from_secs(2)),
+        "the timer counts from the activity"
+    );
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_participant_who_arrives_between_the_decision_to_close_and_the_write_keeps_it_open() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let mut closings = faulty.proxy.hold(Stage::Before, closing(&desk, "alice"));
-    desk.create("alice", json!({"participants": [], "timers": {"closeUnassignedAfter": "1s"}})).await.unwrap();
-    let decided = closings.next().await;
-    desk.change("alice", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
+async fn participant_added_after_the_decision_prevents_the_close() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let unassigned = json!({"participants": [], "timers": {"closeUnassignedAfter": "1s"}});
+    let (closings, decided) = hold_closings(&cluster, &ns, unassigned).await;
+    ns.change("alice", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
     decided.resolve(Fault::Pass);
-    let (alice, _) = desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
+    let (alice, _) = ns.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
     assert_eq!((status(&alice).state, &status(&alice).deadlines), (Some(State::Active), &None));
-    assert_eq!(closings.count(), 1, "and nothing wants to close it any more");
-    witness.show_rest().await;
+    assert_eq!(closings.count(), 1, "the operator does not try to close it again");
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_longer_time_to_live_that_arrives_between_the_decision_to_delete_and_the_delete_keeps_it() {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
-    let path = format!("/namespaces/{}/conversations/alice", desk.namespace);
-    let mut deletes = faulty.proxy.hold(Stage::Before, move |call| call.is("DELETE", &path));
-    desk.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
+async fn longer_ttl_after_the_decision_to_delete_prevents_the_delete() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    let path = format!("/namespaces/{}/conversations/alice", ns.namespace);
+    let mut deletes = cluster.proxy.hold(Stage::Before, move |call| call.is("DELETE", &path));
+    ns.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     let decided = deletes.next().await;
-    let changed = desk.change("alice", json!({"ttlAfterClosed": "87600h"})).await.unwrap();
+    let changed = ns.change("alice", json!({"ttlAfterClosed": "87600h"})).await.unwrap();
     decided.resolve(Fault::Pass);
-    desk.wait_for("alice", "observed", |alice| status(alice).observed_generation == changed.metadata.generation).await;
+    ns.wait_for("alice", "observed", |alice| status(alice).observed_generation == changed.metadata.generation).await;
     assert_eq!(deletes.count(), 1);
 }
 
-// ---- Time ----
+// ---- Timers ----
 
 #[tokio::test]
-async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once_by_the_state_that_results() {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
-    faulty.replica().kill();
-    // What needs no claim is created without a webhook.
+async fn rule_8_overdue_timers_are_applied_at_once_in_one_write() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    cluster.replica().kill();
+    // The API server does not call the webhook for a conversation without a contact.
     let timers = json!({"contact": null, "timers": {"inactiveAfter": "1s", "closeAfter": "2s"}});
     let mut last = Time::EPOCH;
     for number in 0..150 {
-        let created = desk.create(&format!("c{number}"), timers.clone()).await.unwrap();
+        let created = ns.create(&format!("c{number}"), timers.clone()).await.unwrap();
         last = Time::from(created.metadata.creation_timestamp.as_ref().unwrap()).after(Duration::from_secs(2));
     }
     while Clock.now() < last {
         sleep(POLL_INTERVAL).await;
     }
-    let ours = format!("/namespaces/{}/", desk.namespace);
-    let is_ours = move |call: &Call| is_write_of_status(call) && call.path.contains(&ours);
-    let closings = faulty.proxy.inject(Stage::Before, Fault::Pass, is_ours);
-    faulty.replica().start().unwrap();
+    let namespace = format!("/namespaces/{}/", ns.namespace);
+    let is_closing = move |call: &Call| is_write_of_status(call) && call.path.contains(&namespace);
+    let closings = cluster.proxy.inject(Stage::Before, Fault::Pass, is_closing);
+    cluster.replica().start().unwrap();
     for number in 0..150 {
-        let closed = desk.wait_for_state(&format!("c{number}"), State::Closed).await;
+        let closed = ns.wait_for_state(&format!("c{number}"), State::Closed).await;
         assert_eq!(status(&closed).state_reason, Some(StateReason::CloseTimer));
-        assert!(status(&closed).closed_time.unwrap() >= last, "when it was decided, not when it was due");
+        assert!(
+            status(&closed).closed_time.unwrap() >= last,
+            "closedTime is the time of the decision, not of the deadline"
+        );
     }
     assert_eq!(closings.count(), 150, "two overdue timers make one write");
 }
@@ -125,346 +136,347 @@ fn is_write_of_status(call: &Call) -> bool {
 }
 
 #[tokio::test]
-async fn a_timer_whose_write_fails_is_honoured_as_soon_as_writes_succeed_again() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    for fate in [Fault::Answer(500), Fault::Cut, Fault::Answer(403)] {
-        let failing = faulty.proxy.inject(Stage::Before, fate, closing(&desk, "alice"));
-        desk.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
+async fn expired_timer_is_applied_once_writes_succeed_again() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    for fault in [Fault::Answer(500), Fault::Cut, Fault::Answer(403)] {
+        let failing = cluster.proxy.inject(Stage::Before, fault, closing(&ns, "alice"));
+        ns.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
         failing.wait_for(1).await;
         drop(failing);
-        desk.wait_for_state("alice", State::Closed).await;
-        desk.delete("alice").await;
-        desk.wait_until_free().await;
+        ns.wait_for_state("alice", State::Closed).await;
+        ns.delete("alice").await;
+        ns.wait_until_free().await;
     }
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn a_duration_of_ten_years_is_a_deadline_like_any_other() {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
+async fn durations_of_ten_years_become_deadlines() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
     let timers = json!({"inactiveAfter": "87599h", "closeAfter": "87600h", "closeUnassignedAfter": "87600h"});
-    let created = desk.create("alice", json!({"timers": timers, "ttlAfterClosed": "87600h"})).await.unwrap();
+    let created = ns.create("alice", json!({"timers": timers, "ttlAfterClosed": "87600h"})).await.unwrap();
     let created = Time::from(created.metadata.creation_timestamp.as_ref().unwrap());
-    let alice = desk.bound("alice").await;
+    let alice = ns.bound("alice").await;
     let deadlines = status(&alice).deadlines.clone().unwrap();
     assert_eq!(deadlines.close_time, Some(created.after(Duration::from_hours(87_600))));
     assert_eq!(deadlines.inactive_time, Some(created.after(Duration::from_hours(87_599))));
 }
 
 #[tokio::test]
-async fn a_flood_of_reports_is_followed_once_a_second() {
+async fn frequent_reports_cause_at_most_one_write_a_second() {
     const REPORTS: usize = 400;
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
-    desk.bound("alice").await;
-    let writes = faulty.proxy.inject(Stage::Before, Fault::Pass, status_write(&desk, "alice"));
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({"timers": {"closeAfter": "1h"}})).await.unwrap();
+    ns.bound("alice").await;
+    let writes = cluster.proxy.inject(Stage::Before, Fault::Pass, status_write(&ns, "alice"));
     let began = Instant::now();
     for _ in 0..REPORTS {
-        desk.report_activity("alice", &Clock.now().to_string()).await.unwrap();
+        ns.report_activity("alice", &Clock.now().to_string()).await.unwrap();
     }
     let last = Clock.now();
-    desk.report_activity("alice", &last.to_string()).await.unwrap();
-    desk.wait_for("alice", "up to date", |alice| status(alice).last_activity_time == Some(last)).await;
-    // One at its beginning, and one a second after another.
+    ns.report_activity("alice", &last.to_string()).await.unwrap();
+    ns.wait_for("alice", "up to date", |alice| status(alice).last_activity_time == Some(last)).await;
+    // One write at the start, one per second, and one for the last report.
     let allowed = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     assert!(writes.count() <= allowed, "{} writes for {REPORTS} reports, {allowed} are allowed", writes.count());
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
-// ---- How little is written ----
+// ---- The number of writes ----
 
 #[tokio::test]
-async fn a_whole_life_costs_five_writes_and_rest_none() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let recorder = Recorder::start(&faulty.cluster.control_plane);
-    // A write that changes nothing leaves no trace in etcd, but it is a call.
-    let (of_claim, of_status) = (claim_use(&desk), status_write(&desk, "alice"));
-    let calls = faulty
+async fn conversation_costs_five_writes_and_none_at_rest() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let recorder = Recorder::start(cluster.control_plane());
+    // A write without a change is not in etcd's history, so the requests are counted as well.
+    let (of_claim, of_status) = (claim_use(&ns), status_write(&ns, "alice"));
+    let calls = cluster
         .proxy
         .inject(Stage::Before, Fault::Pass, move |call| is_write(call) && (of_claim(call) || of_status(call)));
-    desk.create("alice", json!({"timers": {"closeAfter": "2s"}})).await.unwrap();
-    desk.wait_for_state("alice", State::Closed).await;
-    desk.wait_until_free().await;
-    // What is told goes out beside the work.
-    desk.wait_for_event("alice", "Closed").await;
-    witness.show_rest().await;
-    assert_eq!(calls.count(), 4, "the claim, two statuses, the release");
+    ns.create("alice", json!({"timers": {"closeAfter": "2s"}})).await.unwrap();
+    ns.wait_for_state("alice", State::Closed).await;
+    ns.wait_until_free().await;
+    // Events are sent concurrently with the other work.
+    ns.wait_for_event("alice", "Closed").await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(calls.count(), 4, "the claim, two statuses and the release");
     drop(calls);
 
-    let writes = faulty.proxy.inject(Stage::Before, Fault::Pass, is_write);
-    // The Lease is the clock: some five seconds, in which the leader looks at its deadlines at least twice.
-    faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(20).await;
-    assert_eq!(writes.count(), 0, "at rest nothing is written");
+    let writes = cluster.proxy.inject(Stage::Before, Fault::Pass, is_write);
+    // The renewals of the Lease measure the time: about five seconds, in which the leader checks its deadlines at least twice.
+    cluster.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(20).await;
+    assert_eq!(writes.count(), 0, "the operator writes nothing at rest");
 
-    let binding = desk.binding();
-    let ours = recorder.news().await.into_iter().filter(|event| match event.kind {
-        Kind::Conversation => event.namespace == desk.namespace,
+    let binding = ns.binding();
+    let events = recorder.new_events().await.into_iter().filter(|event| match event.kind {
+        Kind::Conversation => event.namespace == ns.namespace,
         Kind::Claim => event.name == binding.as_str(),
     });
-    let written: Vec<_> = ours.map(|event| (event.kind, event.change)).collect();
+    let written: Vec<_> = events.map(|event| (event.kind, event.change)).collect();
     let object = (Kind::Conversation, Change::Created);
     let (claim, release) = ((Kind::Claim, Change::Created), (Kind::Claim, Change::Deleted));
     let status = (Kind::Conversation, Change::Updated);
-    // The webhook claims before the API server stores.
+    // The webhook makes the claim before the API server stores the conversation.
     assert_eq!(written, [claim, object, status, status, release]);
 }
 
 #[tokio::test]
-async fn sixteen_writes_are_under_way_at_once_and_no_more() {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
-    let mut writes = faulty.proxy.hold(Stage::Before, is_write_of_status);
+async fn leader_runs_sixteen_writes_concurrently_and_no_more() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    let mut writes = cluster.proxy.hold(Stage::Before, is_write_of_status);
     for number in 0..20 {
-        desk.create(&format!("c{number}"), json!({"contact": null})).await.unwrap();
+        ns.create(&format!("c{number}"), json!({"contact": null})).await.unwrap();
     }
     let mut held = Vec::new();
     for _ in 0..16 {
         held.push(writes.next().await);
     }
-    // The Lease is the clock: two seconds, in which one more would have come.
-    faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
+    // The renewals of the Lease measure the time: two seconds, in which another write would have arrived.
+    cluster.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
     assert_eq!(writes.count(), 16);
     drop((held, writes));
     for number in 0..20 {
-        desk.wait_for_condition(&format!("c{number}"), ConditionType::Ready, ConditionStatus::True).await;
+        ns.wait_for_condition(&format!("c{number}"), ConditionType::Ready, ConditionStatus::True).await;
     }
 }
 
-// ---- What people are told ----
+// ---- Events ----
 
-async fn told_once_around(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
+/// Kills the leader around the request that records an Event, and asserts that the Event is recorded exactly once.
+async fn assert_event_recorded_once(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
     let close = async {
-        desk.change("alice", json!({"state": "Closed"})).await.unwrap();
+        ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     };
-    kill_around(&faulty, stage, event(&desk, "Closed"), close).await;
-    let told = desk.wait_for_event("alice", "Closed").await;
-    // Another fact, told after the new leader has told again what it cannot know to have been told.
-    desk.create("bob", json!({"participants": []})).await.unwrap();
-    desk.wait_for_event("bob", "Unassigned").await;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(desk.wait_for_event("alice", "Closed").await.len(), 1);
+    kill_around(&cluster, stage, event(&ns, "Closed"), close).await;
+    let events = ns.wait_for_event("alice", "Closed").await;
+    // The new leader records this Event after it has recorded the recent ones of its predecessor again.
+    ns.create("bob", json!({"participants": []})).await.unwrap();
+    ns.wait_for_event("bob", "Unassigned").await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(ns.wait_for_event("alice", "Closed").await.len(), 1);
 }
 
 #[tokio::test]
-async fn killed_before_a_fact_is_told_the_next_leader_tells_it() {
-    told_once_around(Stage::Before).await;
+async fn kill_before_an_event_request_does_not_lose_the_event() {
+    assert_event_recorded_once(Stage::Before).await;
 }
 
 #[tokio::test]
-async fn killed_after_a_fact_was_told_the_next_leader_does_not_tell_it_twice() {
-    told_once_around(Stage::After).await;
+async fn kill_after_an_event_request_does_not_repeat_the_event() {
+    assert_event_recorded_once(Stage::After).await;
 }
 
 #[tokio::test]
-async fn what_is_done_on_the_way_out_is_told_too() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let path = format!("/namespaces/{}/conversations/alice", desk.namespace);
-    let mut deletion = faulty.proxy.hold(Stage::After, move |call| call.is("DELETE", &path));
-    desk.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
-    // It is deleted, and the leader does not know yet.
+async fn event_of_a_deletion_during_shutdown_is_recorded() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let path = format!("/namespaces/{}/conversations/alice", ns.namespace);
+    let mut deletion = cluster.proxy.hold(Stage::After, move |call| call.is("DELETE", &path));
+    ns.create("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
+    // The API server has deleted the conversation, and the leader has not received the answer.
     let answer = deletion.next().await;
     drop(deletion);
-    let replica = faulty.replica();
-    let goodbyes = || std::fs::read_to_string(replica.log()).unwrap().matches("SIGTERM: shutting down").count();
-    let before = goodbyes();
+    let replica = cluster.replica();
+    let shutdowns = || std::fs::read_to_string(replica.log()).unwrap().matches("SIGTERM: shutting down").count();
+    let before = shutdowns();
     replica.terminate();
-    while goodbyes() == before {
+    while shutdowns() == before {
         sleep(POLL_INTERVAL).await;
     }
     answer.resolve(Fault::Pass);
-    desk.wait_for_event("alice", "TTLExpired").await;
-    assert!(replica.wait(TIMEOUT).expect("it ends").success());
+    ns.wait_for_event("alice", "TTLExpired").await;
+    assert!(replica.wait(TIMEOUT).expect("the replica exits within the timeout").success());
     replica.start().unwrap();
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn an_api_server_that_takes_no_events_holds_nothing_up() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    // It neither takes nor refuses them.
-    let held = faulty.proxy.hold(Stage::Before, event(&desk, "alice"));
+async fn refused_events_do_not_delay_other_work() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    // The API server does not answer the requests that record Events.
+    let held = cluster.proxy.hold(Stage::Before, event(&ns, "alice"));
     for _ in 0..20 {
-        desk.create("alice", json!({"participants": []})).await.unwrap();
-        desk.bound("alice").await;
-        desk.delete("alice").await;
-        desk.wait_until_free().await;
+        ns.create("alice", json!({"participants": []})).await.unwrap();
+        ns.bound("alice").await;
+        ns.delete("alice").await;
+        ns.wait_until_free().await;
     }
     held.wait_for(1).await;
     drop(held);
-    // It fails, and takes them later.
-    let failing = faulty.proxy.inject(Stage::Before, Fault::Answer(500), event(&desk, "bob"));
-    desk.create("bob", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
-    desk.wait_for_state("bob", State::Closed).await;
-    desk.wait_until_free().await;
+    // The requests fail, and succeed later.
+    let failing = cluster.proxy.inject(Stage::Before, Fault::Answer(500), event(&ns, "bob"));
+    ns.create("bob", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
+    ns.wait_for_state("bob", State::Closed).await;
+    ns.wait_until_free().await;
     failing.wait_for(1).await;
     drop(failing);
-    desk.wait_for_event("bob", "Closed").await;
-    witness.show_rest().await;
+    ns.wait_for_event("bob", "Closed").await;
+    checker.wait_until_at_rest().await;
 }
 
-// ---- Lists, and what they hold ----
+// ---- Lists and invalid objects ----
 
-/// The leader asks for the list of a kind of ours by a stream, or by pages.
+/// Matches the lists of both kinds, either streamed or in pages.
 fn is_list(call: &Call, streamed: bool) -> bool {
     let kind = call.path.ends_with("/conversations") || call.path.ends_with("/addressbindings");
     kind && call.query.contains(if streamed { "sendInitialEvents=true" } else { "limit=" })
 }
 
 #[tokio::test]
-async fn lists_are_streamed_and_fetched_by_pages_where_the_server_does_not_stream_them() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    faulty.replica().kill();
-    let streamed = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, true));
-    let paged = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, false));
-    faulty.replica().start().unwrap();
-    desk.change("alice", json!({"participants": []})).await.unwrap();
-    desk.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
-    assert_eq!((streamed.count(), paged.count()), (3, 0), "open, closed, claims");
+async fn lists_are_streamed_or_fetched_in_pages_if_unsupported() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    cluster.replica().kill();
+    let streamed = cluster.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, true));
+    let paged = cluster.proxy.inject(Stage::Before, Fault::Pass, |call| is_list(call, false));
+    cluster.replica().start().unwrap();
+    ns.change("alice", json!({"participants": []})).await.unwrap();
+    ns.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::True).await;
+    assert_eq!((streamed.count(), paged.count()), (3, 0), "lists of open and closed conversations and of claims");
 
-    faulty.replica().kill();
+    cluster.replica().kill();
     drop(streamed);
-    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
-    faulty.replica().start().unwrap();
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.wait_for_state("alice", State::Closed).await;
-    desk.wait_until_free().await;
+    let refused = cluster.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
+    cluster.replica().start().unwrap();
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.wait_for_state("alice", State::Closed).await;
+    ns.wait_until_free().await;
     paged.wait_for(3).await;
-    assert_eq!(refused.count(), 3, "it is not asked again");
-    witness.show_rest().await;
+    assert_eq!(refused.count(), 3, "the leader does not ask for a streamed list again");
+    checker.wait_until_at_rest().await;
 }
 
 /// The warnings of the controller in `log`.
 fn controller_warnings(log: &str) -> Vec<&str> {
-    let is_one =
+    let is_warning =
         |line: &&str| line.contains(r#""level":"WARN""#) && line.contains(r#""target":"switchboard::controller"#);
-    log.lines().filter(is_one).collect()
+    log.lines().filter(is_warning).collect()
 }
 
 #[tokio::test]
 async fn fallback_to_pages_logs_no_warning_but_failed_watches_do() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let log = || std::fs::read_to_string(faulty.replica().log()).unwrap();
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let log = || std::fs::read_to_string(cluster.replica().log()).unwrap();
 
-    // As Kubernetes 1.31 and 1.33 answer.
-    faulty.replica().kill();
+    // Kubernetes 1.31 and 1.33 answer so.
+    cluster.replica().kill();
     let before = log().len();
-    let unsupported = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
-    faulty.replica().start().unwrap();
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
+    let unsupported = cluster.proxy.inject(Stage::Before, Fault::Answer(422), |call| is_list(call, true));
+    cluster.replica().start().unwrap();
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
     let fallback = log().split_off(before);
-    let told = fallback.matches("the API server does not support streaming lists; fetching them in pages").count();
-    assert_eq!(told, 3, "open, closed, claims: {fallback}");
+    let messages = fallback.matches("the API server does not support streaming lists; fetching them in pages").count();
+    assert_eq!(messages, 3, "lists of open and closed conversations and of claims: {fallback}");
     assert_eq!(controller_warnings(&fallback), [""; 0]);
 
-    faulty.replica().kill();
+    cluster.replica().kill();
     let before = log().len();
-    // The same answer where there is nothing left to fall back to.
-    let failing = faulty.proxy.inject(Stage::Before, Fault::Answer(422), |call| {
+    // The same answer to any watch, so that no fallback is left.
+    let failing = cluster.proxy.inject(Stage::Before, Fault::Answer(422), |call| {
         let kind = call.path.ends_with("/conversations") || call.path.ends_with("/addressbindings");
         kind && call.query.contains("watch=true")
     });
-    faulty.replica().start_without_waiting().unwrap();
+    cluster.replica().start_without_waiting().unwrap();
     let deadline = Instant::now() + TIMEOUT;
     while controller_warnings(&log()[before..]).len() < 3 {
-        assert!(Instant::now() < deadline, "watches that fail are no warning: {}", &log()[before..]);
+        assert!(Instant::now() < deadline, "failed watches log no warning: {}", &log()[before..]);
         sleep(POLL_INTERVAL).await;
     }
     drop((unsupported, failing));
-    faulty.replica().wait_until_ready().unwrap();
-    witness.show_rest().await;
+    cluster.replica().wait_until_ready().unwrap();
+    checker.wait_until_at_rest().await;
 }
 
-/// Changes what the schema of conversations says of `spec.timers`, and returns what it said.
-async fn change_schema_of_timers(faulty: &FaultCluster, timers: Value) -> Value {
-    let crds = Api::<CustomResourceDefinition>::all(faulty.client().await);
+/// Replaces the schema of `spec.timers`, and returns the previous one.
+async fn change_schema_of_timers(cluster: &FaultCluster, timers: Value) -> Value {
+    let crds = Api::<CustomResourceDefinition>::all(cluster.client().await);
     let mut crd = serde_json::to_value(crds.get("conversations.switchboard.dev").await.unwrap()).unwrap();
-    let place = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/timers").unwrap();
-    let before = std::mem::replace(place, timers);
+    let schema = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/timers").unwrap();
+    let before = std::mem::replace(schema, timers);
     let crd = serde_json::from_value(crd).unwrap();
     crds.replace("conversations.switchboard.dev", &PostParams::default(), &crd).await.unwrap();
     before
 }
 
-/// Changes the spec whatever the client makes of it, or as if, and returns what kubectl complains of.
+/// Changes the spec with kubectl, which does not validate it. The error is that of kubectl.
 fn patch(
     control_plane: &ControlPlane,
-    desk: &TestNamespace,
+    ns: &TestNamespace,
     name: &str,
     spec: &Value,
     dry_run: &str,
 ) -> Result<(), String> {
     let mut command = control_plane.kubectl();
-    command.args(["patch", "conversation", name, "--namespace", &desk.namespace, "--type=merge", "--patch"]);
+    command.args(["patch", "conversation", name, "--namespace", &ns.namespace, "--type=merge", "--patch"]);
     let output = command.arg(json!({"spec": spec}).to_string()).arg(format!("--dry-run={dry_run}")).output().unwrap();
     if output.status.success() { Ok(()) } else { Err(String::from_utf8(output.stderr).unwrap()) }
 }
 
 #[tokio::test]
-async fn one_that_cannot_be_read_is_reported_and_stops_nothing_else() {
-    let faulty = exclusive_cluster().await;
-    let (desk, _) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
-    let control_plane = &faulty.cluster.control_plane;
-    desk.create("alice", json!({})).await.unwrap();
+async fn invalid_conversation_is_reported_and_stops_no_other_work() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
+    let control_plane = cluster.control_plane();
+    ns.create("alice", json!({})).await.unwrap();
     other.create("bob", json!({})).await.unwrap();
-    desk.bound("alice").await;
+    ns.bound("alice").await;
     other.bound("bob").await;
 
     let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let timers = change_schema_of_timers(&faulty, anything).await;
-    let (unreadable, deadline) = (json!({"timers": {"closeAfter": "tomorrow"}}), Instant::now() + TIMEOUT);
-    while let Err(complaint) = patch(control_plane, &desk, "alice", &unreadable, "none") {
-        assert!(Instant::now() < deadline, "the schema stays as it was: {complaint}");
+    let timers = change_schema_of_timers(&cluster, anything).await;
+    let (invalid, deadline) = (json!({"timers": {"closeAfter": "tomorrow"}}), Instant::now() + TIMEOUT);
+    while let Err(complaint) = patch(control_plane, &ns, "alice", &invalid, "none") {
+        assert!(Instant::now() < deadline, "the API server does not use the changed schema: {complaint}");
         sleep(POLL_INTERVAL).await;
     }
-    change_schema_of_timers(&faulty, timers).await;
-    // The API server takes it up, and its storage anew, a moment later.
-    while !patch(control_plane, &other, "bob", &unreadable, "server")
-        .is_err_and(|why| why.contains("must be a duration"))
+    change_schema_of_timers(&cluster, timers).await;
+    // The API server uses the schema, and restarts its storage of the kind, a moment later.
+    while !patch(control_plane, &other, "bob", &invalid, "server")
+        .is_err_and(|error| error.contains("must be a duration"))
     {
-        assert!(Instant::now() < deadline, "the schema is not what it was");
+        assert!(Instant::now() < deadline, "the API server does not use the restored schema");
         sleep(POLL_INTERVAL).await;
     }
-    let told = desk.wait_for_event("alice", "Unreadable").await;
-    assert_eq!(told[0].type_.as_deref(), Some("Warning"));
-    assert!(told[0].note.as_ref().unwrap().contains("spec: must be a duration"), "{told:?}");
-    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 1\n"));
+    let events = ns.wait_for_event("alice", "Unreadable").await;
+    assert_eq!(events[0].type_.as_deref(), Some("Warning"));
+    assert!(events[0].note.as_ref().unwrap().contains("spec: must be a duration"), "{events:?}");
+    assert!(metrics(cluster.replica()).await.contains("switchboard_unreadable_conversations 1\n"));
 
-    // Neither the watch of the others nor a list that begins with it stops.
+    // The invalid object stops neither the watch nor a list.
     other.change("bob", json!({"participants": []})).await.unwrap();
     other.wait_for_condition("bob", ConditionType::Unassigned, ConditionStatus::True).await;
-    faulty.replica().kill();
-    faulty.replica().start().unwrap();
+    cluster.replica().kill();
+    cluster.replica().start().unwrap();
     other.change("bob", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
     other.wait_for_condition("bob", ConditionType::Unassigned, ConditionStatus::False).await;
-    other_witness.show_rest().await;
-    assert!(desk.claim().await.is_some(), "nobody knows whether it still holds its binding");
-    let refusal = desk.create("carol", json!({})).await.unwrap_err();
-    assert_eq!(refusal.code, 503, "and so nobody else gets it: {refusal:?}");
+    other_checker.wait_until_at_rest().await;
+    assert!(ns.claim().await.is_some(), "the claim stays, since alice may still hold its binding");
+    let refusal = ns.create("carol", json!({})).await.unwrap_err();
+    assert_eq!(refusal.code, 503, "no other conversation gets the binding: {refusal:?}");
 
-    patch(control_plane, &desk, "alice", &json!({"timers": null}), "none").expect("it can be corrected");
+    patch(control_plane, &ns, "alice", &json!({"timers": null}), "none").expect("the conversation can be corrected");
     let corrected = |alice: &Conversation| status(alice).observed_generation == alice.metadata.generation;
-    let alice = desk.wait_for("alice", "observed", corrected).await;
-    assert!(metrics(faulty.replica()).await.contains("switchboard_unreadable_conversations 0\n"));
+    let alice = ns.wait_for("alice", "observed", corrected).await;
+    assert!(metrics(cluster.replica()).await.contains("switchboard_unreadable_conversations 0\n"));
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));
-    desk.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
-    desk.wait_until_free().await;
-    let log = std::fs::read_to_string(faulty.replica().log()).unwrap();
-    assert!(log.contains("cannot be parsed and is not reconciled"), "it is in the log");
-    assert!(!log.contains(&desk.contact), "and no address of a contact is");
+    ns.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
+    ns.wait_until_free().await;
+    let log = std::fs::read_to_string(cluster.replica().log()).unwrap();
+    assert!(log.contains("cannot be parsed and is not reconciled"), "the log names the invalid conversation");
+    assert!(!log.contains(&ns.contact), "the log contains the address of the contact");
 }

@@ -1,11 +1,11 @@
-//! Claims about faults of the processes and of the network between them: the operator killed around each write that it makes,
-//! suspended, cut off or blind; the API server and etcd killed. Tier: processes.
+//! Faults of the processes and of the network between them. The operator is killed around each of its writes, suspended, disconnected, or
+//! left without watches; the API server and etcd are killed. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace};
 use crate::common::fake_webhook::{FakeWebhook, Verdict};
 use crate::common::fault_cluster::{
-    FaultCluster, POLL_INTERVAL, claim_create, claim_delete, claim_replace, create_as_soon_as_possible, create_denied,
-    exclusive_cluster, is_to_be_repeated, kill_around, status_write,
+    ExclusiveCluster, FaultCluster, HistoryChecker, POLL_INTERVAL, claim_create, claim_delete, claim_replace,
+    create_denied, create_with_retries, exclusive_cluster, is_retryable, kill_around, status_write,
 };
 use crate::common::proxy::{Call, Fault, Proxy, Stage};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
@@ -15,439 +15,443 @@ use serde_json::json;
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, State};
 use tokio::time::{sleep, timeout};
 
-/// A create that is under way when the operator is killed fails, or is stored.
-async fn create_while_it_dies(desk: &TestNamespace, name: &str) {
-    let answer = desk.create(name, json!({})).await;
-    assert!(answer.is_err(), "a create that nobody answered was admitted: {answer:?}");
+/// Creates a conversation whose review gets no answer, and asserts that the create fails.
+async fn create_without_answer(ns: &TestNamespace, name: &str) {
+    let answer = ns.create(name, json!({})).await;
+    assert!(answer.is_err(), "a create was admitted without an answer of the webhook: {answer:?}");
 }
 
 #[tokio::test]
-async fn killed_before_a_claim_is_made_nothing_is_claimed() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    kill_around(&faulty, Stage::Before, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
-    desk.create("bob", json!({})).await.expect("nothing was claimed");
-    witness.show_rest().await;
-    assert_eq!(desk.held_by().await.as_deref(), Some("bob"));
+async fn kill_before_a_claim_create_leaves_no_claim() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    kill_around(&cluster, Stage::Before, claim_create(&ns), create_without_answer(&ns, "alice")).await;
+    ns.create("bob", json!({})).await.expect("there is no claim");
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.held_by().await.as_deref(), Some("bob"));
+}
+
+/// A namespace in which the operator was killed after it had made the claim for `alice`, and then restarted.
+async fn killed_after_claim_for_alice() -> (ExclusiveCluster, TestNamespace, HistoryChecker) {
+    let cluster = exclusive_cluster().await;
+    let (ns, checker) = cluster.checked_namespace().await;
+    kill_around(&cluster, Stage::After, claim_create(&ns), create_without_answer(&ns, "alice")).await;
+    (cluster, ns, checker)
 }
 
 #[tokio::test]
-async fn killed_after_a_claim_was_made_the_same_name_has_it_at_once() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    kill_around(&faulty, Stage::After, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
-    let refusal = desk.create("bob", json!({})).await.expect_err("alice may still be stored");
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
-    desk.create("alice", json!({})).await.expect("the same name at once");
-    witness.show_rest().await;
+async fn kill_after_a_claim_create_leaves_it_to_the_same_name() {
+    let (_cluster, ns, mut checker) = killed_after_claim_for_alice().await;
+    let refusal = ns.create("bob", json!({})).await.expect_err("alice may still be stored");
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn killed_after_a_claim_was_made_others_have_it_after_the_grace_period() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    kill_around(&faulty, Stage::After, claim_create(&desk), create_while_it_dies(&desk, "alice")).await;
-    // The lease of the one that was killed has to expire, too.
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    witness.show_rest().await;
+async fn kill_after_a_claim_create_frees_it_after_the_grace_period() {
+    let (_cluster, ns, mut checker) = killed_after_claim_for_alice().await;
+    // The Lease of the killed replica must expire, too.
+    create_with_retries(&ns, "bob", json!({})).await;
+    checker.wait_until_at_rest().await;
 }
 
-async fn killed_around_an_addition(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
-    kill_around(&faulty, stage, claim_replace(&desk), create_while_it_dies(&desk, "alice")).await;
-    desk.create("alice", json!({})).await.expect("the same name at once");
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
-}
-
-#[tokio::test]
-async fn killed_before_a_uid_is_added_the_same_name_has_the_claim_at_once() {
-    killed_around_an_addition(Stage::Before).await;
+async fn kill_around_uid_addition(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let _other = cluster.deny_some(&ns).await;
+    create_denied(&ns, "alice").await;
+    kill_around(&cluster, stage, claim_replace(&ns), create_without_answer(&ns, "alice")).await;
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
 }
 
 #[tokio::test]
-async fn killed_after_a_uid_was_added_the_same_name_has_the_claim_at_once() {
-    killed_around_an_addition(Stage::After).await;
+async fn kill_before_a_uid_addition_leaves_the_claim_to_its_name() {
+    kill_around_uid_addition(Stage::Before).await;
 }
 
-async fn killed_around_a_replacement(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    // The leader cannot release it, so that it is replaced.
-    let no_release = faulty.proxy.inject(Stage::Before, Fault::Answer(500), claim_delete(&desk));
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    kill_around(&faulty, stage, claim_replace(&desk), create_while_it_dies(&desk, "bob")).await;
+#[tokio::test]
+async fn kill_after_a_uid_addition_leaves_the_claim_to_its_name() {
+    kill_around_uid_addition(Stage::After).await;
+}
+
+async fn kill_around_replacement(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    // The leader cannot release the claim, so the next create replaces it.
+    let no_release = cluster.proxy.inject(Stage::Before, Fault::Answer(500), claim_delete(&ns));
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    kill_around(&cluster, stage, claim_replace(&ns), create_without_answer(&ns, "bob")).await;
     drop(no_release);
-    desk.create("bob", json!({})).await.expect("the same name at once");
-    desk.bound("bob").await;
-    witness.show_rest().await;
+    ns.create("bob", json!({})).await.expect("the same name at once");
+    ns.bound("bob").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn killed_before_a_claim_is_replaced_the_same_name_has_it_at_once() {
-    killed_around_a_replacement(Stage::Before).await;
+async fn kill_before_a_claim_replacement_leaves_it_to_the_new_name() {
+    kill_around_replacement(Stage::Before).await;
 }
 
 #[tokio::test]
-async fn killed_after_a_claim_was_replaced_the_same_name_has_it_at_once() {
-    killed_around_a_replacement(Stage::After).await;
+async fn kill_after_a_claim_replacement_leaves_it_to_the_new_name() {
+    kill_around_replacement(Stage::After).await;
 }
 
-async fn killed_around_a_status(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let create = async { drop(desk.create("alice", json!({})).await.unwrap()) };
-    kill_around(&faulty, stage, status_write(&desk, "alice"), create).await;
-    desk.bound("alice").await;
-    witness.show_rest().await;
-}
-
-#[tokio::test]
-async fn killed_before_a_status_is_written_it_is_written_after_the_restart() {
-    killed_around_a_status(Stage::Before).await;
+async fn kill_around_status_write(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let create = async { drop(ns.create("alice", json!({})).await.unwrap()) };
+    kill_around(&cluster, stage, status_write(&ns, "alice"), create).await;
+    ns.bound("alice").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn killed_after_a_status_was_written_it_stays_true() {
-    killed_around_a_status(Stage::After).await;
-}
-
-async fn killed_around_a_release(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    kill_around(&faulty, stage, claim_delete(&desk), desk.delete("alice")).await;
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    witness.show_rest().await;
-    assert_eq!(desk.held_by().await.as_deref(), Some("bob"));
+async fn kill_before_a_status_write_delays_the_status() {
+    kill_around_status_write(Stage::Before).await;
 }
 
 #[tokio::test]
-async fn killed_before_a_claim_is_released_it_is_released_after_the_restart() {
-    killed_around_a_release(Stage::Before).await;
+async fn kill_after_a_status_write_keeps_the_status() {
+    kill_around_status_write(Stage::After).await;
+}
+
+async fn kill_around_release(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    kill_around(&cluster, stage, claim_delete(&ns), ns.delete("alice")).await;
+    create_with_retries(&ns, "bob", json!({})).await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.held_by().await.as_deref(), Some("bob"));
 }
 
 #[tokio::test]
-async fn killed_after_a_claim_was_released_it_is_free() {
-    killed_around_a_release(Stage::After).await;
-}
-
-async fn killed_around_a_pruning(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let _other = faulty.deny_some(&desk).await;
-    create_denied(&desk, "alice").await;
-    desk.create("alice", json!({})).await.unwrap();
-    assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 2);
-    kill_around(&faulty, stage, claim_replace(&desk), std::future::ready(())).await;
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
+async fn kill_before_a_release_delays_the_release() {
+    kill_around_release(Stage::Before).await;
 }
 
 #[tokio::test]
-async fn killed_before_a_claim_is_pruned_it_is_pruned_after_the_restart() {
-    killed_around_a_pruning(Stage::Before).await;
+async fn kill_after_a_release_leaves_the_binding_free() {
+    kill_around_release(Stage::After).await;
+}
+
+async fn kill_around_pruning(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let _other = cluster.deny_some(&ns).await;
+    create_denied(&ns, "alice").await;
+    ns.create("alice", json!({})).await.unwrap();
+    assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 2);
+    kill_around(&cluster, stage, claim_replace(&ns), std::future::ready(())).await;
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
 }
 
 #[tokio::test]
-async fn killed_after_a_claim_was_pruned_it_stays_as_it_is() {
-    killed_around_a_pruning(Stage::After).await;
+async fn kill_before_a_claim_is_pruned_delays_the_pruning() {
+    kill_around_pruning(Stage::Before).await;
 }
 
-async fn killed_around_a_renewal(stage: Stage) {
-    let faulty = exclusive_cluster().await;
-    let before = faulty.wait_for_leader_other_than("").await;
-    let (desk, mut witness) = faulty.desk().await;
+#[tokio::test]
+async fn kill_after_a_claim_is_pruned_keeps_the_claim() {
+    kill_around_pruning(Stage::After).await;
+}
+
+async fn kill_around_renewal(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let before = cluster.wait_for_leader_other_than("").await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
     let is_lease = |call: &Call| call.is("PUT", "/leases/switchboard");
-    kill_around(&faulty, stage, is_lease, std::future::ready(())).await;
-    desk.create("alice", json!({})).await.expect("admission needs no leader");
-    faulty.wait_for_leader_other_than(&before).await;
-    desk.bound("alice").await;
-    witness.show_rest().await;
+    kill_around(&cluster, stage, is_lease, std::future::ready(())).await;
+    ns.create("alice", json!({})).await.expect("admission needs no leader");
+    cluster.wait_for_leader_other_than(&before).await;
+    ns.bound("alice").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn killed_before_the_lease_is_renewed_another_leads_once_it_has_expired() {
-    killed_around_a_renewal(Stage::Before).await;
+async fn kill_before_a_lease_renewal_leads_to_a_new_leader() {
+    kill_around_renewal(Stage::Before).await;
 }
 
 #[tokio::test]
-async fn killed_after_the_lease_was_renewed_another_leads_once_it_has_expired() {
-    killed_around_a_renewal(Stage::After).await;
+async fn kill_after_a_lease_renewal_leads_to_a_new_leader() {
+    kill_around_renewal(Stage::After).await;
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_killed_between_admission_and_storage_leaves_the_binding_usable() {
+async fn api_server_killed_before_storing_leaves_the_binding_usable() {
     for winner in ["alice", "bob"] {
-        let faulty = exclusive_cluster().await;
-        let (desk, mut witness) = faulty.desk().await;
-        // Ours allows, and the API server waits for the other one.
-        let other = FakeWebhook::start(&desk.client, &desk.namespace, 10, |review| async move {
+        let cluster = exclusive_cluster().await;
+        let (ns, mut checker) = cluster.checked_namespace().await;
+        // The operator's webhook allows the create, and the API server waits for the other webhook.
+        let other_webhook = FakeWebhook::start(&ns.client, &ns.namespace, 10, |review| async move {
             if review.number == 0 { std::future::pending().await } else { Verdict::Allow }
         })
         .await;
-        let allowed = faulty.proxy.hold(Stage::After, claim_create(&desk));
+        let allowed = cluster.proxy.hold(Stage::After, claim_create(&ns));
         let create = tokio::spawn({
-            let desk = desk.clone();
-            let alice = desk.conversation("alice", json!({}));
-            async move { desk.conversations().create(&PostParams::default(), &alice).await }
+            let ns = ns.clone();
+            let alice = ns.conversation("alice", json!({}));
+            async move { ns.conversations().create(&PostParams::default(), &alice).await }
         });
         allowed.wait_for(1).await;
         drop(allowed);
-        other.wait_for(1).await;
-        assert_eq!(desk.held_by().await.as_deref(), Some("alice"));
-        let api_server = faulty.cluster.control_plane.api_server(0);
+        other_webhook.wait_for(1).await;
+        assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
+        let api_server = cluster.control_plane().api_server(0);
         api_server.kill();
         create.await.unwrap().unwrap_err();
         api_server.start().unwrap();
-        let desk = TestNamespace { client: faulty.client().await, ..desk };
-        create_as_soon_as_possible(&desk, winner, json!({})).await;
-        witness.show_rest().await;
-        assert_eq!(desk.held_by().await.as_deref(), Some(winner));
+        let ns = TestNamespace { client: cluster.client().await, ..ns };
+        create_with_retries(&ns, winner, json!({})).await;
+        checker.wait_until_at_rest().await;
+        assert_eq!(ns.held_by().await.as_deref(), Some(winner));
     }
 }
 
 #[tokio::test]
-async fn a_review_that_arrives_twice_and_an_answer_that_is_lost_do_no_harm() {
-    let faulty = exclusive_cluster().await;
-    let installation = &faulty.cluster.installation;
-    let webhook = faulty.replica().webhook_address();
-    let between = Proxy::to_webhook(webhook, installation.authority());
+async fn duplicated_review_and_lost_answer_do_no_harm() {
+    let cluster = exclusive_cluster().await;
+    let installation = cluster.installation();
+    let webhook = cluster.replica().webhook_address();
+    let webhook_proxy = Proxy::to_webhook(webhook, installation.authority());
     installation.balancer().remove(webhook);
-    installation.balancer().add(between.address());
-    // Connections that are open already go past the proxy.
-    faulty.replica().kill();
-    faulty.replica().start().unwrap();
+    installation.balancer().add(webhook_proxy.address());
+    // A restart closes the connections that bypass the proxy.
+    cluster.replica().kill();
+    cluster.replica().start().unwrap();
 
-    let (desk, mut witness) = faulty.desk().await;
-    let twice = between.inject(Stage::Before, Fault::Twice, |call| call.is("POST", "/admit"));
-    desk.create("alice", json!({})).await.unwrap();
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let twice = webhook_proxy.inject(Stage::Before, Fault::Twice, |call| call.is("POST", "/admit"));
+    ns.create("alice", json!({})).await.unwrap();
     assert_eq!(twice.count(), 1);
     drop(twice);
-    witness.show_rest().await;
-    assert_eq!(desk.claim().await.unwrap().spec.admissions.len(), 1);
+    checker.wait_until_at_rest().await;
+    assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
 
-    let (desk, mut witness) = faulty.desk().await;
-    let lost = between.inject(Stage::After, Fault::Cut, |call| call.is("POST", "/admit"));
-    create_while_it_dies(&desk, "alice").await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let lost = webhook_proxy.inject(Stage::After, Fault::Cut, |call| call.is("POST", "/admit"));
+    create_without_answer(&ns, "alice").await;
     drop(lost);
-    assert_eq!(desk.held_by().await.as_deref(), Some("alice"));
-    desk.create("alice", json!({})).await.expect("the same name at once");
-    witness.show_rest().await;
+    assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    checker.wait_until_at_rest().await;
     installation.balancer().add(webhook);
-    installation.balancer().remove(between.address());
-    drop(between);
-    faulty.replica().kill();
-    faulty.replica().start().unwrap();
+    installation.balancer().remove(webhook_proxy.address());
+    drop(webhook_proxy);
+    cluster.replica().kill();
+    cluster.replica().start().unwrap();
 }
 
 #[tokio::test]
-async fn a_leader_that_is_suspended_in_the_middle_of_a_write_undoes_nothing_that_its_successor_decided() {
-    let faulty = FaultCluster::start(2).await;
-    let identity = faulty.wait_for_leader_other_than("").await;
-    let leader = faulty.replica_of(&identity);
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
-    for desk in [&desk, &other] {
-        desk.create("alice", json!({})).await.unwrap();
-        desk.bound("alice").await;
+async fn leader_suspended_during_a_write_does_not_undo_later_writes() {
+    let cluster = FaultCluster::start(2).await;
+    let identity = cluster.wait_for_leader_other_than("").await;
+    let leader = cluster.replica_of(&identity);
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
+    for ns in [&ns, &other] {
+        ns.create("alice", json!({})).await.unwrap();
+        ns.bound("alice").await;
     }
-    faulty.cluster.installation.balancer().cut(leader.webhook_address());
+    cluster.installation().balancer().cut(leader.webhook_address());
 
-    let mut release = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
-    let mut status = faulty.proxy.hold(Stage::Before, status_write(&other, "alice"));
-    desk.delete("alice").await;
+    let mut release = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
+    let mut status = cluster.proxy.hold(Stage::Before, status_write(&other, "alice"));
+    ns.delete("alice").await;
     other.change("alice", json!({"participants": []})).await.unwrap();
     let (release_of_old, status_of_old) = (release.next().await, status.next().await);
     drop((release, status));
     leader.pause();
-    faulty.wait_for_leader_other_than(&identity).await;
-    create_as_soon_as_possible(&desk, "alice", json!({})).await;
-    desk.bound("alice").await;
+    cluster.wait_for_leader_other_than(&identity).await;
+    create_with_retries(&ns, "alice", json!({})).await;
+    ns.bound("alice").await;
     other.change("alice", json!({"state": "Closed"})).await.unwrap();
     other.wait_for_state("alice", State::Closed).await;
-    create_as_soon_as_possible(&other, "bob", json!({})).await;
+    create_with_retries(&other, "bob", json!({})).await;
 
     release_of_old.resolve(Fault::Pass);
     status_of_old.resolve(Fault::Pass);
     leader.resume();
     leader.wait_until_ready().unwrap();
     other.bound("bob").await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
-    assert_eq!(desk.held_by().await.as_deref(), Some("alice"));
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
+    assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
     assert_eq!(other.held_by().await.as_deref(), Some("bob"));
 }
 
 #[tokio::test]
-async fn with_watches_that_are_open_and_dead_admission_stays_right_and_the_rest_follows_when_they_live_again() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    faulty.proxy.freeze_watches(true);
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+async fn admission_is_correct_while_watches_deliver_nothing() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    cluster.proxy.freeze_watches(true);
+    let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("48031"), "{refusal:?}");
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
-    desk.delete("bob").await;
-    let refusal = desk.create("carol", json!({})).await.expect_err("the leader does not know that bob is gone");
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
-    desk.create("bob", json!({})).await.expect("the same name at once");
-    witness.show().await;
-    faulty.proxy.freeze_watches(false);
-    desk.bound("bob").await;
-    witness.show_rest().await;
-    desk.delete("bob").await;
-    create_as_soon_as_possible(&desk, "carol", json!({})).await;
-    witness.show_rest().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
+    ns.delete("bob").await;
+    let refusal = ns.create("carol", json!({})).await.expect_err("the leader has not seen that bob is deleted");
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    ns.create("bob", json!({})).await.expect("the same name at once");
+    checker.check().await;
+    cluster.proxy.freeze_watches(false);
+    ns.bound("bob").await;
+    checker.wait_until_at_rest().await;
+    ns.delete("bob").await;
+    create_with_retries(&ns, "carol", json!({})).await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn watches_that_die_without_a_word_are_missed_and_begun_anew() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    faulty.proxy.kill_watches();
-    desk.delete("alice").await;
+async fn silent_watches_are_detected_and_restarted() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    cluster.proxy.kill_watches();
+    ns.delete("alice").await;
     other.create("bob", json!({})).await.unwrap();
     other.bound("bob").await;
-    desk.wait_until_free().await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
+    ns.wait_until_free().await;
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn who_stands_by_with_a_dead_watch_and_can_open_no_other_leads_all_the_same() {
-    let faulty = FaultCluster::start(2).await;
-    let identity = faulty.wait_for_leader_other_than("").await;
-    let leader = faulty.replica_of(&identity);
-    faulty.cluster.installation.balancer().remove(leader.webhook_address());
+async fn standby_without_a_working_watch_becomes_leader() {
+    let cluster = FaultCluster::start(2).await;
+    let identity = cluster.wait_for_leader_other_than("").await;
+    let leader = cluster.replica_of(&identity);
+    cluster.installation().balancer().remove(leader.webhook_address());
     let is_watch = |call: &Call| call.path.ends_with("/leases") && call.query.contains("watch=true");
-    let refused = faulty.proxy.inject(Stage::Before, Fault::Answer(403), is_watch);
-    faulty.proxy.kill_watches();
-    // The silence is noticed, and another watch is asked for again and again.
+    let refused = cluster.proxy.inject(Stage::Before, Fault::Answer(403), is_watch);
+    cluster.proxy.kill_watches();
+    // The standby detects the silent watch, and tries to open another one repeatedly.
     refused.wait_for(3).await;
     leader.terminate();
-    faulty.wait_for_leader_other_than(&identity).await;
+    cluster.wait_for_leader_other_than(&identity).await;
 }
 
 #[tokio::test]
-async fn an_operator_that_is_cut_off_for_longer_than_its_lease_admits_nothing_and_recovers() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
+async fn disconnected_operator_admits_nothing_and_recovers() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
     other.create("alice", json!({})).await.unwrap();
     other.bound("alice").await;
-    faulty.proxy.freeze_watches(true);
-    let cut = faulty.proxy.inject(Stage::Before, Fault::Cut, |call| !call.path.contains("/leases/"));
-    let cut_from_lease = faulty.proxy.inject(Stage::Before, Fault::Cut, |call| call.path.contains("/leases/"));
-    let refusal = desk.create("alice", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    cluster.proxy.freeze_watches(true);
+    let cut = cluster.proxy.inject(Stage::Before, Fault::Cut, |call| !call.path.contains("/leases/"));
+    let cut_from_lease = cluster.proxy.inject(Stage::Before, Fault::Cut, |call| call.path.contains("/leases/"));
+    let refusal = ns.create("alice", json!({})).await.unwrap_err();
+    assert!(is_retryable(&refusal), "{refusal:?}");
     other.delete("alice").await;
-    // Eight attempts to renew, of which seven and a half make up a lease.
+    // Nine attempts to renew span eight retry periods. The lease duration is seven and a half.
     cut_from_lease.wait_for(9).await;
-    assert_eq!(other.held_by().await.as_deref(), Some("alice"), "nobody has released it");
+    assert_eq!(other.held_by().await.as_deref(), Some("alice"), "the claim is not released");
     drop((cut, cut_from_lease));
-    faulty.proxy.freeze_watches(false);
-    create_as_soon_as_possible(&desk, "alice", json!({})).await;
+    cluster.proxy.freeze_watches(false);
+    create_with_retries(&ns, "alice", json!({})).await;
     other.wait_until_free().await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
 }
 
-/// Creates and deletes for ever, whatever the answers are.
-async fn be_busy(desk: TestNamespace) {
+/// Creates and deletes conversations for ever, whatever the answers are.
+async fn create_and_delete(ns: TestNamespace) {
     for round in 0.. {
         let name = ["alice", "bob"][round % 2];
-        let conversation = desk.conversation(name, json!({}));
-        if desk.conversations().create(&PostParams::default(), &conversation).await.is_err() {
+        let conversation = ns.conversation(name, json!({}));
+        if ns.conversations().create(&PostParams::default(), &conversation).await.is_err() {
             sleep(POLL_INTERVAL).await;
         }
-        let _ = desk.conversations().delete(name, &kube::api::DeleteParams::default()).await;
+        let _ = ns.conversations().delete(name, &kube::api::DeleteParams::default()).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_is_killed_under_load_and_started_again_finds_all_in_order() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let busy = tokio::spawn(be_busy(desk.clone()));
-    witness.wait_for_tenures(&desk, 3).await;
-    let api_server = faulty.cluster.control_plane.api_server(0);
+async fn api_server_restart_under_load_keeps_the_invariants() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let load = tokio::spawn(create_and_delete(ns.clone()));
+    checker.wait_for_hold_intervals(&ns, 3).await;
+    let api_server = cluster.control_plane().api_server(0);
     api_server.kill();
     api_server.start().unwrap();
-    busy.abort();
-    desk.until_it_answers().await;
-    create_as_soon_as_possible(&desk, "carol", json!({})).await;
-    desk.bound("carol").await;
-    witness.show_rest().await;
+    load.abort();
+    ns.wait_until_api_server_answers().await;
+    create_with_retries(&ns, "carol", json!({})).await;
+    ns.bound("carol").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_killed_and_started_again_finds_all_in_order() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
-    let etcd = faulty.cluster.control_plane.etcd();
+async fn etcd_restart_keeps_the_invariants() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    let etcd = cluster.control_plane().etcd();
     etcd.kill();
-    let (conversations, bob) = (desk.conversations(), desk.conversation("bob", json!({})));
-    let undecided = timeout(TIMEOUT, conversations.create(&PostParams::default(), &bob)).await;
-    let undecided = undecided.expect("an answer in time");
-    assert!(undecided.is_err(), "admitted without a look at the claims: {undecided:?}");
+    let (conversations, bob) = (ns.conversations(), ns.conversation("bob", json!({})));
+    let answer = timeout(TIMEOUT, conversations.create(&PostParams::default(), &bob)).await;
+    let answer = answer.expect("an answer within the timeout");
+    assert!(answer.is_err(), "the create was admitted without a read of the claims: {answer:?}");
     etcd.start().unwrap();
-    desk.until_it_answers().await;
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    let (bob, reason) = desk.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
+    ns.wait_until_api_server_answers().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    create_with_retries(&ns, "bob", json!({})).await;
+    let (bob, reason) = ns.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
     assert_eq!(reason, ConditionReason::BindingHeld, "{bob:?}");
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn while_its_rights_are_withdrawn_nothing_is_admitted_and_what_was_missed_follows_when_they_are_given_back() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
+async fn operator_without_rights_admits_nothing_and_recovers() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
     other.create("alice", json!({"timers": {"closeAfter": "8s"}})).await.unwrap();
-    desk.bound("alice").await;
+    ns.bound("alice").await;
     other.bound("alice").await;
-    let api = Api::<ClusterRoleBinding>::all(desk.client.clone());
+    let api = Api::<ClusterRoleBinding>::all(ns.client.clone());
     let mut rights = api.get("switchboard").await.unwrap();
     api.delete("switchboard", &DeleteParams::default()).await.unwrap();
-    // An open watch stays open whatever becomes of the right to it: one that begins now is refused.
-    let watches = faulty.proxy.inject(Stage::Before, Fault::Pass, |call| call.query.contains("watch=true"));
-    let closings = faulty.proxy.inject(Stage::Before, Fault::Pass, status_write(&other, "alice"));
-    let api_server = faulty.cluster.control_plane.api_server(0);
+    // Open watches continue without the rights, and new ones are refused. The restart of the API server closes the open ones.
+    let watches = cluster.proxy.inject(Stage::Before, Fault::Pass, |call| call.query.contains("watch=true"));
+    let closings = cluster.proxy.inject(Stage::Before, Fault::Pass, status_write(&other, "alice"));
+    let api_server = cluster.control_plane().api_server(0);
     api_server.kill();
     api_server.start().unwrap();
-    let desk = TestNamespace { client: faulty.client().await, ..desk };
-    let other = TestNamespace { client: faulty.client().await, ..other };
+    let ns = TestNamespace { client: cluster.client().await, ..ns };
+    let other = TestNamespace { client: cluster.client().await, ..other };
     watches.wait_for(2).await;
     closings.wait_for(1).await;
-    let refusal = desk.create("bob", json!({})).await.unwrap_err();
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
-    desk.change("alice", json!({"state": "Closed"})).await.expect("what opens nothing is not held up");
-    witness.show().await;
-    other_witness.show().await;
+    let refusal = ns.create("bob", json!({})).await.unwrap_err();
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    ns.change("alice", json!({"state": "Closed"})).await.expect("a change that opens no conversation needs no webhook");
+    checker.check().await;
+    other_checker.check().await;
 
     (rights.metadata.uid, rights.metadata.resource_version) = (None, None);
-    let api = Api::all(desk.client.clone());
+    let api = Api::all(ns.client.clone());
     api.create(&PostParams::default(), &rights).await.unwrap();
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    desk.bound("bob").await;
+    create_with_retries(&ns, "bob", json!({})).await;
+    ns.bound("bob").await;
     other.wait_for_state("alice", State::Closed).await;
     other.wait_until_free().await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
 }

@@ -1,12 +1,10 @@
-//! Claims about faults of what stores: a full disk, a history that was compacted away, an etcd that was restored from a backup, and a
-//! namespace that goes with a thousand conversations in it. Tier: processes.
+//! Faults of the storage: a full disk, a compacted history, an etcd that is restored from a backup, and the deletion of a namespace with a
+//! thousand conversations. Tier: processes.
 
 use crate::common;
 use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace, until};
 use crate::common::etcd::{compact, set_disk_full};
-use crate::common::fault_cluster::{
-    FaultCluster, POLL_INTERVAL, create_as_soon_as_possible, exclusive_cluster, is_to_be_repeated,
-};
+use crate::common::fault_cluster::{FaultCluster, POLL_INTERVAL, create_with_retries, exclusive_cluster, is_retryable};
 use crate::common::oracle::Oracle;
 use crate::common::proxy::{Fault, Stage};
 use control_plane::{ControlPlane, Installation};
@@ -21,62 +19,62 @@ use switchboard::api::AddressBinding;
 use tokio::time::{Instant, sleep};
 
 #[tokio::test]
-async fn while_the_disk_of_etcd_is_full_nothing_is_admitted_and_nothing_is_lost() {
-    let faulty = exclusive_cluster().await;
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
+async fn full_disk_of_etcd_admits_nothing_and_loses_nothing() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
     other.create("alice", json!({})).await.unwrap();
     other.bound("alice").await;
-    set_disk_full(&faulty.cluster.control_plane, true).await;
-    let refusal = desk.create("alice", json!({})).await.expect_err("no claim can be made");
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
+    set_disk_full(cluster.control_plane(), true).await;
+    let refusal = ns.create("alice", json!({})).await.expect_err("no claim can be made");
+    assert!(is_retryable(&refusal), "{refusal:?}");
     let refusal = other.create("bob", json!({})).await.expect_err("alice holds it");
-    assert!(is_to_be_repeated(&refusal), "{refusal:?}");
-    // A deletion is what etcd still takes, of a conversation and of its claim.
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    // etcd still accepts deletions, of a conversation and of its claim.
     other.delete("alice").await;
-    set_disk_full(&faulty.cluster.control_plane, false).await;
-    create_as_soon_as_possible(&desk, "alice", json!({})).await;
-    create_as_soon_as_possible(&other, "bob", json!({})).await;
-    desk.bound("alice").await;
+    set_disk_full(cluster.control_plane(), false).await;
+    create_with_retries(&ns, "alice", json!({})).await;
+    create_with_retries(&other, "bob", json!({})).await;
+    ns.bound("alice").await;
     other.bound("bob").await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
 }
 
 #[tokio::test]
-async fn watches_whose_history_was_compacted_away_begin_anew_and_miss_nothing() {
-    // Not one that others get afterwards: their witnesses look back to the first revision.
-    let faulty = FaultCluster::start(1).await;
-    let (desk, mut witness) = faulty.desk().await;
-    let (other, mut other_witness) = faulty.desk().await;
-    for desk in [&desk, &other] {
-        desk.create("alice", json!({})).await.unwrap();
-        desk.bound("alice").await;
+async fn watches_restart_after_a_compaction_and_miss_nothing() {
+    // No other test may use this cluster, since a checker reads the history from the first revision.
+    let cluster = FaultCluster::start(1).await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let (other, mut other_checker) = cluster.checked_namespace().await;
+    for ns in [&ns, &other] {
+        ns.create("alice", json!({})).await.unwrap();
+        ns.bound("alice").await;
     }
     let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
-    let gone = faulty.proxy.inject(Stage::Before, Fault::Answer(503), is_watch);
-    faulty.proxy.freeze_watches(true);
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    desk.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
-    desk.delete("bob").await;
+    let unavailable = cluster.proxy.inject(Stage::Before, Fault::Answer(503), is_watch);
+    cluster.proxy.freeze_watches(true);
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
+    ns.delete("bob").await;
     other.delete("alice").await;
-    witness.show().await;
-    other_witness.show().await;
-    // An API server that begins anew knows nothing from before it began, and etcd no more either.
-    compact(&faulty.cluster.control_plane).await;
-    let api_server = faulty.cluster.control_plane.api_server(0);
+    checker.check().await;
+    other_checker.check().await;
+    // The restarted API server has no watch cache, and etcd has no older revisions.
+    compact(cluster.control_plane()).await;
+    let api_server = cluster.control_plane().api_server(0);
     api_server.kill();
     api_server.start().unwrap();
-    drop(gone);
-    faulty.proxy.freeze_watches(false);
-    let desk = TestNamespace { client: faulty.client().await, ..desk };
-    let other = TestNamespace { client: faulty.client().await, ..other };
-    desk.wait_until_free().await;
+    drop(unavailable);
+    cluster.proxy.freeze_watches(false);
+    let ns = TestNamespace { client: cluster.client().await, ..ns };
+    let other = TestNamespace { client: cluster.client().await, ..other };
+    ns.wait_until_free().await;
     other.wait_until_free().await;
-    create_as_soon_as_possible(&desk, "carol", json!({})).await;
-    desk.bound("carol").await;
-    witness.show_rest().await;
-    other_witness.show_rest().await;
+    create_with_retries(&ns, "carol", json!({})).await;
+    ns.bound("carol").await;
+    checker.wait_until_at_rest().await;
+    other_checker.wait_until_at_rest().await;
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -92,22 +90,22 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_restored_from_a_backup_makes_each_replica_begin_anew_and_rest_is_as_it_should_be() {
-    let faulty = FaultCluster::start(2).await;
-    let control_plane = &faulty.cluster.control_plane;
-    let (desk, _) = faulty.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    desk.bound("alice").await;
+async fn restored_etcd_backup_restarts_replicas_which_then_recover() {
+    let cluster = FaultCluster::start(2).await;
+    let control_plane = cluster.control_plane();
+    let (ns, _) = cluster.checked_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
     let (data, backup) = (control_plane.etcd_data(), control_plane.data_dir().join("backup"));
     control_plane.etcd().stop();
     copy(&data, &backup);
     control_plane.etcd().start().unwrap();
-    desk.until_it_answers().await;
+    ns.wait_until_api_server_answers().await;
 
-    // What the backup does not know of.
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    desk.bound("bob").await;
+    // The backup does not contain these changes.
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    create_with_retries(&ns, "bob", json!({})).await;
+    ns.bound("bob").await;
 
     control_plane.api_server(0).stop();
     control_plane.etcd().stop();
@@ -115,59 +113,61 @@ async fn an_etcd_that_is_restored_from_a_backup_makes_each_replica_begin_anew_an
     copy(&backup, &data);
     control_plane.etcd().start().unwrap();
     control_plane.api_server(0).start().unwrap();
-    for replica in faulty.cluster.installation.replicas() {
-        let ended = replica.wait(TIMEOUT).expect("what it knows is of another history: it ends");
-        assert!(!ended.success(), "so that it is started anew: {ended}");
+    for replica in cluster.installation().replicas() {
+        let status = replica.wait(TIMEOUT).expect("the replica exits, since the history went back");
+        assert!(!status.success(), "the replica exits with an error: {status}");
     }
-    for replica in faulty.cluster.installation.replicas() {
+    for replica in cluster.installation().replicas() {
         replica.start().unwrap();
     }
 
-    let desk = TestNamespace { client: faulty.client().await, ..desk };
-    let mut witness = faulty.witness(&desk, Oracle::default());
-    let refusal = desk.create("carol", json!({})).await.expect_err("alice is open again, as she was");
+    let ns = TestNamespace { client: cluster.client().await, ..ns };
+    let mut checker = cluster.checker(&ns, Oracle::default());
+    let refusal = ns.create("carol", json!({})).await.expect_err("alice is open again");
     assert!(refusal.message.contains("48031") && refusal.message.contains("/alice"), "{refusal:?}");
-    witness.show_rest().await;
-    desk.change("alice", json!({"state": "Closed"})).await.unwrap();
-    create_as_soon_as_possible(&desk, "bob", json!({})).await;
-    desk.bound("bob").await;
-    witness.show_rest().await;
+    checker.wait_until_at_rest().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    create_with_retries(&ns, "bob", json!({})).await;
+    ns.bound("bob").await;
+    checker.wait_until_at_rest().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_namespace_that_goes_with_a_thousand_conversations_leaves_no_claim() {
+async fn deletion_of_a_full_namespace_leaves_no_claim() {
     const COUNT: usize = 1_000;
     let control_plane =
         ControlPlane::builder().namespace_controller().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
     let cluster = Cluster::install(control_plane, &installation);
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let creates = stream::iter(0..COUNT).map(Ok::<_, Box<kube::core::Status>>);
     let create = |number: usize| {
-        let desk = &desk;
+        let ns = &ns;
         async move {
             let contact = json!({"contact": {"address": format!("+1666{number:07}")}});
-            desk.create(&format!("contact-{number}"), contact).await.map(drop)
+            ns.create(&format!("contact-{number}"), contact).await.map(drop)
         }
     };
     creates.try_for_each_concurrent(16, create).await.unwrap();
-    let claims = desk.claims().list(&ListParams::default()).await.unwrap().items;
+    let claims = ns.claims().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(claims.len(), COUNT);
-    let namespaces = Api::<Namespace>::all(desk.client.clone());
-    let uid = namespaces.get(&desk.namespace).await.unwrap().metadata.uid.unwrap();
-    namespaces.delete(&desk.namespace, &DeleteParams::default()).await.unwrap();
-    let gone = conditions::is_deleted(&uid);
-    until(namespaces, &desk.namespace, |namespace| gone.matches_object(namespace)).await.expect("the namespace goes");
+    let namespaces = Api::<Namespace>::all(ns.client.clone());
+    let uid = namespaces.get(&ns.namespace).await.unwrap().metadata.uid.unwrap();
+    namespaces.delete(&ns.namespace, &DeleteParams::default()).await.unwrap();
+    let is_deleted = conditions::is_deleted(&uid);
+    until(namespaces, &ns.namespace, |namespace| is_deleted.matches_object(namespace))
+        .await
+        .expect("the namespace is deleted within the timeout");
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        let left: Vec<AddressBinding> = desk.claims().list(&ListParams::default()).await.unwrap().items;
-        if left.is_empty() {
+        let remaining: Vec<AddressBinding> = ns.claims().list(&ListParams::default()).await.unwrap().items;
+        if remaining.is_empty() {
             break;
         }
-        assert!(Instant::now() < deadline, "{} claims stay, such as {:?}", left.len(), left[0]);
+        assert!(Instant::now() < deadline, "{} claims remain, such as {:?}", remaining.len(), remaining[0]);
         sleep(POLL_INTERVAL).await;
     }
-    let again = cluster.desk().await;
-    let bob = again.conversation("bob", json!({"contact": {"address": "+16660000000"}}));
-    again.create_object(&bob, &PostParams::default()).await.expect("each binding is free");
+    let other_ns = cluster.test_namespace().await;
+    let bob = other_ns.conversation("bob", json!({"contact": {"address": "+16660000000"}}));
+    other_ns.create_object(&bob, &PostParams::default()).await.expect("each binding is free");
 }

@@ -1,4 +1,4 @@
-//! What a replica and `switchboard check` write for people and programs: lines that can be parsed, plain values, causes.
+//! The output of a replica and of `switchboard check`: lines that programs can parse, plain values, causes of errors.
 
 use crate::common::cluster::{Cluster, TIMEOUT};
 use control_plane::installation::NAMESPACE;
@@ -13,31 +13,31 @@ use tokio::time::sleep;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What Rust's `{:?}` writes, and people do not.
+/// The syntax of Rust's `{:?}`, which must not appear in the output.
 const DEBUG_SYNTAX: [&str; 6] = ["Some(", "None", "Ok(", "Err(", "{ ", "[\\\""];
 
 fn lines(replica: &Replica) -> Vec<Value> {
     let log = std::fs::read_to_string(replica.log()).unwrap();
-    log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+    log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
 }
 
-/// Waits until a line has this message, and returns its fields.
+/// Waits for a log line with this message, and returns its fields.
 async fn wait_for_line(replica: &Replica, message: &str) -> Value {
     wait_for_line_where(replica, message, |_| true).await
 }
 
-/// Waits until a line has this message, and fields as they are wanted; returns them.
-async fn wait_for_line_where(replica: &Replica, message: &str, are_wanted: impl Fn(&Value) -> bool) -> Value {
+/// Waits for a log line with this message whose fields satisfy `is_match`, and returns its fields.
+async fn wait_for_line_where(replica: &Replica, message: &str, is_match: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        // The last line may be half written.
+        // The last line may be incomplete.
         let log = std::fs::read_to_string(replica.log()).unwrap();
         let parsed = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let mut fields = parsed.map(|line| line["fields"].clone());
-        if let Some(fields) = fields.find(|fields| fields["message"] == message && are_wanted(fields)) {
+        if let Some(fields) = fields.find(|fields| fields["message"] == message && is_match(fields)) {
             return fields;
         }
-        assert!(Instant::now() < deadline, "no such line says {message:?}: {log}");
+        assert!(Instant::now() < deadline, "no matching line with the message {message:?}: {log}");
         sleep(POLL_INTERVAL).await;
     }
 }
@@ -46,47 +46,47 @@ async fn wait_for_line_where(replica: &Replica, message: &str, are_wanted: impl 
 async fn every_line_of_the_log_is_json_with_plain_values() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
-    // The drain delay is longer than anything here takes.
+    // The drain delay is longer than the test.
     let installation = installation.flag("--log=debug").flag("--drain-delay=10m").flag("--lease-duration=5s");
     let cluster = Cluster::install(control_plane, &installation.flag("--grace-period=40s"));
     let (replica, api_server) = (cluster.installation.replica(0), cluster.control_plane.api_server(0));
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
 
-    // A create, a refusal, a write of the status, a close, a release, and a deletion.
-    desk.create("alice", json!({})).await.unwrap();
-    assert_eq!(desk.create("bob", json!({})).await.unwrap_err().code, 403);
-    desk.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
-    desk.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
-    desk.wait_until_free().await;
-    desk.wait_for_event("alice", "TTLExpired").await;
+    // The log now has a create, a refusal, a status write, a close, a release and a deletion.
+    ns.create("alice", json!({})).await.unwrap();
+    assert_eq!(ns.create("bob", json!({})).await.unwrap_err().code, 403);
+    ns.wait_for_condition("alice", ConditionType::Ready, ConditionStatus::True).await;
+    ns.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
+    ns.wait_until_free().await;
+    ns.wait_for_event("alice", "TTLExpired").await;
     for (message, field, value) in [
         ("wrote the status", "state", "Active"),
-        ("wrote the status", "conversation", &format!("{}/alice", desk.namespace)),
-        ("releasing a claim", "binding", desk.binding().as_str()),
+        ("wrote the status", "conversation", &format!("{}/alice", ns.namespace)),
+        ("releasing a claim", "binding", ns.binding().as_str()),
         ("decided a create", "outcome", "allowed"),
     ] {
         assert_eq!(wait_for_line(replica, message).await[field], value, "{message}");
     }
 
-    // The API server goes away, and comes back.
+    // The API server is killed, and started again.
     api_server.kill();
-    // A renewal that was under way may have met another end.
+    // A renewal in progress may have failed with another error.
     let is_refused = |fields: &Value| fields["error"].as_str().unwrap().contains("Connection refused (os error 111)");
     wait_for_line_where(replica, "cannot reach the Lease", is_refused).await;
     block_in_place(|| api_server.start()).unwrap();
 
-    // It ends with an error.
+    // A second signal ends the replica with an error.
     replica.terminate();
     wait_for_line(replica, "SIGTERM: shutting down").await;
     replica.terminate();
-    assert_eq!(block_in_place(|| replica.wait(TIMEOUT)).expect("it ends").code(), Some(1));
+    assert_eq!(block_in_place(|| replica.wait(TIMEOUT)).expect("the replica exits within the timeout").code(), Some(1));
 
     let lines = lines(replica);
     let last = &lines.last().unwrap()["fields"];
     assert_eq!(last["error"], "SIGTERM during the shutdown: exiting immediately");
     let mut levels = BTreeMap::<&str, usize>::new();
     for line in &lines {
-        assert!(!line.to_string().contains(&desk.contact), "an address of a contact: {line}");
+        assert!(!line.to_string().contains(&ns.contact), "the line contains the address of a contact: {line}");
         if !line["target"].as_str().unwrap().starts_with("switchboard") {
             continue;
         }
@@ -97,12 +97,12 @@ async fn every_line_of_the_log_is_json_with_plain_values() {
             assert_eq!(found, None, "{field} of {line}");
         }
         let is_of_a_conversation = line["fields"]["conversation"].is_string();
-        assert!(!is_of_a_conversation || line["level"] != "INFO", "a line for each conversation: {line}");
+        assert!(!is_of_a_conversation || line["level"] != "INFO", "an INFO line for a single conversation: {line}");
     }
-    println!("{} lines, of ours {levels:?}", lines.len());
+    println!("{} lines; switchboard's own by level: {levels:?}", lines.len());
 }
 
-/// `switchboard check` as the administrator: its exit code, and what it wrote.
+/// Runs `switchboard check` as the administrator. Returns its exit code and its output.
 fn check(cluster: &Cluster) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
     command.args(["check", "--namespace", NAMESPACE]).env("KUBECONFIG", cluster.control_plane.kubeconfig());
@@ -112,7 +112,7 @@ fn check(cluster: &Cluster) -> (Option<i32>, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn check_says_in_a_sentence_why_no_conversation_can_be_created() {
+async fn check_explains_in_one_line_why_creates_fail() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
     let (code, text) = check(&cluster);
@@ -125,5 +125,5 @@ async fn check_says_in_a_sentence_why_no_conversation_can_be_created() {
     let expected = "switchboard: no conversation can be created in the namespace switchboard-system: ";
     assert!(text.starts_with(expected), "{text}");
     assert!(text.contains("failed calling webhook") && text.contains("; check that the operator's pods are ready"));
-    assert!(!DEBUG_SYNTAX.iter().any(|syntax| text.contains(syntax)), "a debug dump: {text}");
+    assert!(!DEBUG_SYNTAX.iter().any(|syntax| text.contains(syntax)), "debug syntax in the output: {text}");
 }

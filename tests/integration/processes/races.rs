@@ -1,5 +1,5 @@
-//! Claims about many creates that race for one binding, on two API servers and two replicas: one is stored, the others are told by
-//! whom, and nothing stays behind. Tier: processes. `make soak ROUNDS=10000` runs the same for long.
+//! Many creates race for one binding, on two API servers and two replicas: one is stored, the refusals of the others name the holder,
+//! and no claim is left behind. Tier: processes. `make soak ROUNDS=10000` runs the same for longer.
 
 use crate::common;
 use crate::common::oracle::{Binding, HoldInterval, Oracle};
@@ -21,20 +21,20 @@ use std::time::Duration;
 use switchboard::api::{AddressBinding, Conversation, ConversationReference as Place};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How many creates race for one binding.
+/// The number of creates that race for one binding.
 const CREATES: usize = 50;
-/// How long a request may take to be answered: longer than that is a time-out.
+/// The time within which each request must be answered.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
-/// How long anything that is waited for may take: far longer than it does, so that a slow machine fails no test.
+/// The deadline of every wait. It is far longer than any wait takes, so that no test fails on a slow machine.
 const TIMEOUT: Duration = Duration::from_mins(2);
-/// The pause between two looks at what is waited for.
+/// The pause between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const NAMESPACES: [&str; 2] = ["sales", "support"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_creates_for_one_binding_one_is_stored_and_each_other_is_told_by_whom() {
-    // The API servers give a create up after 10 s, and so the grace period may be short.
+async fn one_of_fifty_racing_creates_wins_and_refusals_name_it() {
+    // The grace period can be short because the API servers give up a create after 10 s.
     let control_plane = ControlPlane::builder().api_servers(2).api_server_flag("--request-timeout=10s");
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"))
         .replicas(2)
@@ -43,12 +43,12 @@ async fn of_fifty_creates_for_one_binding_one_is_stored_and_each_other_is_told_b
         .env("SWITCHBOARD_LOG", "info,switchboard::webhook=debug");
     let mut races = Races::start(control_plane, &installation).await;
     races.run(200).await;
-    races.rest().await;
+    races.wait_until_at_rest().await;
     let releases = races.measure_releases(10).await;
     println!("{}\n{releases}", races.tally);
     for replica in races.installation.replicas() {
         let log = std::fs::read_to_string(replica.log()).unwrap();
-        assert!(log.contains("decided a create"), "{} had no part in it", replica.log().display());
+        assert!(log.contains("decided a create"), "{} decided no create", replica.log().display());
     }
 }
 
@@ -62,39 +62,39 @@ async fn soak() {
         races.run((rounds - races.tally.rounds).min(100)).await;
         eprintln!("{}", races.tally);
     }
-    races.rest().await;
+    races.wait_until_at_rest().await;
     let releases = races.measure_releases(200).await;
     println!("{}\n{releases}", races.tally);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_closed_or_loses_its_contact_gives_way_at_once_also_while_nobody_leads() {
-    // The Lease of a leader that was killed binds for ten minutes, and nobody leads meanwhile.
+async fn closed_or_contactless_holder_gives_way_without_a_leader() {
+    // The Lease of the killed leader lasts ten minutes, during which no replica leads.
     let installation =
         Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).flag("--lease-duration=10m");
     let mut races = Races::start(ControlPlane::builder().api_servers(2), &installation).await;
     let leases = Api::<Lease>::namespaced(races.clients[0].clone(), control_plane::installation::NAMESPACE);
     let lease = leases.get("switchboard").await.unwrap();
     let leader = lease.spec.and_then(|spec| spec.holder_identity).unwrap();
-    let leader = races.installation.index_of(&leader).expect("a replica of ours");
+    let leader = races.installation.index_of(&leader).expect("the identity of a replica");
     races.installation.balancer().remove(races.installation.replica(leader).webhook_address());
     races.installation.replica(leader).kill();
 
-    let pair = Pair::new("nobody-leads");
-    races.wait_for_the_webhook(&pair).await;
-    let hows = [How::Close, How::RemoveContact];
-    let mut holder = races.create_at_once(&pair, "nobody-leads-0", 0).await;
+    let pair = Pair::new("no-leader");
+    races.wait_for_webhook(&pair).await;
+    let ways = [How::Close, How::RemoveContact];
+    let mut holder = races.create_at_once(&pair, "no-leader-0", 0).await;
     for number in 1..=20 {
-        races.release(&holder, hows[number % 2]).await;
-        holder = races.create_at_once(&pair, &format!("nobody-leads-{number}"), number % 4 / 2).await;
+        races.release(&holder, ways[number % 2]).await;
+        holder = races.create_at_once(&pair, &format!("no-leader-{number}"), number % 4 / 2).await;
     }
-    races.recorder.show(&mut races.oracle).await;
-    assert_eq!(races.oracle.tenures(&pair.binding()).len(), 21, "{}", races.oracle.trail(&pair.binding()));
+    races.recorder.check(&mut races.oracle).await;
+    assert_eq!(races.oracle.hold_intervals(&pair.binding()).len(), 21, "{}", races.oracle.trail(&pair.binding()));
     let renewed = leases.get("switchboard").await.unwrap().spec.and_then(|spec| spec.holder_identity).unwrap();
-    assert_eq!(races.installation.index_of(&renewed), Some(leader), "somebody leads: {renewed}");
+    assert_eq!(races.installation.index_of(&renewed), Some(leader), "another replica leads: {renewed}");
 }
 
-/// What a round is about: two addresses that no other round uses.
+/// The binding of a round, which no other round uses.
 struct Pair {
     contact: String,
 }
@@ -141,38 +141,38 @@ enum Name {
     Generated(String),
 }
 
-/// How a conversation comes to be asked for.
+/// The kind of request that creates a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verb {
     Create,
-    /// A server-side apply, which updates where the name exists.
+    /// A server-side apply, which updates the conversation if the name exists.
     Apply,
 }
 
-/// One client's wish.
+/// One client's request.
 #[derive(Clone, Debug)]
 struct Ask {
     verb: Verb,
     namespace: &'static str,
     name: Name,
     is_dry_run: bool,
-    /// Others ask for the same name.
+    /// Whether other requests use the same name.
     is_shared_name: bool,
     api_server: usize,
 }
 
-/// What a client was told in the end.
+/// The final answer to a client.
 #[derive(Clone, Debug)]
 enum Outcome {
-    /// It is stored, or was updated by a server-side apply, or would be: it was a dry run.
+    /// The conversation is stored or updated, or would be in the case of a dry run.
     Stored { place: Place, uid: String },
-    /// 48031: that one held the binding at one of the revisions that the request took.
+    /// 48031. The named holder must have held the binding at one of the revisions during the request.
     Refused { holder: Place, when: RangeInclusive<u64> },
-    /// 409: the name exists. An apply is told so where it is no update that the schema allows.
+    /// 409: the name exists. Also a 422 for an apply that would be an update which the schema does not allow.
     Exists,
 }
 
-/// How a holder gives its binding up.
+/// How a holder releases its binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     Close,
@@ -181,7 +181,7 @@ enum How {
 }
 
 impl Ask {
-    /// A create of a name of its own.
+    /// A create with a unique name.
     fn plain(name: &str, api_server: usize) -> Self {
         Self {
             verb: Verb::Create,
@@ -193,7 +193,7 @@ impl Ask {
         }
     }
 
-    /// The wishes of one round.
+    /// The requests of one round.
     fn all(round: usize, kind: &Kind) -> Vec<Self> {
         let ask = |index: usize| {
             let namespace = NAMESPACES[usize::from(index % 5 == 4)];
@@ -214,38 +214,38 @@ impl Ask {
                 _ => own,
             }
         };
-        // Each round begins with others.
+        // Each round starts with different requests.
         (0..CREATES).map(|index| ask((index * 7 + round) % CREATES)).collect()
     }
 }
 
-/// What marks the names of dry runs.
+/// The names of dry runs contain this.
 const DRY_RUN: &str = "try-";
 
-/// What happens in a round.
+/// The course of a round.
 struct Kind {
     names: Names,
-    /// How the holders give way, one after the other, while the creates go on.
+    /// How the holders release the binding, one after the other, while creates continue.
     releases: &'static [How],
-    /// How many creates are under way at once.
-    at_once: usize,
+    /// The number of concurrent creates.
+    concurrency: usize,
 }
 
-/// What the creates of a round are for.
+/// How the creates of a round choose their names.
 ///
-/// A create that is admitted and then fails since its name exists, or becomes an update, keeps the binding from other names for the
-/// grace period once the holder has given it up. So where holders give way, names are shared by all or by none.
+/// A create may be admitted and then fail because its name exists, or become an update. Once the holder has released the binding, this
+/// create keeps it from other names for the grace period. So in rounds with releases, all creates share one name or none do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Names {
-    /// Each for a name of its own, but for some dry runs.
+    /// Unique names, except for some dry runs.
     Own,
-    /// Most for names of their own, some for one name, by create and by apply.
+    /// Mostly unique names; some creates and applies share one.
     Some,
-    /// All for one name.
+    /// One name for all.
     One,
 }
 
-/// How many kinds of rounds there are.
+/// The number of kinds of rounds.
 const KINDS: usize = 10;
 
 impl Kind {
@@ -260,18 +260,18 @@ impl Kind {
             8 => (Names::Own, &[Close, Delete, RemoveContact]),
             _ => (Names::Some, &[]),
         };
-        // Where holders give way, creates keep coming.
-        Self { names, releases, at_once: if releases.is_empty() { CREATES } else { CREATES / 4 } }
+        // In rounds with releases, lower concurrency makes the creates last longer.
+        Self { names, releases, concurrency: if releases.is_empty() { CREATES } else { CREATES / 4 } }
     }
 
-    /// Who comes to hold the binding where the creates of the round are over too soon.
+    /// The create that provides the next holder if the creates of the round end too early.
     fn heir(&self, round: usize, number: usize) -> Ask {
         let name = if self.names == Names::One { format!("r{round}-same") } else { format!("r{round}-heir-{number}") };
         Ask { is_shared_name: self.names == Names::One, ..Ask::plain(&name, number % 2) }
     }
 }
 
-/// Counts.
+/// Counters for the report.
 #[derive(Default)]
 struct Tally {
     rounds: usize,
@@ -305,9 +305,9 @@ struct Races {
     clock: Clock,
     oracle: Oracle,
     tally: Tally,
-    /// What the last rounds have stored.
+    /// The conversations that the last rounds have stored.
     stored: VecDeque<Vec<Holder>>,
-    // The replicas end before what they talk to.
+    // Fields are dropped in order: the replicas end before the control plane.
     installation: Installation,
     _control_plane: ControlPlane,
 }
@@ -327,27 +327,27 @@ impl Races {
         Self { clients, recorder, clock, oracle, tally, stored, installation, _control_plane: control_plane }
     }
 
-    /// Runs so many more rounds.
+    /// Runs `rounds` more rounds.
     async fn run(&mut self, rounds: usize) {
         let began = Instant::now();
         let first = self.tally.rounds;
         for round in first..first + rounds {
-            // What an earlier round of this kind stored is deleted meanwhile.
-            let over = if self.stored.len() < KINDS { None } else { self.stored.pop_front() };
-            let (outcomes, ()) = tokio::join!(self.round(round), self.delete_all(over.unwrap_or_default()));
-            let stored = self.judge(round, outcomes).await;
+            // Meanwhile, the conversations of an earlier round of this kind are deleted.
+            let outdated = if self.stored.len() < KINDS { None } else { self.stored.pop_front() };
+            let (outcomes, ()) = tokio::join!(self.round(round), self.delete_all(outdated.unwrap_or_default()));
+            let stored = self.check(round, outcomes).await;
             self.stored.push_back(stored);
         }
         self.tally.seconds += began.elapsed().as_secs_f64();
     }
 
-    /// Lets the creates of one round race, and tells what each was told.
+    /// Lets the creates of one round race, and returns their outcomes.
     async fn round(&self, round: usize) -> Vec<(Ask, Outcome, Duration)> {
         let (pair, kind) = (Pair::new(&format!("contact-{round}")), Kind::of(round));
         let is_over = AtomicBool::new(false);
         let creates = async {
             let asks = stream::iter(Ask::all(round, &kind)).map(|ask| self.ask(&pair, ask));
-            let outcomes = asks.buffer_unordered(kind.at_once).collect().await;
+            let outcomes = asks.buffer_unordered(kind.concurrency).collect().await;
             is_over.store(true, Ordering::Relaxed);
             outcomes
         };
@@ -361,15 +361,20 @@ impl Races {
         tokio::join!(creates, churn).0
     }
 
-    /// Judges a round, and returns what is stored of it.
-    async fn judge(&mut self, round: usize, outcomes: Vec<(Ask, Outcome, Duration)>) -> Vec<Holder> {
+    /// Checks the outcomes of a round, and returns the conversations that it has stored.
+    async fn check(&mut self, round: usize, outcomes: Vec<(Ask, Outcome, Duration)>) -> Vec<Holder> {
         let binding = Pair::new(&format!("contact-{round}")).binding();
-        self.recorder.show(&mut self.oracle).await;
-        let tenures = self.oracle.tenures(&binding).to_vec();
+        self.recorder.check(&mut self.oracle).await;
+        let hold_intervals = self.oracle.hold_intervals(&binding).to_vec();
         let trail = || self.oracle.trail(&binding);
         let expected = Kind::of(round).releases.len() + 1;
-        assert_eq!(tenures.len(), expected, "round {round}: as many are stored as were released, and one{}", trail());
-        let known: BTreeSet<_> = tenures.iter().map(|tenure| tenure.uid.as_str()).collect();
+        assert_eq!(
+            hold_intervals.len(),
+            expected,
+            "round {round}: one conversation more is stored than was released{}",
+            trail()
+        );
+        let known: BTreeSet<_> = hold_intervals.iter().map(|interval| interval.uid.as_str()).collect();
         let mut dry_runs = Vec::new();
         for (ask, outcome, took) in &outcomes {
             self.tally.creates += 1;
@@ -388,28 +393,29 @@ impl Races {
             }
         }
         for uid in dry_runs {
-            // The UID that an apply shows is that of what it would update.
+            // A dry run of an apply shows the UID of the conversation that it would update.
             if !known.contains(uid.as_str()) {
                 self.oracle.was_dry_run(&uid).unwrap_or_else(|violation| panic!("{violation}"));
             }
         }
         self.tally.rounds += 1;
-        self.tally.stored += tenures.len();
+        self.tally.stored += hold_intervals.len();
         self.tally.releases += expected - 1;
         self.oracle.forget(&binding);
-        tenures.into_iter().map(|HoldInterval { place, uid, .. }| Holder { place, uid }).collect()
+        hold_intervals.into_iter().map(|HoldInterval { place, uid, .. }| Holder { place, uid }).collect()
     }
 
-    /// Waits until all is at rest, with what the last rounds have stored and then without, and counts the claims that nobody holds.
-    async fn rest(&mut self) {
-        self.recorder.show_rest(&mut self.oracle, TIMEOUT).await;
+    /// Waits until everything is at rest, deletes the conversations of the last rounds, and waits again. Counts the claims without a
+    /// holder.
+    async fn wait_until_at_rest(&mut self) {
+        self.recorder.wait_until_at_rest(&mut self.oracle, TIMEOUT).await;
         let stored = std::mem::take(&mut self.stored);
         self.delete_all(stored.into_iter().flatten().collect()).await;
-        self.recorder.show_rest(&mut self.oracle, TIMEOUT).await;
+        self.recorder.wait_until_at_rest(&mut self.oracle, TIMEOUT).await;
         self.tally.stuck = self.oracle.stuck().len();
     }
 
-    /// Asks until there is an answer other than 503.
+    /// Repeats the request until the answer is not a 503.
     async fn ask(&self, pair: &Pair, ask: Ask) -> (Ask, Outcome, Duration) {
         let (deadline, mut slowest) = (Instant::now() + TIMEOUT, Duration::ZERO);
         loop {
@@ -427,12 +433,12 @@ impl Races {
             let outcome = match status.code {
                 403 => Outcome::Refused { holder: holder_in(&status), when: since..=self.clock.now().await },
                 409 if ask.is_shared_name && ask.verb == Verb::Create => Outcome::Exists,
-                // An apply that came to update what is closed, or has lost its contact.
+                // The apply became an update of a conversation that is closed or has lost its contact.
                 422 if ask.verb == Verb::Apply => Outcome::Exists,
                 503 => {
                     self.tally.repeated.fetch_add(1, Ordering::Relaxed);
-                    assert!(Instant::now() < deadline, "{ask:?} cannot be decided within {TIMEOUT:?}: {status:?}");
-                    sleep(asked_to_wait(&status)).await;
+                    assert!(Instant::now() < deadline, "{ask:?} was not decided within {TIMEOUT:?}: {status:?}");
+                    sleep(retry_delay(&status)).await;
                     continue;
                 }
                 _ => panic!("{ask:?} was answered with {status:?}"),
@@ -462,23 +468,23 @@ impl Races {
         Holder::of(&conversation.unwrap_or_else(|status| panic!("{ask:?} was not admitted at once: {status:?}")))
     }
 
-    /// Waits until somebody holds the binding. Once the creates of the round are over, creates one if need be.
+    /// Waits until a conversation holds the binding. If none does after the creates of the round, creates one.
     async fn holder(&self, pair: &Pair, is_over: &AtomicBool, heir: &Ask) -> Holder {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let was_over = is_over.load(Ordering::Relaxed);
-            if let Some(holder) = self.look_for_holder(pair).await {
+            if let Some(holder) = self.find_holder(pair).await {
                 return holder;
             }
             if was_over && let (_, Outcome::Stored { place, uid }, _) = self.ask(pair, heir.clone()).await {
                 return Holder { place, uid };
             }
-            assert!(Instant::now() < deadline, "nobody holds {} after {TIMEOUT:?}", pair.binding());
+            assert!(Instant::now() < deadline, "no conversation holds {} after {TIMEOUT:?}", pair.binding());
             sleep(POLL_INTERVAL).await;
         }
     }
 
-    async fn look_for_holder(&self, pair: &Pair) -> Option<Holder> {
+    async fn find_holder(&self, pair: &Pair) -> Option<Holder> {
         let claim = Api::<AddressBinding>::all(self.clients[0].clone()).get_opt(&pair.claim()).await.unwrap()?;
         let conversations = self.conversations(&claim.spec.conversation_ref.namespace);
         let conversation = conversations.get_opt(&claim.spec.conversation_ref.name).await.unwrap()?;
@@ -486,7 +492,7 @@ impl Races {
         is_holding.then(|| Holder::of(&conversation))
     }
 
-    /// Takes the binding from a holder, which must be there.
+    /// Makes the holder release its binding. The holder must exist.
     async fn release(&self, holder: &Holder, how: How) {
         let Holder { place, uid } = holder;
         let conversations = self.conversations(&place.namespace);
@@ -504,12 +510,12 @@ impl Races {
         released.unwrap_or_else(|error| panic!("{how:?} {place}: {error}"));
     }
 
-    /// Deletes what rounds have stored, unless it has been deleted.
+    /// Deletes the conversations that still exist.
     async fn delete_all(&self, stored: Vec<Holder>) {
         join_all(stored.iter().map(async |Holder { place, uid }| {
             match refused(self.conversations(&place.namespace).delete(&place.name, &of_uid(uid)).await) {
                 Ok(_) => {}
-                // Another one has the name by now.
+                // It was deleted, and another conversation may have its name.
                 Err(status) if status.code == 404 || status.code == 409 => {}
                 Err(status) => panic!("deleting {place}: {status:?}"),
             }
@@ -521,7 +527,7 @@ impl Races {
         Api::namespaced(self.clients[0].clone(), namespace)
     }
 
-    /// How long after a holder has given its binding up, by each way, the next create is admitted.
+    /// Measures the time from the release of a binding to the next admitted create, for each way to release it.
     async fn measure_releases(&mut self, count: usize) -> String {
         let mut lines = Vec::new();
         for how in [How::Close, How::RemoveContact, How::Delete] {
@@ -535,7 +541,7 @@ impl Races {
                 let next = if how == How::Delete {
                     match self.ask(&pair, Ask::plain(&name, number % 2)).await {
                         (_, Outcome::Stored { place, uid }, _) => Holder { place, uid },
-                        (_, outcome, _) => panic!("{name} found {outcome:?} after a deletion"),
+                        (_, outcome, _) => panic!("{name} got {outcome:?} after a deletion"),
                     }
                 } else {
                     self.create_at_once(&pair, &name, number % 2).await
@@ -551,17 +557,17 @@ impl Races {
                 "{how:?}: the next create is admitted after p50 {half:.1?}, p99 {most:.1?} ({count} times)"
             ));
         }
-        self.rest().await;
+        self.wait_until_at_rest().await;
         lines.join("\n")
     }
 
-    /// Waits until the webhook is reached again, after a replica has gone.
-    async fn wait_for_the_webhook(&self, pair: &Pair) {
+    /// Waits until the API servers reach the webhook again after a replica was killed.
+    async fn wait_for_webhook(&self, pair: &Pair) {
         let deadline = Instant::now() + TIMEOUT;
         for api_server in 0..self.clients.len() {
             let ask = Ask { is_dry_run: true, ..Ask::plain(&format!("{DRY_RUN}once"), api_server) };
             while let Err(status) = self.try_once(pair, &ask).await {
-                assert!(Instant::now() < deadline, "the webhook is not reached after {TIMEOUT:?}: {status:?}");
+                assert!(Instant::now() < deadline, "the webhook cannot be reached after {TIMEOUT:?}: {status:?}");
                 sleep(POLL_INTERVAL).await;
             }
         }
@@ -588,7 +594,7 @@ fn of_uid(uid: &str) -> DeleteParams {
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
-/// A client that repeats nothing by itself.
+/// A client that does not retry.
 async fn client(control_plane: &ControlPlane, api_server: usize) -> Client {
     let kubeconfig = Kubeconfig::read_from(control_plane.kubeconfig()).unwrap();
     let context = Some(format!("api-{}", api_server + 1));
@@ -606,10 +612,10 @@ fn refused<T>(answer: kube::Result<T>) -> Result<T, Box<Status>> {
     }
 }
 
-/// The holder that a 48031 names: in its details for programs, twice, and in its message for people.
+/// The holder that a 48031 names. Its details contain the holder twice, for programs, and its message once, for people.
 fn holder_in(status: &Status) -> Place {
     let details = status.details.as_ref().unwrap_or_else(|| panic!("no details: {status:?}"));
-    let [cause] = &details.causes[..] else { panic!("not one cause: {status:?}") };
+    let [cause] = &details.causes[..] else { panic!("not exactly one cause: {status:?}") };
     let named = (details.kind.as_str(), cause.reason.as_str(), cause.field.as_str(), status.reason.as_str());
     assert_eq!(named, ("Conversation", "48031", "spec.contact.address", "Forbidden"), "{status:?}");
     let holder = cause.message.strip_prefix("holder=").and_then(|rest| rest.split(' ').next()?.split_once('/'));
@@ -620,8 +626,8 @@ fn holder_in(status: &Status) -> Place {
     place
 }
 
-/// For how long a 503 asks the client to wait. It must be one of switchboard's.
-fn asked_to_wait(status: &Status) -> Duration {
+/// The retry delay of a 503, which must be one of switchboard.
+fn retry_delay(status: &Status) -> Duration {
     let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     assert!(seconds > 0 && status.message.contains("cannot determine yet"), "{status:?}");
     Duration::from_secs(seconds.into())

@@ -1,4 +1,4 @@
-//! The process around admission and lifecycle, by real replicas: what it tells of itself.
+//! The observability of real replicas: metrics, traces, the self-check, and the reload of certificates.
 
 use crate::common::cluster::{Cluster, TIMEOUT, metrics};
 use crate::common::webhook_client::{self, WebhookClient};
@@ -18,17 +18,17 @@ use switchboard::api::State;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
-/// What is known of one metric.
+/// The description of one metric.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Told {
+struct Metric {
     type_: String,
     labels: BTreeSet<String>,
     meaning: String,
 }
 
-/// The metrics of a text for Prometheus, by the name that their samples have in a query: that of a histogram without `_bucket`.
-fn served(text: &str) -> BTreeMap<String, Told> {
-    let mut metrics = BTreeMap::<String, Told>::new();
+/// The metrics in a text in Prometheus format, by the name of their samples in a query (of a histogram, without `_bucket`).
+fn served(text: &str) -> BTreeMap<String, Metric> {
+    let mut metrics = BTreeMap::<String, Metric>::new();
     for line in text.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
             let (name, meaning) = help.split_once(' ').unwrap();
@@ -44,19 +44,19 @@ fn served(text: &str) -> BTreeMap<String, Told> {
             metrics.get_mut(&owner).unwrap().labels.extend(labels);
         }
     }
-    let named = |(name, told): (String, Told)| {
-        let suffix = match told.type_.as_str() {
+    let named = |(name, metric): (String, Metric)| {
+        let suffix = match metric.type_.as_str() {
             "counter" => "_total",
             "info" => "_info",
             _ => "",
         };
-        (name + suffix, told)
+        (name + suffix, metric)
     };
     metrics.into_iter().map(named).collect()
 }
 
 /// The metrics of the table in METRICS.md.
-fn documented() -> BTreeMap<String, Told> {
+fn documented() -> BTreeMap<String, Metric> {
     let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let rows = include_str!("../../../METRICS.md").lines().filter(|line| line.starts_with("| `"));
     let metrics = rows.map(|row| {
@@ -64,44 +64,44 @@ fn documented() -> BTreeMap<String, Told> {
             panic!("{row}")
         };
         let labels = words(labels).into_iter().collect();
-        (words(name)[0].clone(), Told { type_: type_.to_owned(), labels, meaning: meaning.to_owned() })
+        (words(name)[0].clone(), Metric { type_: type_.to_owned(), labels, meaning: meaning.to_owned() })
     });
     metrics.collect()
 }
 
 #[tokio::test]
-async fn every_metric_is_documented_and_every_documented_metric_is_served() {
+async fn served_metrics_are_exactly_the_documented_ones() {
     let cluster = Cluster::shared();
-    let desk = cluster.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
-    // Only the leader tells this one, and only once it has tried.
+    let ns = cluster.test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    // Only the leader serves this metric, after its first self-check.
     let in_force = "switchboard_webhook_in_force";
     wait_for(cluster, in_force, 1.0).await;
     let documented = documented();
-    let mut told = BTreeSet::new();
+    let mut all = BTreeSet::new();
     for replica in cluster.installation.replicas() {
-        for (name, of_this) in served(&metrics(replica).await) {
-            assert_eq!(documented.get(&name), Some(&of_this), "{name}");
-            told.insert(name);
+        for (name, metric) in served(&metrics(replica).await) {
+            assert_eq!(documented.get(&name), Some(&metric), "{name}");
+            all.insert(name);
         }
     }
-    assert_eq!(told, documented.into_keys().collect());
+    assert_eq!(all, documented.into_keys().collect());
 }
 
-/// Waits until a sample, summed over the replicas, has this value.
+/// Waits until the sum of a sample over the replicas has this value.
 async fn wait_for(cluster: &Cluster, sample: &str, value: f64) {
     let is_so = async {
         while (sum(cluster, sample).await - value).abs() > f64::EPSILON {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, is_so).await.unwrap_or_else(|_| panic!("{sample} is not {value}"));
+    timeout(TIMEOUT, is_so).await.unwrap_or_else(|_| panic!("{sample} does not become {value} within {TIMEOUT:?}"));
 }
 
-/// A cluster with one replica, which sends its traces to a collector of ours, for the tests that need no more or do it harm.
-fn lone() -> &'static (Cluster, Collector) {
-    static LONE: OnceLock<(Cluster, Collector)> = OnceLock::new();
-    LONE.get_or_init(|| {
+/// A cluster with one replica that sends its traces to a [`Collector`], for tests that need only one replica or disturb the cluster.
+fn single_replica_cluster() -> &'static (Cluster, Collector) {
+    static CLUSTER: OnceLock<(Cluster, Collector)> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
         let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
         let collector = Collector::start();
         let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
@@ -110,7 +110,7 @@ fn lone() -> &'static (Cluster, Collector) {
     })
 }
 
-/// Takes what is sent by OTLP, as long as the process lives.
+/// Receives OTLP requests until the process ends.
 struct Collector {
     address: SocketAddr,
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -124,7 +124,7 @@ impl Collector {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let bodies = bodies.clone();
-                std::thread::spawn(move || take(stream, &bodies));
+                std::thread::spawn(move || receive(stream, &bodies));
             }
         });
         collector
@@ -136,8 +136,8 @@ impl Collector {
     }
 }
 
-/// Answers each request of a connection by a 200 without a body.
-fn take(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
+/// Records the body of each request of a connection, and answers with an empty 200.
+fn receive(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut length = 0;
@@ -161,15 +161,15 @@ fn take(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
 }
 
 #[tokio::test]
-async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector() {
-    let (cluster, collector) = lone();
-    let desk = cluster.desk().await;
-    let body = webhook_client::review(&desk, "alice", "u1").to_string();
+async fn callers_trace_continues_in_api_calls_and_is_exported() {
+    let (cluster, collector) = single_replica_cluster();
+    let ns = cluster.test_namespace().await;
+    let body = webhook_client::review(&ns, "alice", "u1").to_string();
     let traceparent = "Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let request = String::from_utf8(webhook_client::request(body.len(), body.as_bytes())).unwrap();
     let request = request.replace("Host: webhook", &format!("Host: webhook\r\n{traceparent}"));
-    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
-    let mut stream = caller.connect(cluster.installation.replica(0).webhook_address()).await.unwrap();
+    let webhook_client = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let mut stream = webhook_client.connect(cluster.installation.replica(0).webhook_address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(webhook_client::answer(&mut stream).await.unwrap().code, 200);
     let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes();
@@ -181,39 +181,39 @@ async fn a_trace_that_the_caller_began_goes_on_to_our_calls_and_to_the_collector
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, arrived).await.expect("the spans of the review and of its calls");
-    assert!(!collector.has(&[desk.contact.as_bytes()]), "no address in a trace");
+    timeout(TIMEOUT, arrived).await.expect("the spans of the review and of its API calls");
+    assert!(!collector.has(&[ns.contact.as_bytes()]), "the trace contains the address of the contact");
 }
 
 #[tokio::test]
-async fn a_webhook_that_cannot_be_reached_or_is_taken_out_of_force_is_told() {
-    let (cluster, _) = lone();
+async fn metrics_show_a_webhook_that_is_unreachable_or_not_in_force() {
+    let (cluster, _) = single_replica_cluster();
     let (webhook, balancer) = (cluster.installation.replica(0).webhook_address(), cluster.installation.balancer());
-    let desk = cluster.desk().await;
-    desk.create("alice", json!({})).await.unwrap();
+    let ns = cluster.test_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
     let in_force = "switchboard_webhook_in_force";
     wait_for(cluster, in_force, 1.0).await;
     balancer.cut(webhook);
-    let nothing_is_found_out = async {
+    let self_check_fails = async {
         while sum(cluster, "switchboard_self_check_failures_total").await < 1.0 {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, nothing_is_found_out).await.expect("the self-check fails");
-    assert!(!metrics(cluster.installation.replica(0)).await.contains(in_force), "what was found before is not told on");
+    timeout(TIMEOUT, self_check_fails).await.expect("the self-check fails");
+    assert!(!metrics(cluster.installation.replica(0)).await.contains(in_force), "a replica serves no outdated result");
     balancer.add(webhook);
     wait_for(cluster, in_force, 1.0).await;
-    let configurations = Api::<ValidatingWebhookConfiguration>::all(desk.client.clone());
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(ns.client.clone());
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
-    let is_told = async {
+    let is_reported = async {
         while !metrics(cluster.installation.replica(0)).await.contains("switchboard_webhook_in_force 0\n") {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(TIMEOUT, is_told).await.expect("it is told");
+    timeout(TIMEOUT, is_reported).await.expect("the metric shows that the webhook is not in force");
 }
 
-/// The value of a sample, summed over the replicas; a sample that is not there yet counts as 0.
+/// The sum of a sample over the replicas. A missing sample counts as 0.
 async fn sum(cluster: &Cluster, sample: &str) -> f64 {
     let mut sum = 0.0;
     for replica in cluster.installation.replicas() {
@@ -225,10 +225,10 @@ async fn sum(cluster: &Cluster, sample: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn what_happens_to_a_conversation_is_counted() {
+async fn metrics_count_the_life_of_a_conversation() {
     let cluster = Cluster::shared();
-    let desk = cluster.desk().await;
-    // On a channel that no other test of this file uses, so that the gauge is this test's alone.
+    let ns = cluster.test_namespace().await;
+    // No other test in this file uses this channel, so the gauge counts only this test.
     let on_rcs = json!({"channel": "RCS", "timers": {"closeAfter": "2s"}});
     let samples = [
         r#"switchboard_admission_requests_total{outcome="allowed",code="200"}"#,
@@ -243,41 +243,41 @@ async fn what_happens_to_a_conversation_is_counted() {
     for sample in samples {
         before.push(sum(cluster, sample).await);
     }
-    desk.create("alice", on_rcs.clone()).await.unwrap();
-    desk.create("bob", on_rcs).await.unwrap_err();
+    ns.create("alice", on_rcs.clone()).await.unwrap();
+    ns.create("bob", on_rcs).await.unwrap_err();
     let open = r#"switchboard_conversations{channel="RCS",state="Active"}"#;
-    desk.wait_for_state("alice", State::Active).await;
-    assert!(sum(cluster, open).await >= 1.0, "the leader has seen it, for it has written its status");
-    desk.wait_for_state("alice", State::Closed).await;
-    desk.wait_until_free().await;
+    ns.wait_for_state("alice", State::Active).await;
+    assert!(sum(cluster, open).await >= 1.0, "the leader counts the conversation, since it has written its status");
+    ns.wait_for_state("alice", State::Closed).await;
+    ns.wait_until_free().await;
     for (sample, before) in samples.into_iter().zip(before) {
         let after = sum(cluster, sample).await;
         assert!(after > before, "{sample} was {before} and is {after}");
     }
-    assert!((sum(cluster, "switchboard_leader").await - 1.0).abs() < f64::EPSILON, "one leads");
+    assert!((sum(cluster, "switchboard_leader").await - 1.0).abs() < f64::EPSILON, "exactly one replica leads");
 }
 
 #[tokio::test]
-async fn a_certificate_that_changes_in_its_file_is_served_without_a_restart() {
+async fn changed_certificate_file_is_served_without_a_restart() {
     let cluster = Cluster::shared();
     let authority = cluster.installation.authority();
     let renewed = authority.issue("renewed").unwrap();
     let directory = cluster.control_plane.data_dir();
-    // One after the other, as a careless hand does: a certificate without its key is passed over.
+    // One file after the other: the replicas ignore a certificate without its key.
     std::fs::write(directory.join("webhook.crt"), &renewed.certificate).unwrap();
     std::fs::write(directory.join("webhook.key"), &renewed.key).unwrap();
     let renewed = CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap();
-    let caller = WebhookClient::new(authority.certificate().as_bytes(), None);
+    let webhook_client = WebhookClient::new(authority.certificate().as_bytes(), None);
     for replica in cluster.installation.replicas() {
         let is_served = async {
             loop {
-                let stream = caller.connect(replica.webhook_address()).await.unwrap();
+                let stream = webhook_client.connect(replica.webhook_address()).await.unwrap();
                 if stream.get_ref().1.peer_certificates().unwrap()[0] == renewed {
                     return;
                 }
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(TIMEOUT, is_served).await.expect("the renewed one");
+        timeout(TIMEOUT, is_served).await.expect("the replica serves the renewed certificate");
     }
 }

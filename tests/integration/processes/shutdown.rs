@@ -1,4 +1,4 @@
-//! How replicas end, by real API servers: nobody who creates a conversation notices, and another leads at once.
+//! The shutdown of replicas, with real API servers: no create fails, and another replica leads at once.
 
 use crate::common::cluster::{Cluster, TIMEOUT, until};
 use crate::common::creates::{count_until, create_once, without_retries};
@@ -15,36 +15,38 @@ use tokio_util::sync::CancellationToken;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Whether a replica answers its readiness probe by a 200.
+/// Whether a replica answers its readiness probe with a 200.
 async fn is_ready(replica: &Replica) -> bool {
     let url = format!("http://{}", replica.address()).parse().unwrap();
-    // A probe that fails is an answer, and no reason to ask again.
+    // A failed probe is a result, so the client does not retry.
     let mut config = kube::Config::new(url);
     config.default_retry = false;
     let client = kube::Client::try_from(config).unwrap();
     client.request_text(hyper::Request::get("/readyz").body(Vec::new()).unwrap()).await.is_ok()
 }
 
+/// Waits until `is_it` is true of the holder of the Lease, and returns its identity.
 async fn holder(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> String {
     let leases = Api::<Lease>::namespaced(cluster.client(0).await, "switchboard-system");
     let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
     let held = until(leases, "switchboard", |lease: Option<&Lease>| {
         lease.is_some_and(|lease| !holder(lease).is_empty() && is_it(&holder(lease)))
     });
-    holder(&held.await.flatten().expect("a leader in time"))
+    holder(&held.await.flatten().expect("the expected leader within the timeout"))
 }
 
-/// Ends a replica as a rollout does: it is told, fails its probe, gets no new connection from then on, and ends.
+/// Restarts a replica as a rollout does: after SIGTERM its probe fails, it gets no new connections, and it exits. Returns the time until
+/// another replica leads, if this one was the leader.
 async fn roll(cluster: &Cluster, replica: &Replica, name: &str) -> Option<Duration> {
     let leads = holder(cluster, |_| true).await.starts_with(&format!("{name}_"));
-    let told = Instant::now();
+    let terminated = Instant::now();
     replica.terminate();
     let failover = async {
         if !leads {
             return None;
         }
         holder(cluster, |holder| !holder.starts_with(&format!("{name}_"))).await;
-        Some(told.elapsed())
+        Some(terminated.elapsed())
     };
     let drain = async {
         while is_ready(replica).await {
@@ -53,7 +55,7 @@ async fn roll(cluster: &Cluster, replica: &Replica, name: &str) -> Option<Durati
         cluster.installation.balancer().remove(replica.webhook_address());
     };
     let (failover, ()) = tokio::join!(failover, drain);
-    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends");
+    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("the replica exits within the timeout");
     assert!(status.success(), "{status}");
     tokio::task::block_in_place(|| replica.start()).unwrap();
     cluster.installation.balancer().add(replica.webhook_address());
@@ -61,18 +63,18 @@ async fn roll(cluster: &Cluster, replica: &Replica, name: &str) -> Option<Durati
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flight_is_answered() {
+async fn rolling_restart_fails_no_create_and_answers_open_requests() {
     let control_plane = ControlPlane::builder().api_servers(2).start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).flag("--drain-delay=2s");
     let cluster = Arc::new(Cluster::install(control_plane, &installation));
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let done = CancellationToken::new();
-    // Tasks of their own: whoever waits for a process to end blocks what is joined with it. So many that each API server has a
-    // pool of connections, of which some are idle at any moment.
+    // The creates run in their own tasks, because the wait for a process blocks its task. There are so many that each API server has
+    // a pool of connections, some of which are idle at any moment.
     let creates: Vec<_> = (0..16)
         .map(|client| {
-            let (cluster, desk, done) = (cluster.clone(), desk.clone(), done.clone());
-            tokio::spawn(async move { count_until(&cluster, &desk, client % 2, &done).await })
+            let (cluster, ns, done) = (cluster.clone(), ns.clone(), done.clone());
+            tokio::spawn(async move { count_until(&cluster, &ns, client % 2, &done).await })
         })
         .collect();
     let mut failovers = Vec::new();
@@ -89,7 +91,7 @@ async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flig
         failures.extend(failed);
     }
     println!(
-        "{} creates during four restarts, {} failed; another led after {failovers:?}",
+        "{} creates during four restarts, {} failed; another replica led after {failovers:?}",
         sent.iter().sum::<usize>(),
         failures.len()
     );
@@ -97,21 +99,24 @@ async fn a_rolling_restart_under_constant_creates_fails_none_and_what_is_in_flig
     assert!(sent.iter().all(|count| *count > 0) && !failovers.is_empty());
 
     let replica = cluster.installation.replica(0);
-    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
-    let mut in_flight = caller.connect(replica.webhook_address()).await.unwrap();
-    let body = b"no review, which is an answer too";
+    let webhook_client = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let mut in_flight = webhook_client.connect(replica.webhook_address()).await.unwrap();
+    let body = b"not a review";
     webhook_client::send(&mut in_flight, &webhook_client::request(body.len(), &body[..8])).await.unwrap();
     replica.terminate();
-    // It takes nobody in any more: now it waits for what is in flight alone.
+    // Once it refuses new connections, it waits only for requests in flight.
     while TcpStream::connect(replica.webhook_address()).await.is_ok() {
         sleep(POLL_INTERVAL).await;
     }
     webhook_client::send(&mut in_flight, &body[8..]).await.unwrap();
     assert_eq!(webhook_client::answer(&mut in_flight).await.expect("an answer").code, 400);
-    assert!(tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends").success());
+    assert!(
+        tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("the replica exits within the timeout").success()
+    );
 }
 
-/// The server's limit for a header, after which it once cut idle connections. The API server does not repeat a create that meets that.
+/// The webhook's timeout for request headers. An earlier version cut idle connections after it, and the API server does not retry a
+/// create whose connection is cut.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CREATES: usize = 6;
 
@@ -119,17 +124,17 @@ const CREATES: usize = 6;
 async fn creates_five_seconds_apart_fail_none() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
-    let desk = without_retries(&cluster, &cluster.desk().await, 0).await;
+    let ns = without_retries(&cluster, &cluster.test_namespace().await, 0).await;
     let clients = (0..20).map(|number| {
-        let desk = desk.clone();
-        // From one answer of the webhook to the next review it is five seconds and a few milliseconds less or more.
+        let ns = ns.clone();
+        // The time from an answer of the webhook to the next review is five seconds, give or take a few milliseconds.
         let pause = HEADER_TIMEOUT + Duration::from_millis(2 * number);
         tokio::spawn(async move {
             let mut failures = Vec::new();
             for _ in 0..CREATES {
                 let next = tokio::time::Instant::now() + pause;
-                failures.extend(create_once(&desk).await.err().map(|error| error.to_string()));
-                // Nothing is waited for: that nothing happens for so long is what the test is about.
+                failures.extend(create_once(&ns).await.err().map(|error| error.to_string()));
+                // This is not a wait for a condition: the test is about idle connections.
                 sleep_until(next).await;
             }
             failures
@@ -144,33 +149,34 @@ async fn creates_five_seconds_apart_fail_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_is_to_end_says_so_by_its_probe_and_goes_on_answering_until_nobody_routes_to_it() {
+async fn draining_replica_fails_its_probe_and_answers_new_connections() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
-    // Longer than anything here takes.
+    // The drain delay is longer than the test.
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).flag("--drain-delay=10m");
     let cluster = Cluster::install(control_plane, &installation);
-    let desk = cluster.desk().await;
+    let ns = cluster.test_namespace().await;
     let replica = cluster.installation.replica(0);
     replica.terminate();
-    let is_told = async {
+    let is_draining = async {
         while is_ready(replica).await {
             sleep(POLL_INTERVAL).await;
         }
     };
-    timeout(TIMEOUT, is_told).await.expect("the probe fails");
-    let caller = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
-    let mut new = caller.connect(replica.webhook_address()).await.expect("new connections are still taken");
+    timeout(TIMEOUT, is_draining).await.expect("the probe fails");
+    let webhook_client = WebhookClient::new(cluster.installation.authority().certificate().as_bytes(), None);
+    let mut new = webhook_client.connect(replica.webhook_address()).await.expect("the replica accepts new connections");
     let kept = String::from_utf8(webhook_client::request(2, b"{}")).unwrap().replace("Connection: close\r\n", "");
     webhook_client::send(&mut new, kept.as_bytes()).await.unwrap();
-    let answer = timeout(TIMEOUT, webhook_client::answer(&mut new)).await.expect("the connection ends with its answer");
+    let answer =
+        timeout(TIMEOUT, webhook_client::answer(&mut new)).await.expect("the connection ends after the answer");
     assert_eq!(answer.expect("an answer").code, 400);
-    desk.create("alice", json!({})).await.expect("and reviews answered");
+    ns.create("alice", json!({})).await.expect("the replica answers reviews");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn second_signal_ends_a_replica_at_once_with_an_error() {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
-    // Longer than anything here takes.
+    // The drain delay is longer than the test.
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).flag("--drain-delay=10m");
     let cluster = Cluster::install(control_plane, &installation);
     let replica = cluster.installation.replica(0);
@@ -182,7 +188,7 @@ async fn second_signal_ends_a_replica_at_once_with_an_error() {
     };
     timeout(TIMEOUT, is_draining).await.expect("the probe fails");
     replica.interrupt();
-    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("it ends at once");
+    let status = tokio::task::block_in_place(|| replica.wait(TIMEOUT)).expect("the replica exits at once");
     assert_eq!(status.code(), Some(1), "{status}");
     let log = std::fs::read_to_string(replica.log()).unwrap();
     let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();

@@ -262,7 +262,7 @@ fn a_history_with_a_gap_is_rejected() {
 fn who_held_a_binding_and_when_is_remembered_until_it_is_to_be_forgotten() {
     let history = History::of_alice().changed("alice", closed("a1")).reclaimed("bob", &["b1"]).stored("bob", "b1");
     let mut oracle = history.is_sound();
-    assert_eq!(oracle.tenures(&carol()).len(), 2);
+    assert_eq!(oracle.hold_intervals(&carol()).len(), 2);
     let has_held = |name: &str, when| oracle.has_held(&carol(), &place(name), &when);
     assert!(has_held("alice", 0..=101) && has_held("alice", 102..=200), "from 101 on, and before 103");
     assert!(!has_held("alice", 0..=100) && !has_held("alice", 103..=200));
