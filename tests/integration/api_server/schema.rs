@@ -72,7 +72,7 @@ impl Refusal {
 }
 
 /// Whether `text` contains `expected`, in the wording of the current API server or of an older one. Only the API server's own words may
-/// differ. The messages of our rules must be equal.
+/// differ. The messages of the rules must be equal.
 fn matches_wording(text: &str, expected: &str) -> bool {
     let (text, expected) = (current_wording(text), current_wording(expected));
     // For a string that a rule refuses, an older API server shows the type instead of the value.
@@ -500,7 +500,7 @@ async fn new_conversation_is_pending_without_a_write() {
         assert_eq!((&condition["status"], &condition["reason"]), (&json!("Unknown"), &json!("Pending")));
     }
     let owned = seen["metadata"]["managedFields"].to_string();
-    assert!(!owned.contains("f:status"), "nobody owns the status: {owned}");
+    assert!(!owned.contains("f:status"), "the status has no owner: {owned}");
 }
 
 #[tokio::test]

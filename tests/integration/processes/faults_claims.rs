@@ -1,5 +1,5 @@
 //! Manual changes of objects that only the operator may change. The chart's policies refuse them. If somebody has removed the policies,
-//! the operator repairs the objects, and never do two conversations have `Bound=True`. Tier: processes.
+//! the operator repairs the objects, and no two conversations have `Bound=True` at the same time. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition};
 use crate::common::fault_cluster::{FaultCluster, HistoryChecker, POLL_INTERVAL, create_with_retries, shared};
@@ -191,7 +191,7 @@ async fn cleared_status_is_written_again() {
 }
 
 #[tokio::test]
-async fn at_most_one_holder_is_bound_after_a_claim_was_edited() {
+async fn exactly_one_holder_is_bound_after_a_claim_was_edited() {
     let (_cluster, ns, mut checker, _alice) = unguarded_alice().await;
     edit_claim(&ns, json!({"conversationRef": {"name": "bob"}, "admissions": []})).await.unwrap();
     // The webhook allows this create if the leader has not repaired the claim yet.

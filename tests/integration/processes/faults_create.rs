@@ -113,7 +113,7 @@ async fn create_with_an_existing_name_leaves_the_binding_usable() {
 }
 
 #[tokio::test]
-async fn client_that_disconnects_during_review_frees_the_binding() {
+async fn client_disconnect_during_review_leaves_the_binding_usable() {
     let (cluster, ns, mut checker) = shared_namespace().await;
     let mut held = cluster.proxy.hold(Stage::After, claim_create(&ns));
     let began = Instant::now();

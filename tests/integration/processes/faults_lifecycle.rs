@@ -326,7 +326,7 @@ async fn refused_events_do_not_delay_other_work() {
 
 // ---- Lists and invalid objects ----
 
-/// Matches the lists of our two kinds, either streamed or in pages.
+/// Matches the lists of both kinds, either streamed or in pages.
 fn is_list(call: &Call, streamed: bool) -> bool {
     let kind = call.path.ends_with("/conversations") || call.path.ends_with("/addressbindings");
     kind && call.query.contains(if streamed { "sendInitialEvents=true" } else { "limit=" })

@@ -357,7 +357,7 @@ async fn disconnected_operator_admits_nothing_and_recovers() {
     let refusal = ns.create("alice", json!({})).await.unwrap_err();
     assert!(is_retryable(&refusal), "{refusal:?}");
     other.delete("alice").await;
-    // Nine attempts to renew take longer than the lease duration, which covers seven and a half.
+    // Nine attempts to renew span eight retry periods. The lease duration is seven and a half.
     cut_from_lease.wait_for(9).await;
     assert_eq!(other.held_by().await.as_deref(), Some("alice"), "the claim is not released");
     drop((cut, cut_from_lease));
