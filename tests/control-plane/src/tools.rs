@@ -1,6 +1,6 @@
 //! Builds the components of Kubernetes, etcd and helm with Go, once for a machine, and keeps them in the user's cache directory; and by
 //! the same means older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` beside this crate and in its
-//! `kubernetes-*`, `chart-tools` and `health-tools` pin their versions; nothing prebuilt is fetched.
+//! `kubernetes-*`, `chart-tools`, `health-tools` and `gitops-tools` pin their versions; nothing prebuilt is fetched.
 
 use std::{
     env, fmt,
@@ -90,6 +90,15 @@ static HEALTH_TOOLS: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
+/// Ours, over Flux's libraries; apart, as it is to have the versions that Flux was released with.
+static GITOPS_TOOLS: Module = Module {
+    directory: "tests/control-plane/gitops-tools",
+    go_mod: include_str!("../gitops-tools/go.mod"),
+    go_sum: include_str!("../gitops-tools/go.sum"),
+    source: Some(include_str!("../gitops-tools/main.go")),
+    flags: |_| flags(&[], ""),
+};
+
 /// Ours, of the standard library alone.
 static POLL_INTERVAL: Module = Module {
     directory: "tests/nodes/pause",
@@ -141,11 +150,13 @@ pub enum Tool {
     Promtool,
     /// Says what kstatus and Argo CD make of an object.
     Health,
+    /// Applies manifests as Flux does.
+    FluxApply,
 }
 
 impl Tool {
     /// What `make test` needs.
-    pub const TESTS: [Self; 8] = [
+    pub const TESTS: [Self; 9] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -154,6 +165,7 @@ impl Tool {
         Self::HelmDocs,
         Self::Promtool,
         Self::Health,
+        Self::FluxApply,
     ];
 
     /// What two nodes need.
@@ -195,6 +207,7 @@ impl Tool {
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
+            Self::FluxApply => "flux-apply",
         }
     }
 
@@ -213,6 +226,7 @@ impl Tool {
             Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
+            Self::FluxApply => &GITOPS_TOOLS,
         }
     }
 
@@ -231,7 +245,7 @@ impl Tool {
             Self::CertManagerWebhook => "github.com/cert-manager/cert-manager/cmd/webhook",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
-            Self::Health | Self::Pause => ".",
+            Self::Health | Self::FluxApply | Self::Pause => ".",
         }
     }
 
@@ -244,6 +258,7 @@ impl Tool {
             Self::Etcd | Self::HelmDocs => 15,
             Self::KubeControllerManager | Self::CertManagerController => 110,
             Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
+            Self::FluxApply => 80,
             Self::Promtool => 120,
         })
     }
@@ -286,7 +301,7 @@ pub(crate) fn ensure_with<const N: usize>(
     };
     let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &POLL_INTERVAL, &CERT_MANAGER];
+    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &GITOPS_TOOLS, &POLL_INTERVAL, &CERT_MANAGER];
     for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
