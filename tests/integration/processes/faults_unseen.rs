@@ -23,7 +23,7 @@ async fn desk_of(faulty: &FaultCluster) -> (TestNamespace, HistoryChecker) {
 }
 
 /// Creates these, in this order, while no webhook is installed.
-async fn create_unseen(faulty: &FaultCluster, desk: &TestNamespace, names: &[&str]) {
+pub(super) async fn create_unseen(faulty: &FaultCluster, desk: &TestNamespace, names: &[&str]) {
     // What it holds tells whether the webhook is asked.
     let (guard, _) = faulty.desk().await;
     guard.create("guard", json!({})).await.unwrap();
