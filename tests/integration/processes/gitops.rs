@@ -194,6 +194,28 @@ async fn participants_absent_from_git_are_removed_if_kubectl_set_them() {
     assert_eq!(identities(&desk.conversations().get("alice").await.unwrap()), [""; 0]);
 }
 
+/// Another client set the field, and kubectl what is in it. Once Flux has removed the latter, server-side apply leaves a null.
+#[tokio::test]
+async fn fields_that_two_clients_set_are_emptied_by_flux() {
+    let fields = [
+        ("participants", json!([{"identity": "agent-8"}]), json!([{"identity": "agent-9"}])),
+        ("timers", json!({"closeAfter": "1h"}), json!({"closeAfter": "2h"})),
+    ];
+    for (field, first, second) in fields {
+        let (desk, git) = desk().await;
+        let manifests = [desk.manifest("alice", json!({"participants": null}))];
+        git.apply("open", &manifests).await;
+        desk.change("alice", json!({field: first})).await.unwrap();
+        patch_by_kubectl(&desk, "alice", &json!({field: second}));
+        git.apply(&format!("reconcile after two clients set {field}"), &manifests).await;
+        let emptied = desk.conversations().get("alice").await.unwrap().spec;
+        assert_eq!((emptied.participants, emptied.timers), (None, None));
+        let again = git.reconcile().await;
+        assert_eq!(again.changes(), [("alice", "unchanged")]);
+        desk.change("alice", json!({field: first})).await.unwrap();
+    }
+}
+
 /// Flux takes every 422 for a change of an immutable field.
 #[tokio::test]
 async fn force_deletes_a_live_conversation_for_a_typo_in_a_duration() {
