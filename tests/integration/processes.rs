@@ -20,3 +20,4 @@ mod rules;
 mod runtime;
 mod shutdown;
 mod start;
+mod transitions;

@@ -208,7 +208,8 @@ impl Place {
         for (index, document) in manifest.documents[..manifest.documents.len() - omitted].iter().enumerate() {
             let written = self.write(document.by, &document.object).await;
             let written = written.map_err(|refusal| format!("document {index} is refused: {}", refusal.message))?;
-            let [stored, expected] = [&written, &document.object].map(|object| testdata::without_nulls(&object["spec"]));
+            let [stored, expected] =
+                [&written, &document.object].map(|object| testdata::without_nulls(&object["spec"]));
             if document.by.is_whole() && stored != expected {
                 return Err(format!("document {index} is stored as {}", written["spec"]));
             }
