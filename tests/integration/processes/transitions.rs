@@ -3,7 +3,8 @@
 use super::apply::Applier;
 use super::gitops::{desk, identities, patch_by_kubectl, second_binding, uid};
 use crate::common::cluster::{TestNamespace, create_namespace};
-use crate::common::gitops::Reconciliation;
+use crate::common::gitops::{FLUX_NAMESPACE, Reconciliation};
+use kube::core::Status;
 use serde_json::{Value, json};
 use std::slice;
 use switchboard::api::{ConditionStatus, ConditionType, State};
@@ -222,4 +223,39 @@ async fn helm_upgrade_that_renames_succeeds() {
     helm.apply("helm upgrade that renames", &[waiting(desk, "bob")]);
     assert_eq!(desk.conversations().get_opt("alice").await.unwrap(), None);
     desk.bound("bob").await;
+}
+
+/// To close it with kubectl would be undone; to remove its contact cannot be done in Git.
+#[tokio::test]
+async fn refusal_names_the_kustomization_that_manages_the_holder() {
+    let (desk, git) = desk().await;
+    git.apply("open", &[desk.manifest("alice", json!({}))]).await;
+    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    let owner = format!("Flux Kustomization {FLUX_NAMESPACE}/{}", desk.namespace);
+    assert_managed_by(&refusal, &owner);
+    assert!(!refusal.message.contains("remove its contact"), "{}", refusal.message);
+}
+
+#[tokio::test]
+async fn refusal_names_the_helm_release_that_manages_the_holder() {
+    let helm = Applier::helm().await;
+    let desk = &helm.desk;
+    helm.apply("install", &[desk.manifest("alice", json!({}))]);
+    let refusal = desk.create("bob", json!({})).await.unwrap_err();
+    assert_managed_by(&refusal, &format!("Helm release {}/{}", desk.namespace, desk.namespace));
+}
+
+fn assert_managed_by(refusal: &Status, owner: &str) {
+    assert!(refusal.message.contains(&format!("managed by {owner}")), "{}", refusal.message);
+    let causes = &refusal.details.as_ref().unwrap().causes;
+    let managers: Vec<_> = causes.iter().filter(|cause| cause.reason == "HolderManagedBy").collect();
+    assert_eq!(managers.iter().map(|cause| cause.message.as_str()).collect::<Vec<_>>(), [owner]);
+}
+
+/// Flux would create it again, open, each time that it was deleted.
+#[tokio::test]
+async fn ttl_after_closed_in_git_is_warned_of() {
+    let (desk, git) = desk().await;
+    let applied = git.apply("open", &[desk.manifest("alice", json!({"ttlAfterClosed": "720h"}))]).await;
+    assert!(applied.warnings.iter().any(|warning| warning.contains("ttlAfterClosed")), "{applied:?}");
 }
