@@ -8,6 +8,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
+/// Fields of the spec whose contents several field managers can own. If one of them set the field and the contents belong to another,
+/// who removes them all, server-side apply leaves a null. If the schema refused it, that manifest could not be applied any more.
+const NULLABLE: [&str; 2] = ["participants", "timers"];
+
 /// The CRD of [`Conversation`].
 ///
 /// # Errors
@@ -18,6 +22,9 @@ pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error>
         let schema = &mut version["schema"]["openAPIV3Schema"];
         schema["x-kubernetes-validations"] = rules::conversation();
         schema["properties"]["status"]["default"] = pending_status();
+        for field in NULLABLE {
+            schema["properties"]["spec"]["properties"][field]["nullable"] = json!(true);
+        }
     }
     serde_json::from_value(crd)
 }
@@ -69,7 +76,7 @@ fn complete(schema: &mut Value, enums: &[Value]) {
                 let values = fields.get("enum").map(|values| described_values(values, enums)).unwrap_or_default();
                 fields.insert("description".to_owned(), json!(text + &values));
             }
-            // Derived for every optional field. Without it, the API server treats null as an absent field.
+            // Derived for every optional field. Without it, the API server drops a null that a client sends.
             fields.remove("nullable");
             // Derived for every field with a default in serde. Without it, an absent field stays absent in storage.
             fields.remove("default");

@@ -6,6 +6,7 @@ pub mod creates;
 pub mod etcd;
 pub mod fake_webhook;
 pub mod fault_cluster;
+pub mod gitops;
 pub mod https;
 pub mod oracle;
 pub mod proxy;

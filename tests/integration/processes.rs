@@ -1,6 +1,7 @@
 //! Tests of the operator as real processes, on a real control plane with the chart installed.
 
 mod admission;
+mod apply;
 mod certificates;
 mod cli;
 mod faults_claims;
@@ -9,6 +10,7 @@ mod faults_lifecycle;
 mod faults_process;
 mod faults_store;
 mod faults_unseen;
+mod gitops;
 mod input;
 mod leader;
 mod lifecycle;
@@ -20,4 +22,5 @@ mod runtime;
 mod same_name;
 mod shutdown;
 mod start;
+mod transitions;
 mod waiting;

@@ -1,6 +1,6 @@
 //! Builds the components of Kubernetes, etcd and helm with Go, once per machine, and keeps them in the cache directory of the user. It also
 //! builds older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` of this crate and of `kubernetes-*`,
-//! `chart-tools` and `health-tools` pin their versions. It downloads no binaries.
+//! `chart-tools`, `health-tools` and `gitops-tools` pin their versions. It downloads no binaries.
 
 use std::{
     env, fmt,
@@ -90,6 +90,15 @@ static HEALTH_TOOLS: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
+/// A tool over Flux's libraries. It is a module of its own, since it needs the versions that Flux was released with.
+static GITOPS_TOOLS: Module = Module {
+    directory: "tests/control-plane/gitops-tools",
+    go_mod: include_str!("../gitops-tools/go.mod"),
+    go_sum: include_str!("../gitops-tools/go.sum"),
+    source: Some(include_str!("../gitops-tools/main.go")),
+    flags: |_| flags(&[], ""),
+};
+
 /// Our own tool, which uses only the standard library.
 static PAUSE: Module = Module {
     directory: "tests/nodes/pause",
@@ -141,11 +150,13 @@ pub enum Tool {
     Promtool,
     /// Computes the health of an object as kstatus and Argo CD do.
     Health,
+    /// Applies manifests as Flux does.
+    FluxApply,
 }
 
 impl Tool {
     /// The tools for `make test`.
-    pub const TESTS: [Self; 8] = [
+    pub const TESTS: [Self; 9] = [
         Self::KubeApiserver,
         Self::Etcd,
         Self::Kubectl,
@@ -154,6 +165,7 @@ impl Tool {
         Self::HelmDocs,
         Self::Promtool,
         Self::Health,
+        Self::FluxApply,
     ];
 
     /// The tools for two nodes.
@@ -195,6 +207,7 @@ impl Tool {
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
+            Self::FluxApply => "flux-apply",
         }
     }
 
@@ -213,6 +226,7 @@ impl Tool {
             Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
+            Self::FluxApply => &GITOPS_TOOLS,
         }
     }
 
@@ -231,7 +245,7 @@ impl Tool {
             Self::CertManagerWebhook => "github.com/cert-manager/cert-manager/cmd/webhook",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
-            Self::Health | Self::Pause => ".",
+            Self::Health | Self::FluxApply | Self::Pause => ".",
         }
     }
 
@@ -244,6 +258,7 @@ impl Tool {
             Self::Etcd | Self::HelmDocs => 15,
             Self::KubeControllerManager | Self::CertManagerController => 110,
             Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
+            Self::FluxApply => 80,
             Self::Promtool => 120,
         })
     }
@@ -286,7 +301,7 @@ pub(crate) fn ensure_with<const N: usize>(
     };
     let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &PAUSE, &CERT_MANAGER];
+    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &GITOPS_TOOLS, &PAUSE, &CERT_MANAGER];
     for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {

@@ -113,6 +113,21 @@ impl TestNamespace {
 
     /// A conversation for this namespace's binding with one participant. `changes` is a merge patch of the spec.
     pub fn conversation(&self, name: &str, changes: Value) -> Conversation {
+        let spec: ConversationSpec = serde_json::from_value(self.spec(changes)).unwrap();
+        Conversation::new(name, spec)
+    }
+
+    /// The same as a manifest, with the namespace.
+    pub fn manifest(&self, name: &str, changes: Value) -> Value {
+        json!({
+            "apiVersion": Conversation::api_version(&()),
+            "kind": Conversation::kind(&()),
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": self.spec(changes),
+        })
+    }
+
+    fn spec(&self, changes: Value) -> Value {
         let mut spec = json!({
             "channel": "SMS",
             "contact": {"address": self.contact},
@@ -120,8 +135,7 @@ impl TestNamespace {
             "participants": [{"identity": "agent-7"}],
         });
         merge(&mut spec, changes);
-        let spec: ConversationSpec = serde_json::from_value(spec).unwrap();
-        Conversation::new(name, spec)
+        spec
     }
 
     /// Creates a conversation. The error is the API server's refusal.

@@ -23,7 +23,7 @@ async fn unseen_namespace(cluster: &FaultCluster) -> (TestNamespace, HistoryChec
 }
 
 /// Creates these conversations, in this order, while no webhook is installed.
-async fn create_unseen(cluster: &FaultCluster, ns: &TestNamespace, names: &[&str]) {
+pub(super) async fn create_unseen(cluster: &FaultCluster, ns: &TestNamespace, names: &[&str]) {
     // Dry runs for the binding of this namespace show whether the API server calls the webhook.
     let (guard, _) = cluster.checked_namespace().await;
     guard.create("guard", json!({})).await.unwrap();
