@@ -11,9 +11,9 @@ use super::task::Task;
 use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
-use crate::core::binding::Binding;
 use crate::core::claim::{CreateStatus, ReleaseStep, Write, adopt, release};
 use crate::core::denial::{Disclosure, already_bound_message};
+use crate::core::effective::stored_binding;
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
 use crate::kube_error;
 use crate::leader::Leadership;
@@ -230,8 +230,8 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         let live = conversations.get_opt(key.name()).await?;
         let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(&entry.uid));
-        // If it was replaced, or no longer names a binding, an event says so.
-        let Some(binding) = live.and_then(|live| Binding::of(&live.spec).ok().flatten()) else {
+        // If it was replaced, or no longer holds a binding, an event says so.
+        let Some(binding) = live.and_then(|live| stored_binding(&live).ok().flatten()) else {
             return Ok(JobOutcome::Done);
         };
         if !self.leadership.is_leader() {

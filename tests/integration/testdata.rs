@@ -28,6 +28,8 @@ pub struct Manifest {
 pub struct Document {
     /// How it is written.
     pub by: Verb,
+    /// What the warnings about it quote, one each.
+    pub warned: Vec<String>,
     /// What is written.
     pub object: Value,
 }
@@ -100,7 +102,7 @@ impl Manifest {
                 [verb] => Verb::read(verb).unwrap_or_else(|| panic!("{file}: `# by: {verb}` means nothing")),
                 _ => panic!("{file}: more than one `# by:` above a document"),
             };
-            Document { by, object }
+            Document { by, warned: comments(document, "warned"), object }
         });
         let documents = documents.collect();
         Self { file, refused, documents }

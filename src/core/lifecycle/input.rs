@@ -4,7 +4,7 @@ use crate::api::{
     Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, State, StateReason, Time,
 };
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
-use crate::core::effective;
+use crate::core::effective::{self, stored_binding};
 
 /// The input of the lifecycle. One is kept for every open conversation, so it is small.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct LifecycleInput {
     pub state: State,
     /// The channel of both addresses.
     pub channel: Channel,
-    /// The binding that the spec names; `None` without a contact. The addresses are not kept.
+    /// The binding that the spec names; `None` without a contact, and once the conversation is closed. The addresses are not kept.
     pub binding: Option<BindingName>,
     /// Whether the conversation has no participant.
     pub is_unassigned: bool,
@@ -62,7 +62,7 @@ impl LifecycleInput {
     /// The input of a stored conversation.
     ///
     /// # Errors
-    /// If its addresses are not canonical, which the schema excludes.
+    /// If it is open and its addresses are not canonical, which the schema excludes.
     pub fn of(conversation: &Conversation) -> Result<Self, InvalidBinding> {
         let spec = &conversation.spec;
         let timers = spec.timers.clone().unwrap_or_default();
@@ -72,7 +72,7 @@ impl LifecycleInput {
             creation_time: creation_time.unwrap_or(Time::EPOCH),
             state: spec.state.unwrap_or_default(),
             channel: spec.channel,
-            binding: Binding::of(spec)?.as_ref().map(Binding::name),
+            binding: stored_binding(conversation)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
             inactive_after: timers.inactive_after,
             close_after: timers.close_after,

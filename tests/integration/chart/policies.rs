@@ -64,6 +64,17 @@ async fn nobody_but_the_operator_writes_a_status_but_for_the_reported_activity()
     desk.report_activity("alice", "2026-01-01T00:00:00Z").await.unwrap();
 }
 
+#[tokio::test]
+async fn edit_of_a_closed_conversation_is_admitted_with_a_warning() {
+    let desk = Cluster::shared().desk().await;
+    desk.create("alice", json!({"state": "Closed"})).await.unwrap();
+    desk.wait_for_state("alice", State::Closed).await;
+    let patch = r#"--patch={"spec":{"state":"Active"}}"#;
+    let mut kubectl = Cluster::shared().control_plane.kubectl();
+    kubectl.args(["patch", "conversation", "alice", "--namespace", &desk.namespace, "--type=merge", patch]);
+    common::await_warning(kubectl.arg("--dry-run=server"), "50377: the conversation is closed");
+}
+
 /// Gives `user` a role of the chart in the namespace of `desk`, and returns the desk as that user sees it.
 async fn desk_as(desk: &TestNamespace, user: &str, role: &str) -> TestNamespace {
     let binding = serde_json::from_value(json!({

@@ -3,7 +3,7 @@
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
 use crate::common::fault_cluster::{
-    FaultCluster, POLL_INTERVAL, claim_use, exclusive_cluster, kill_around, status_write,
+    FaultCluster, POLL_INTERVAL, claim_delete, claim_use, exclusive_cluster, kill_around, status_write,
 };
 use crate::common::oracle::{Change, Kind};
 use crate::common::proxy::{Call, Fault, Stage};
@@ -89,6 +89,42 @@ async fn a_longer_time_to_live_that_arrives_between_the_decision_to_delete_and_t
     decided.resolve(Fault::Pass);
     desk.wait_for("alice", "observed", |alice| status(alice).observed_generation == changed.metadata.generation).await;
     assert_eq!(deletes.count(), 1);
+}
+
+#[tokio::test]
+async fn conversation_edited_after_its_close_releases_its_binding() {
+    let faulty = exclusive_cluster().await;
+    let (desk, mut witness) = faulty.desk().await;
+    let elsewhere = TestNamespace { proxy: "+15017122662".to_owned(), ..desk.clone() };
+    let address = json!({"address": desk.contact});
+    let cases = [
+        (json!({"state": "Closed"}), json!({"proxy": {"address": elsewhere.proxy}, "state": null})),
+        (json!({"state": "Closed", "contact": null}), json!({"contact": address, "state": "Active"})),
+    ];
+    for (close, edit) in cases {
+        for is_killed in [false, true] {
+            desk.create("alice", json!({})).await.unwrap();
+            desk.bound("alice").await;
+            let mut releases = faulty.proxy.hold(Stage::Before, claim_delete(&desk));
+            desk.change("alice", close.clone()).await.unwrap();
+            desk.wait_for_state("alice", State::Closed).await;
+            let release = releases.next().await;
+            desk.change("alice", edit.clone()).await.unwrap();
+            if is_killed {
+                faulty.replica().kill();
+                release.resolve(Fault::Cut);
+                drop(releases);
+                faulty.replica().start().unwrap();
+            } else {
+                release.resolve(Fault::Pass);
+                drop(releases);
+            }
+            desk.wait_until_free().await;
+            witness.show_rest().await;
+            assert_eq!(elsewhere.claim().await, None, "{close} and then {edit}");
+            desk.delete("alice").await;
+        }
+    }
 }
 
 // ---- Time ----

@@ -162,6 +162,42 @@ async fn a_time_to_live_that_is_set_after_the_closing_counts_from_the_closing() 
 }
 
 #[tokio::test]
+async fn closed_conversation_is_edited_without_effect() {
+    let desk = Cluster::shared().desk().await;
+    desk.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
+    let closed = desk.wait_for_state("alice", State::Closed).await;
+    let events = desk.wait_for_event("alice", "Closed").await;
+    desk.wait_until_free().await;
+    let elsewhere = TestNamespace { proxy: "+15017122662".to_owned(), ..desk.clone() };
+    let changes = json!({
+        "state": "Active",
+        "contact": {"address": desk.contact, "displayName": "Alice"},
+        "proxy": {"address": elsewhere.proxy},
+        "participants": [],
+        "timers": {"inactiveAfter": "1s", "closeAfter": null, "closeUnassignedAfter": "1s"},
+    });
+    let edited = desk.change("alice", changes).await.unwrap();
+
+    let observed = |alice: &Conversation| status(alice).observed_generation == edited.metadata.generation;
+    let alice = desk.wait_for("alice", "observed", observed).await;
+    let mut expected = status(&closed).clone();
+    expected.observed_generation = edited.metadata.generation;
+    for condition in &mut expected.conditions {
+        condition.observed_generation = edited.metadata.generation;
+    }
+    assert_eq!(status(&alice), &expected, "only the generation is another");
+    for (desk, name) in [(&desk, "bob"), (&elsewhere, "carol")] {
+        desk.create(name, json!({})).await.expect("alice holds neither binding");
+        desk.bound(name).await;
+    }
+    assert_eq!(desk.wait_for_event("alice", "Closed").await, events, "nothing new is told");
+
+    desk.change("alice", json!({"ttlAfterClosed": "1s"})).await.unwrap();
+    desk.wait_for_event("alice", "TTLExpired").await;
+    assert_eq!((desk.held_by().await, elsewhere.held_by().await), (Some("bob".into()), Some("carol".into())));
+}
+
+#[tokio::test]
 async fn people_are_told_each_fact_once() {
     let desk = Cluster::shared().desk().await;
     desk.create("alice", json!({"participants": [], "timers": {"inactiveAfter": "1s", "closeAfter": "2s"}}))
