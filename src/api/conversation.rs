@@ -307,7 +307,7 @@ pub struct ConversationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
     /// Time since which the Conversation has had no participants, from which `closeUnassignedAfter` is counted. Absent while it
-    /// has participants.
+    /// has participants. If participants may have come and gone unobserved, it is the time of observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unassigned_time: Option<Time>,
     /// Times at which timers will change the state. Absent if no timer is running.

@@ -94,6 +94,15 @@ impl LifecycleInput {
         effective::state_in_effect(Some(self.state), self.status.state)
     }
 
+    /// Time since which the conversation, which has no participant, is known to have had none: since that in the stored status, or
+    /// since its creation if it has no status yet. `None` if participants may have come and gone unseen, because the spec has
+    /// changed more than once since the status was decided.
+    pub(super) fn known_unassigned_since(&self) -> Option<Time> {
+        let PreviousStatus { observed_generation, unassigned_time, .. } = self.status;
+        let since = if observed_generation == 0 { Some(self.creation_time) } else { unassigned_time };
+        since.filter(|_| self.generation <= observed_generation + 1)
+    }
+
     /// Time since which the conversation has had no participant, according to the stored status; `None` if it has one.
     #[must_use]
     pub fn unassigned_since(&self) -> Option<Time> {

@@ -156,6 +156,31 @@ async fn rule_8_timers_that_became_due_while_nobody_watched_are_honoured_at_once
     assert_eq!(closings.count(), 150, "two overdue timers make one write");
 }
 
+#[tokio::test]
+async fn unassigned_timer_counts_from_first_sight_after_an_outage() {
+    let faulty = exclusive_cluster().await;
+    let (desk, _) = faulty.desk().await;
+    let unassigned = json!({"contact": null, "participants": [], "timers": {"closeUnassignedAfter": "1h"}});
+    desk.create("seen", unassigned).await.unwrap();
+    desk.wait_for_condition("seen", ConditionType::Unassigned, ConditionStatus::True).await;
+    faulty.replica().kill();
+    // One that nobody has seen yet loses its participant, and to another one a participant comes and goes.
+    desk.create("unseen", json!({"contact": null})).await.unwrap();
+    desk.change("seen", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
+    let left = Clock.now();
+    for name in ["unseen", "seen"] {
+        desk.change(name, json!({"participants": [], "timers": {"closeUnassignedAfter": "1s"}})).await.unwrap();
+    }
+    faulty.replica().start().unwrap();
+    for name in ["unseen", "seen"] {
+        let closed = desk.wait_for_state(name, State::Closed).await;
+        assert_eq!(status(&closed).state_reason, Some(StateReason::UnassignedTimer));
+        let since = status(&closed).unassigned_time.unwrap();
+        assert!(since >= left, "{name} had a participant until {left}, and counts as unassigned since {since}");
+        assert!(status(&closed).closed_time.unwrap() >= since.after(Duration::from_secs(1)));
+    }
+}
+
 fn is_write_of_status(call: &Call) -> bool {
     call.method == hyper::Method::PATCH && call.path.ends_with("/status")
 }
