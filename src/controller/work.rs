@@ -215,8 +215,8 @@ impl Worker {
             return Ok(JobOutcome::Enqueue(Task::Claim(name)));
         };
         let is_same_namespace = claim.holder.namespace == key.namespace();
-        let disclosure = if is_same_namespace { Disclosure::Full } else { Disclosure::OtherNamespace };
-        let message = already_bound_message(&claim.binding, &claim.holder, &holder, disclosure);
+        let disclosure = if is_same_namespace { Disclosure::Full(None) } else { Disclosure::OtherNamespace };
+        let message = already_bound_message(&claim.binding, &claim.holder, &holder, &disclosure);
         let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother(message)), self.clock.now());
         let next = decision.next;
         match StatusWrite::of(&key, &entry, decision) {

@@ -6,6 +6,7 @@ use crate::api::{Conversation, ConversationReference, GROUP};
 use crate::claims::Claims;
 use crate::core::claim::{Decision, Request};
 use crate::core::denial::{self, Denial, Disclosure};
+use crate::core::manager::Manager;
 use crate::telemetry::error_chain::ErrorChain;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
@@ -61,25 +62,37 @@ impl AdmissionHandler {
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
             Decision::Undecided(why) => Some(denial::undecided(why)),
             Decision::Deny { holder, live } => {
-                let disclosure = if holder.namespace == request.conversation.namespace {
-                    Disclosure::Full
+                let may_read = holder.namespace == request.conversation.namespace
+                    || self.may_read(&holder, review.user(), deadline).await;
+                let disclosure = if may_read {
+                    Disclosure::Full(self.manager(&holder, &live.uid, deadline).await)
                 } else {
-                    self.disclosure(&holder, review.user(), deadline).await
+                    Disclosure::OtherNamespace
                 };
-                Some(denial::already_bound(&request.binding, &holder, &live, disclosure))
+                Some(denial::already_bound(&request.binding, &holder, &live, &disclosure))
             }
         };
         (outcome, denial)
     }
 
-    /// A holder in another namespace is disclosed only to a user who may read it. If that cannot be determined, it is not disclosed.
-    async fn disclosure(
-        &self,
-        holder: &ConversationReference,
-        user: Option<UserInfo>,
-        deadline: Instant,
-    ) -> Disclosure {
-        let Some(UserInfo { extra, groups, uid, username }) = user else { return Disclosure::OtherNamespace };
+    /// The tool that manages the holder; `None` also if that cannot be read in time, since the refusal is right without it.
+    async fn manager(&self, holder: &ConversationReference, uid: &str, deadline: Instant) -> Option<Manager> {
+        let conversations = Api::<Conversation>::namespaced(self.client.clone(), &holder.namespace);
+        match timeout_at(deadline, conversations.get_metadata_opt(&holder.name)).await.ok()? {
+            Ok(read) => {
+                let metadata = read?.metadata;
+                Manager::of(&metadata).filter(|_| metadata.uid.as_deref() == Some(uid))
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "cannot read which tool manages the holder");
+                None
+            }
+        }
+    }
+
+    /// Whether the user may read the holder, which is in another namespace. If that cannot be determined, the user may not.
+    async fn may_read(&self, holder: &ConversationReference, user: Option<UserInfo>, deadline: Instant) -> bool {
+        let Some(UserInfo { extra, groups, uid, username }) = user else { return false };
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 extra,
@@ -100,11 +113,11 @@ impl AdmissionHandler {
         };
         let reviews = Api::<SubjectAccessReview>::all(self.client.clone());
         match timeout_at(deadline, reviews.create(&PostParams::default(), &review)).await {
-            Ok(Ok(review)) if review.status.as_ref().is_some_and(|status| status.allowed) => Disclosure::Full,
-            Ok(Ok(_)) | Err(_) => Disclosure::OtherNamespace,
+            Ok(Ok(review)) => review.status.as_ref().is_some_and(|status| status.allowed),
+            Err(_) => false,
             Ok(Err(error)) => {
                 tracing::warn!(error = %ErrorChain(&error), "cannot check whether the requester may read the holder");
-                Disclosure::OtherNamespace
+                false
             }
         }
     }

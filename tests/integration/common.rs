@@ -36,7 +36,7 @@ fn start() -> ControlPlane {
 fn install_warnings(control_plane: &ControlPlane) {
     let mut helm = chart::helm();
     helm.args(["template", "switchboard", chart::CHART]);
-    for policy in ["closed", "closed-binding"] {
+    for policy in ["closed", "closed-binding", "ttl", "ttl-binding"] {
         helm.arg(format!("--show-only=templates/admission/policy-{policy}.yaml"));
     }
     let policies = control_plane.data_dir().join("policies.yaml");
@@ -53,13 +53,16 @@ fn install_warnings(control_plane: &ControlPlane) {
     succeed(
         control_plane.kubectl().args(patch).args(["--subresource=status", r#"--patch={"status":{"state":"Closed"}}"#]),
     );
-    await_warning(
-        control_plane
-            .kubectl()
-            .args(patch)
-            .args([r#"--patch={"spec":{"timers":{"closeAfter":"1h"}}}"#, "--dry-run=server"]),
-        "50377: ",
-    );
+    for (change, warning) in [
+        (r#"{"spec":{"timers":{"closeAfter":"1h"}}}"#, "50377: "),
+        (
+            r#"{"metadata":{"labels":{"argocd.argoproj.io/instance":"desk"}},"spec":{"ttlAfterClosed":"1h"}}"#,
+            "spec.ttlAfterClosed ",
+        ),
+    ] {
+        let change = format!("--patch={change}");
+        await_warning(control_plane.kubectl().args(patch).args([&change, "--dry-run=server"]), warning);
+    }
     succeed(control_plane.kubectl().args(["delete", "conversation", "probe"]));
 }
 

@@ -2,7 +2,7 @@
 
 pub mod examples;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The repository, where cargo runs tests.
@@ -182,6 +182,13 @@ pub fn durations() -> Vec<DurationCase> {
         },
     };
     rows("durations.yaml").iter().map(case).collect()
+}
+
+/// The rows of `managers.yaml`: the metadata, and the tool that manages it, where one does.
+pub fn managers() -> Vec<(Value, Option<String>)> {
+    let manager = |row: &Value| row.get("manager").map(|manager| manager.as_str().unwrap().to_owned());
+    let metadata = |row: &Value| json!({"labels": row.get("labels"), "annotations": row.get("annotations")});
+    rows("managers.yaml").iter().map(|row| (without_nulls(&metadata(row)), manager(row))).collect()
 }
 
 /// The rows of `instants.yaml`: the instant, and what the refusal quotes where it is refused.

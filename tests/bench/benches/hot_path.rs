@@ -52,7 +52,7 @@ fn refusal() -> Denial {
         state: State::Active,
         participants: vec!["agent-7".to_owned()],
     };
-    already_bound(&request().binding, &holder, &stored, Disclosure::Full)
+    already_bound(&request().binding, &holder, &stored, &Disclosure::Full(None))
 }
 
 /// Reads a review and finds what it asks for.

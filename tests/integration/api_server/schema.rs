@@ -395,6 +395,22 @@ async fn instants_are_admitted_only_if_unambiguous() {
     .await;
 }
 
+#[tokio::test]
+async fn ttl_is_warned_of_beside_the_mark_of_a_tool() {
+    let place = Place::new().await;
+    ask_all(testdata::managers(), async |(metadata, manager)| {
+        let object = with(with(conversation("alice"), "/metadata", metadata), "/metadata/name", json!("alice"));
+        let with_ttl = with(object.clone(), "/spec/ttlAfterClosed", json!("1h"));
+        let (with_ttl, warnings) = place.write_with(Verb::Create, &with_ttl, "&dryRun=All").await;
+        let (without_ttl, none) = place.write_with(Verb::Create, &object, "&dryRun=All").await;
+        let is_warned = matches!(&warnings[..], [warning] if warning.contains("spec.ttlAfterClosed should not be set"));
+        let is_right = if manager.is_some() { is_warned } else { warnings.is_empty() };
+        let is_right = is_right && none.is_empty() && with_ttl.is_ok() && without_ttl.is_ok();
+        (!is_right).then(|| format!("{}: {warnings:?} and {none:?}", object["metadata"]))
+    })
+    .await;
+}
+
 /// What has a length, the longest one, and the words in which one more is refused.
 struct Bound {
     object: Value,
