@@ -8,3 +8,4 @@ pub mod claim;
 pub mod denial;
 pub mod effective;
 pub mod lifecycle;
+pub mod manager;

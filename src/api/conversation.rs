@@ -5,7 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Desired state of the Conversation. It is written by users; switchboard never changes it.
+/// Desired state of the Conversation. It is written by users; switchboard never changes it. Once `status.state` is Closed, changes
+/// have no effect, except for those of `ttlAfterClosed`.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[kube(
     group = "switchboard.dev",
@@ -104,23 +105,23 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::spec()))]
 pub struct ConversationSpec {
-    /// Channel of the contact address and the proxy address. It determines the format of both. The channel cannot be changed;
-    /// to use another channel, create another Conversation.
+    /// Channel of the contact address and the proxy address. It determines the format of both. The channel of an open
+    /// Conversation cannot be changed; to use another channel, create another Conversation.
     pub channel: Channel,
     /// Contact with whom the business communicates. If absent, the Conversation holds no binding. Removing the contact releases
-    /// the binding. A contact cannot be added later, and its address cannot be changed. Once the Conversation is closed, only
-    /// `displayName` can be changed.
+    /// the binding. While the Conversation is open, a contact cannot be added later, and its address cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<Contact>,
-    /// Address of the business. Participants and contact exchange messages through it. It cannot be changed; to use another
-    /// proxy address, create another Conversation.
+    /// Address of the business. Participants and contact exchange messages through it. It cannot be changed while the
+    /// Conversation is open; to use another proxy address, create another Conversation.
     pub proxy: Proxy,
-    /// Desired state. Defaults to Active. Active and Inactive can be changed freely. Closed is final and cannot be changed back.
-    /// Timers can move the Conversation to a later state than the desired one; the state in effect is `status.state`.
+    /// Desired state. Defaults to Active. Active and Inactive can be changed freely. Closed is final: it cannot be changed back
+    /// until `status.state` is Closed, and a later change has no effect. Timers can move the Conversation to a later state than
+    /// the desired one; the state in effect is `status.state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
     /// Users of the business who take part, at most 100, each with a unique identity. If absent or empty, the Conversation is
-    /// Unassigned and no user receives its inbound messages. The participants of a closed Conversation cannot be changed.
+    /// Unassigned and no user receives its inbound messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_PARTICIPANTS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["identity"]))]
     pub participants: Option<Vec<Participant>>,
@@ -321,7 +322,7 @@ pub struct ConversationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
     /// Time at which the Conversation became unassigned. `closeUnassignedAfter` is counted from this time. Absent while it has
-    /// participants.
+    /// participants. If participants may have come and gone unobserved, it is the time of observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unassigned_time: Option<Time>,
     /// Times at which timers will change the state. Absent if no timer is running.

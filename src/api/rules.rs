@@ -3,7 +3,8 @@
 //!
 //! Each message has the error code, if there is one, the allowed values and the next step. `core::address` parses the addresses
 //! again, because objects can be stored without this schema; the tests check both against the same manifests. No message contains
-//! "is immutable", because Flux deletes an object if a message has these words.
+//! "is immutable", because Flux reacts to these words. With `force`, Flux deletes and recreates the object upon any refusal with HTTP
+//! code 422, whatever its words.
 
 use serde_json::{Value, json};
 
@@ -25,6 +26,9 @@ pub(super) const INSTANT: &str =
 
 const TELEPHONE_CHANNELS: &str = "['SMS', 'WhatsApp', 'RCS']";
 const PLATFORM_CHANNELS: &str = "['Messenger', 'Instagram', 'AppleMessages']";
+
+/// Whether the stored status is Closed, at the root of the object.
+const WAS_CLOSED: &str = "has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed'";
 
 fn rule(rule: impl Into<String>, message: &str) -> Value {
     json!({"rule": rule.into(), "message": message})
@@ -80,37 +84,9 @@ fn remedy(code: &str, role: &str, address: &str, short_codes: bool) -> String {
     )
 }
 
-/// Rules that compare fields of one spec, or a spec with the previous one.
+/// Rules that compare fields of one spec.
 pub(super) fn spec() -> Value {
     json!([
-        at(
-            ".channel",
-            forbidden(rule(
-                "self.channel == oldSelf.channel",
-                "must not change; to use another channel, create another conversation",
-            ))
-        ),
-        at(
-            ".proxy.address",
-            forbidden(rule(
-                "self.proxy.address == oldSelf.proxy.address",
-                "must not change; to use another proxy address, create another conversation",
-            ))
-        ),
-        at(
-            ".contact",
-            forbidden(rule(
-                "has(oldSelf.contact) || !has(self.contact)",
-                "must not be added to a conversation without a contact; create another conversation",
-            ))
-        ),
-        at(
-            ".contact.address",
-            forbidden(rule(
-                "!has(oldSelf.contact) || !has(self.contact) || self.contact.address == oldSelf.contact.address",
-                "must not change; to use another contact address, create another conversation. Removing spec.contact is allowed and releases the binding",
-            ))
-        ),
         at(
             ".contact.address",
             rule_with_remedy(
@@ -179,47 +155,57 @@ pub(super) fn status() -> Value {
     )])
 }
 
-/// Rules that need both spec and status, for the root of the object.
+/// A rule that an update must follow until the stored status is Closed. From then on the spec has no effect, and may be edited: a
+/// refusal would stop every later commit of a GitOps tool. A policy of the chart warns of such an edit.
+fn until_closed(expression: &str, message: &str) -> Value {
+    forbidden(rule(format!("({WAS_CLOSED}) || ({expression})"), message))
+}
+
+/// Rules that compare an object with the previous one and need both spec and status, for the root of the object.
 pub(super) fn conversation() -> Value {
-    let closed = "(has(oldSelf.spec.state) && oldSelf.spec.state == 'Closed') || (has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed')";
-    let remedy = "To continue with the contact, create another conversation";
     json!([
         at(
-            ".spec.state",
-            forbidden(rule(
-                format!(
-                    "!({closed}) || (has(self.spec.state) == has(oldSelf.spec.state) && (!has(self.spec.state) || self.spec.state == oldSelf.spec.state)) || (has(self.spec.state) && self.spec.state == 'Closed')"
-                ),
-                &format!(
-                    "50377: a closed conversation must stay closed; its state can only be set to Closed. {remedy}"
-                ),
-            ))
+            ".spec.channel",
+            until_closed(
+                "self.spec.channel == oldSelf.spec.channel",
+                "must not change; to use another channel, create another conversation",
+            )
+        ),
+        at(
+            ".spec.proxy.address",
+            until_closed(
+                "self.spec.proxy.address == oldSelf.spec.proxy.address",
+                "must not change; to use another proxy address, create another conversation",
+            )
         ),
         at(
             ".spec.contact",
-            forbidden(rule(
-                format!(
-                    "!({closed}) || (has(self.spec.contact) == has(oldSelf.spec.contact) && (!has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address))"
-                ),
-                &format!(
-                    "50377: the contact of a closed conversation must not change, except for its displayName. {remedy}"
-                ),
-            ))
+            until_closed(
+                "has(oldSelf.spec.contact) || !has(self.spec.contact)",
+                "must not be added to a conversation without a contact; create another conversation",
+            )
         ),
         at(
-            ".spec.participants",
-            forbidden(rule(
-                format!(
-                    "!({closed}) || (has(self.spec.participants) ? self.spec.participants : []) == (has(oldSelf.spec.participants) ? oldSelf.spec.participants : [])"
-                ),
-                &format!("50377: the participants of a closed conversation must not change. {remedy}"),
-            ))
+            ".spec.contact.address",
+            until_closed(
+                "!has(oldSelf.spec.contact) || !has(self.spec.contact) || self.spec.contact.address == oldSelf.spec.contact.address",
+                "must not change; to use another contact address, create another conversation. Removing spec.contact is allowed and releases the binding",
+            )
+        ),
+        at(
+            ".spec.state",
+            until_closed(
+                "!has(oldSelf.spec.state) || oldSelf.spec.state != 'Closed' || (has(self.spec.state) && self.spec.state == 'Closed')",
+                "50377: a closed conversation must stay closed; spec.state must not change from Closed before status.state is Closed. To continue with the contact, create another conversation",
+            )
         ),
         at(
             ".status.state",
             forbidden(rule(
-                "!(has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed') || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')",
-                &format!("50377: the state of a closed conversation must stay Closed. {remedy}"),
+                format!(
+                    "!({WAS_CLOSED}) || (has(self.status) && has(self.status.state) && self.status.state == 'Closed')"
+                ),
+                "50377: the state of a closed conversation must stay Closed. To continue with the contact, create another conversation",
             ))
         ),
     ])

@@ -561,6 +561,33 @@ mod tests {
     }
 
     #[test]
+    fn edited_closed_conversation_needs_no_binding_and_keeps_its_ttl() {
+        let mut index = index();
+        let now = Instant::now();
+        index.conversation_applied(&conversation("alice", UID, json!({})), now);
+        index.claim_applied(&claim("alice", &[UID]), now);
+        let name = BindingName::existing(NAME.into());
+        let closed = |spec| {
+            let mut closed = conversation("alice", UID, spec);
+            closed.status = serde_json::from_value(
+                json!({"state": "Closed", "observedGeneration": 1, "closedTime": "2026-11-24T10:00:00Z"}),
+            )
+            .unwrap();
+            closed
+        };
+        let affected = index.conversation_deleted(&closed(json!({})).metadata, now);
+        assert!(affected.contains(&Task::Claim(name.clone())), "the claim is found by the watch: {affected:?}");
+        for contact in ["+15550000001", "+15017122661"] {
+            let edited = json!({"state": "Active", "contact": {"address": contact}, "ttlAfterClosed": "1h"});
+            assert_eq!(index.closed_applied(&closed(edited), Time::EPOCH), [Task::Conversation(key("alice"))]);
+            let expiry = index.closed(&key("alice")).and_then(|entry| entry.input.expiry());
+            assert_eq!(expiry, "2026-11-24T11:00:00Z".parse().ok());
+            assert_eq!(index.bindings.keys().collect::<Vec<_>>(), [&name], "{contact}");
+            assert_eq!(index.candidates(&name), []);
+        }
+    }
+
+    #[test]
     fn only_recently_closed_conversations_are_remembered() {
         let mut index = index();
         let closed = |name: &str, time: &str| {

@@ -11,8 +11,8 @@ use super::task::Task;
 use crate::api::{Conversation, FIELD_MANAGER, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
-use crate::core::binding::Binding;
 use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
+use crate::core::effective::stored_binding;
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
 use crate::kube_error;
 use crate::leader::Leadership;
@@ -258,8 +258,8 @@ impl Worker {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), key.namespace());
         let live = conversations.get_opt(key.name()).await?;
         let live = live.filter(|live| live.metadata.uid.as_deref().map(Uid::from).as_ref() == Some(&entry.uid));
-        // If the conversation was replaced, or no longer names a binding, the watch event of the change adds the task again.
-        let Some(binding) = live.and_then(|live| Binding::of(&live.spec).ok().flatten()) else {
+        // If the conversation was replaced, or no longer needs a binding, the watch event of the change adds the task again.
+        let Some(binding) = live.and_then(|live| stored_binding(&live).ok().flatten()) else {
             return Ok(JobOutcome::Done);
         };
         if !self.leadership.is_leader() {

@@ -4,7 +4,8 @@
 //! defines the invariants I1 to I5 that are named here.
 
 use super::binding::{Binding, BindingName};
-use super::effective::{needed_binding, state_in_effect};
+use super::effective::{state_in_effect, stored_binding};
+use super::manager::Manager;
 use crate::api::{Admission, Conversation, ConversationReference, MAX_ADMISSIONS, OnConflict, State, Time};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct LiveConversation {
     pub state: State,
     /// The identities of its participants.
     pub participants: Vec<String>,
+    /// The tool that manages it from elsewhere.
+    pub manager: Option<Manager>,
 }
 
 impl LiveConversation {
@@ -58,13 +61,13 @@ impl LiveConversation {
     pub fn of(conversation: &Conversation) -> Self {
         let spec = &conversation.spec;
         let state = state_in_effect(spec.state, conversation.status.as_ref().and_then(|status| status.state));
-        let is_being_deleted = conversation.metadata.deletion_timestamp.is_some();
-        let binding = needed_binding(Binding::of(spec).ok().flatten(), state, is_being_deleted);
+        let binding = stored_binding(conversation).ok().flatten();
         Self {
             uid: conversation.metadata.uid.clone().unwrap_or_default(),
             needed_binding: binding.map(|binding| binding.name()),
             state,
             participants: spec.participants.iter().flatten().map(|participant| participant.identity.clone()).collect(),
+            manager: Manager::of(&conversation.metadata),
         }
     }
 }
@@ -464,11 +467,18 @@ mod tests {
             needed_binding: Some(binding().name()),
             state: State::Active,
             participants: vec![],
+            manager: None,
         }
     }
 
     fn closed(uid: &str) -> LiveConversation {
-        LiveConversation { uid: uid.into(), needed_binding: None, state: State::Closed, participants: vec![] }
+        LiveConversation {
+            uid: uid.into(),
+            needed_binding: None,
+            state: State::Closed,
+            participants: vec![],
+            manager: None,
+        }
     }
 
     fn request(name: &str, uid: &str) -> Request {

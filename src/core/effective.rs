@@ -1,7 +1,8 @@
 //! The state in effect, and the binding that a conversation needs in this state. The webhook, the claims and the controller all use
-//! these two definitions.
+//! these definitions.
 
-use crate::api::State;
+use super::binding::{Binding, InvalidBinding};
+use crate::api::{Conversation, State};
 
 /// The state in effect: the later of the state that the spec requests and the state that the status reports. A conversation
 /// without a status is Active unless its spec requests otherwise.
@@ -17,9 +18,41 @@ pub fn needed_binding<B>(binding: Option<B>, state: State, is_being_deleted: boo
     binding.filter(|_| state != State::Closed && !is_being_deleted)
 }
 
+/// The binding that a stored conversation needs. The spec of a closed one may be edited without effect, so its addresses are not even
+/// read.
+///
+/// # Errors
+/// If it is open and its addresses do not form a binding.
+pub fn stored_binding(conversation: &Conversation) -> Result<Option<Binding>, InvalidBinding> {
+    let Conversation { metadata, spec, status } = conversation;
+    let state = state_in_effect(spec.state, status.as_ref().and_then(|status| status.state));
+    needed_binding(Some(spec), state, metadata.deletion_timestamp.is_some()).map_or(Ok(None), Binding::of)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn edited_spec_of_a_closed_conversation_names_no_binding() {
+        let binding = |spec_state: Option<State>, state: Option<State>, contact: &str| {
+            let conversation = json!({
+                "metadata": {"name": "alice"},
+                "spec": {"channel": "Chat", "contact": {"address": contact}, "proxy": {"address": "desk"}, "state": spec_state},
+                "status": {"state": state},
+            });
+            stored_binding(&serde_json::from_value(conversation).unwrap())
+        };
+        let open = Binding::parse(crate::api::Channel::Chat, "alice", "desk").unwrap();
+        assert_eq!(binding(None, None, "alice"), Ok(Some(open)));
+        assert_eq!(binding(None, Some(State::Inactive), "desk"), Err(InvalidBinding::Equal));
+        for (spec_state, state) in [(Some(State::Closed), None), (Some(State::Active), Some(State::Closed))] {
+            for contact in ["alice", "desk"] {
+                assert_eq!(binding(spec_state, state, contact), Ok(None), "{contact}");
+            }
+        }
+    }
 
     #[test]
     fn state_in_effect_is_the_later_of_spec_and_status() {

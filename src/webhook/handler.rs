@@ -62,26 +62,18 @@ impl AdmissionHandler {
             Decision::AlreadyExists => Some(denial::already_exists(&request.conversation.name)),
             Decision::Undecided(why) => Some(denial::undecided(&why, &request.conversation.namespace)),
             Decision::Deny { holder, live } => {
-                let disclosure = if holder.namespace == request.conversation.namespace {
-                    Disclosure::Full
-                } else {
-                    self.disclosure(&holder, review.user(), deadline).await
-                };
+                let may_read = holder.namespace == request.conversation.namespace
+                    || self.may_read(&holder, review.user(), deadline).await;
+                let disclosure = if may_read { Disclosure::Full } else { Disclosure::OtherNamespace };
                 Some(denial::already_bound(&request.binding, &holder, &live, disclosure))
             }
         };
         (outcome, denial)
     }
 
-    /// The holder in another namespace is disclosed only to a user who may read it. If the permission cannot be determined, it is not
-    /// disclosed.
-    async fn disclosure(
-        &self,
-        holder: &ConversationReference,
-        user: Option<UserInfo>,
-        deadline: Instant,
-    ) -> Disclosure {
-        let Some(UserInfo { extra, groups, uid, username }) = user else { return Disclosure::OtherNamespace };
+    /// Whether the user may read the holder, which is in another namespace. If that cannot be determined, the user may not.
+    async fn may_read(&self, holder: &ConversationReference, user: Option<UserInfo>, deadline: Instant) -> bool {
+        let Some(UserInfo { extra, groups, uid, username }) = user else { return false };
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 extra,
@@ -102,11 +94,11 @@ impl AdmissionHandler {
         };
         let reviews = Api::<SubjectAccessReview>::all(self.client.clone());
         match timeout_at(deadline, reviews.create(&PostParams::default(), &review)).await {
-            Ok(Ok(review)) if review.status.as_ref().is_some_and(|status| status.allowed) => Disclosure::Full,
-            Ok(Ok(_)) | Err(_) => Disclosure::OtherNamespace,
+            Ok(Ok(review)) => review.status.as_ref().is_some_and(|status| status.allowed),
+            Err(_) => false,
             Ok(Err(error)) => {
                 tracing::warn!(error = %ErrorChain(&error), "cannot check whether the requester may read the holder");
-                Disclosure::OtherNamespace
+                false
             }
         }
     }

@@ -269,8 +269,8 @@ pub fn respond(review: &Review, denial: Option<Denial>) -> Result<Vec<u8>, serde
 }
 
 fn status(denial: Denial) -> Status {
-    let Denial { code, reason, message, cause, name, retry_after_seconds } = denial;
-    let causes = cause
+    let Denial { code, reason, message, causes, name, retry_after_seconds } = denial;
+    let causes = causes
         .into_iter()
         .map(|cause| StatusCause {
             reason: cause.reason.to_owned(),

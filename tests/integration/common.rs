@@ -29,7 +29,57 @@ pub fn shared_control_plane() -> &'static ControlPlane {
 fn start() -> ControlPlane {
     let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
     install_crds(&control_plane);
+    install_warnings(&control_plane);
     control_plane
+}
+
+/// Installs the policies of the chart that warn. They need nothing else of the chart.
+fn install_warnings(control_plane: &ControlPlane) {
+    let mut helm = chart::helm();
+    helm.args(["template", "switchboard", chart::CHART]);
+    for policy in ["closed", "closed-binding", "ttl", "ttl-binding"] {
+        helm.arg(format!("--show-only=templates/admission/policy-{policy}.yaml"));
+    }
+    let policies = control_plane.data_dir().join("policies.yaml");
+    std::fs::write(&policies, succeed(&mut helm)).unwrap();
+    succeed(control_plane.kubectl().args(["apply", "--filename"]).arg(policies));
+
+    // The API server enforces a policy a moment later.
+    let probe = r#"{"apiVersion": "switchboard.dev/v1alpha1", "kind": "Conversation", "metadata": {"name": "probe"},
+        "spec": {"channel": "Chat", "proxy": {"address": "desk"}}}"#;
+    let manifest = control_plane.data_dir().join("probe.yaml");
+    std::fs::write(&manifest, probe).unwrap();
+    succeed(control_plane.kubectl().args(["create", "--filename"]).arg(manifest));
+    let patch = ["patch", "conversation", "probe", "--type=merge"];
+    succeed(
+        control_plane.kubectl().args(patch).args(["--subresource=status", r#"--patch={"status":{"state":"Closed"}}"#]),
+    );
+    for (change, warning) in [
+        (r#"{"spec":{"timers":{"closeAfter":"1h"}}}"#, "50377: "),
+        (
+            r#"{"metadata":{"labels":{"argocd.argoproj.io/instance":"desk"}},"spec":{"ttlAfterClosed":"1h"}}"#,
+            "spec.ttlAfterClosed ",
+        ),
+    ] {
+        let change = format!("--patch={change}");
+        await_warning(control_plane.kubectl().args(patch).args([&change, "--dry-run=server"]), warning);
+    }
+    succeed(control_plane.kubectl().args(["delete", "conversation", "probe"]));
+}
+
+/// Runs `command`, which must succeed, until it prints a warning that contains `text`, for half a minute.
+pub fn await_warning(command: &mut Command, text: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let Output { status, stderr, .. } = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stderr = self::text(&stderr);
+        assert!(status.success(), "{command:?}: {stderr}");
+        if stderr.lines().any(|line| line.starts_with("Warning: ") && line.contains(text)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command:?} does not warn of {text}: {stderr}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Installs both CRDs of `crds/`, and waits until the API server serves and documents them.

@@ -2,7 +2,7 @@
 
 pub mod examples;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The root of the repository, in which cargo runs tests.
@@ -28,6 +28,8 @@ pub struct Manifest {
 pub struct Document {
     /// The request that writes it.
     pub by: Verb,
+    /// The expected warnings; each must contain its text.
+    pub warned: Vec<String>,
     /// The body of the request.
     pub object: Value,
 }
@@ -102,7 +104,7 @@ impl Manifest {
                 [verb] => Verb::read(verb).unwrap_or_else(|| panic!("{file}: unknown verb in `# by: {verb}`")),
                 _ => panic!("{file}: more than one `# by:` above a document"),
             };
-            Document { by, object }
+            Document { by, warned: comments(document, "warned"), object }
         });
         let documents = documents.collect();
         Self { file, refused, documents }
@@ -182,6 +184,13 @@ pub fn durations() -> Vec<DurationCase> {
         },
     };
     rows("durations.yaml").iter().map(case).collect()
+}
+
+/// The rows of `managers.yaml`: the metadata, and the tool that manages it, if one does.
+pub fn managers() -> Vec<(Value, Option<String>)> {
+    let manager = |row: &Value| row.get("manager").map(|manager| manager.as_str().unwrap().to_owned());
+    let metadata = |row: &Value| json!({"labels": row.get("labels"), "annotations": row.get("annotations")});
+    rows("managers.yaml").iter().map(|row| (without_nulls(&metadata(row)), manager(row))).collect()
 }
 
 /// The rows of `instants.yaml`: the instant, and the expected texts of the refusal; `None` if it is admitted.

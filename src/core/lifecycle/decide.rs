@@ -31,12 +31,9 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     let starts_anew = !waits && input.waiting_since().is_some();
     let last_activity_time = if starts_anew { last_activity_time.max(Some(now)) } else { last_activity_time };
     let base = last_activity_time.unwrap_or(input.creation_time);
-    let unassigned_time = input.is_unassigned.then(|| {
-        // A conversation without a status has been unassigned since its creation.
-        let is_new = before.observed_generation == 0;
-        let before = before.unassigned_time.filter(|_| !starts_anew);
-        before.unwrap_or(if is_new { input.creation_time } else { now })
-    });
+    // Closing is final, so the timer may be late, but never early.
+    let unassigned_time =
+        input.is_unassigned.then(|| input.known_unassigned_since().filter(|_| !starts_anew).unwrap_or(now));
     let has_timers = !waits && !input.is_being_deleted;
     let after = |timer: Option<Duration>| timer.filter(|_| has_timers);
     let inactive_due = after(input.inactive_after).map(|after| end(base, after));
@@ -240,6 +237,28 @@ mod tests {
     }
 
     #[test]
+    fn first_sight_counts_from_the_creation_if_the_spec_never_changed() {
+        let unassigned = |generation| LifecycleInput { generation, is_unassigned: true, ..input() };
+        assert_eq!(decide_at(&unassigned(1), 100).status.unassigned_time, Some(at(0)));
+        assert_eq!(
+            decide_at(&unassigned(2), 100).status.unassigned_time,
+            Some(at(100)),
+            "it may have had participants"
+        );
+    }
+
+    #[test]
+    fn unassigned_time_is_kept_unless_participants_may_have_come_and_gone() {
+        let mut input = LifecycleInput { is_unassigned: true, ..input() };
+        live(&mut input, 1);
+        input.generation = 2;
+        assert_eq!(live(&mut input, 100).unassigned_time, Some(at(0)), "one change of a spec without participants");
+        input.generation = 4;
+        assert_eq!(live(&mut input, 200).unassigned_time, Some(at(200)), "a change that nobody saw");
+        assert_eq!(live(&mut input, 300).unassigned_time, Some(at(200)));
+    }
+
+    #[test]
     fn earlier_close_timer_closes_the_conversation() {
         let input = LifecycleInput {
             close_after: seconds(50),
@@ -420,6 +439,26 @@ mod tests {
                     prop_assert_ne!(decide(&input, binding_status.as_ref(), next).status.state, status.state);
                 }
             }
+        }
+
+        #[test]
+        fn unassigned_time_is_never_early(changes in prop::collection::vec((1_u64..10, any::<bool>(), any::<bool>()), 1..20)) {
+            let mut input = LifecycleInput { is_unassigned: changes[0].1, ..input() };
+            let (mut now, mut since) = (0, 0);
+            for (index, (pause, is_unassigned, is_seen)) in changes.into_iter().enumerate() {
+                if index > 0 {
+                    now += pause;
+                    input.generation += 1;
+                    since = if input.is_unassigned { since } else { now };
+                    input.is_unassigned = is_unassigned;
+                }
+                if is_seen {
+                    let status = live(&mut input, now);
+                    prop_assert!(status.unassigned_time.is_none_or(|time| time >= at(since)), "{status:?}");
+                }
+            }
+            let status = live(&mut input, now + 1);
+            prop_assert!(status.unassigned_time.is_none_or(|time| time >= at(since)), "{status:?}");
         }
 
         #[test]

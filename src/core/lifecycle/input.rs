@@ -5,7 +5,7 @@ use crate::api::{
     StateReason, Time,
 };
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
-use crate::core::effective;
+use crate::core::effective::{self, stored_binding};
 
 /// The input of the lifecycle. The index contains one for every open conversation, so it is small.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct LifecycleInput {
     pub on_conflict: OnConflict,
     /// The channel of both addresses.
     pub channel: Channel,
-    /// The binding that the spec names; `None` without a contact. The addresses are not kept.
+    /// The binding that the spec names; `None` without a contact, and once the conversation is closed. The addresses are not kept.
     pub binding: Option<BindingName>,
     /// Whether the conversation has no participant.
     pub is_unassigned: bool,
@@ -69,7 +69,7 @@ impl LifecycleInput {
     /// The input of a stored conversation.
     ///
     /// # Errors
-    /// If its addresses are not canonical, which the schema excludes.
+    /// If it is open and its addresses are not canonical, which the schema excludes.
     pub fn of(conversation: &Conversation) -> Result<Self, InvalidBinding> {
         let spec = &conversation.spec;
         let timers = spec.timers.clone().unwrap_or_default();
@@ -81,7 +81,7 @@ impl LifecycleInput {
             state: spec.state.unwrap_or_default(),
             on_conflict: spec.on_conflict.unwrap_or_default(),
             channel: spec.channel,
-            binding: Binding::of(spec)?.as_ref().map(Binding::name),
+            binding: stored_binding(conversation)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
             inactive_after: timers.inactive_after,
             close_after: timers.close_after,
@@ -114,6 +114,15 @@ impl LifecycleInput {
     #[must_use]
     pub fn state_in_effect(&self) -> State {
         effective::state_in_effect(Some(self.state), self.status.state)
+    }
+
+    /// Time since which the conversation, which has no participant, is known to have had none: since that in the stored status, or
+    /// since its creation if it has no status yet. `None` if participants may have come and gone unseen, because the spec has
+    /// changed more than once since the status was decided.
+    pub(super) fn known_unassigned_since(&self) -> Option<Time> {
+        let PreviousStatus { observed_generation, unassigned_time, .. } = self.status;
+        let since = if observed_generation == 0 { Some(self.creation_time) } else { unassigned_time };
+        since.filter(|_| self.generation <= observed_generation + 1)
     }
 
     /// Time at which the conversation became unassigned, according to the stored status; `None` if it has a participant.

@@ -47,6 +47,7 @@ fn denial() -> Denial {
         needed_binding: Some(request().binding.name()),
         state: State::Active,
         participants: vec!["agent-7".to_owned()],
+        manager: None,
     };
     already_bound(&request().binding, &holder, &stored, Disclosure::Full)
 }

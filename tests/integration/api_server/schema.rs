@@ -1,4 +1,5 @@
-//! How a real API server admits, refuses and displays both kinds, without webhook and controller. Tier: API server.
+//! How a real API server admits, refuses and displays both kinds, with the policies that warn, and without webhook and controller.
+//! Tier: API server.
 
 use crate::common;
 use crate::testdata;
@@ -100,6 +101,12 @@ fn current_wording(text: &str) -> String {
     })
 }
 
+/// The text of a `Warning` header of the API server: `299 - "text"`.
+fn warning(header: &str) -> String {
+    let text = header.strip_prefix("299 - \"").and_then(|text| text.strip_suffix('"'));
+    text.unwrap_or_else(|| panic!("no warning: {header}")).replace("\\\"", "\"")
+}
+
 #[test]
 fn older_wordings_match_the_current_ones() {
     for (older, current) in [
@@ -143,17 +150,30 @@ impl SchemaNamespace {
     }
 
     async fn request(&self, method: Method, uri: &str, media_type: &str, body: &Value) -> Result<Value, Refusal> {
+        self.exchange(method, uri, media_type, body).await.0
+    }
+
+    /// As [`Place::request`], with the warnings that come with the answer.
+    async fn exchange(
+        &self,
+        method: Method,
+        uri: &str,
+        media_type: &str,
+        body: &Value,
+    ) -> (Result<Value, Refusal>, Vec<String>) {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let request = Request::builder().method(method).uri(uri).header("Content-Type", media_type);
         let response = self.client.send(request.body(Body::from(body)).unwrap()).await.unwrap();
         let status = response.status();
+        let warnings = response.headers().get_all("Warning").iter().map(|value| warning(value.to_str().unwrap()));
+        let warnings = warnings.collect();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let answer: Value = serde_json::from_slice(&bytes).unwrap();
-        if status.is_success() { Ok(answer) } else { Err(Refusal::read(status.as_u16(), &answer)) }
+        (if status.is_success() { Ok(answer) } else { Err(Refusal::read(status.as_u16(), &answer)) }, warnings)
     }
 
     fn collection(&self, object: &Value) -> String {
-        let api = "/apis/switchboard.dev/v1alpha1";
+        let api = format!("/apis/{}", object["apiVersion"].as_str().unwrap());
         match object["kind"].as_str().unwrap() {
             "Conversation" => format!("{api}/namespaces/{}/conversations", self.namespace),
             "AddressBinding" => format!("{api}/addressbindings"),
@@ -171,15 +191,16 @@ impl SchemaNamespace {
 
     /// Writes `object` with the request `by`, with strict field validation.
     async fn write(&self, by: Verb, object: &Value) -> Result<Value, Refusal> {
-        self.write_with(by, object, "").await
+        self.write_with(by, object, "").await.0
     }
 
     /// As [`SchemaNamespace::write`], as a dry run.
     async fn would_write(&self, by: Verb, object: &Value) -> Result<Value, Refusal> {
-        self.write_with(by, object, "&dryRun=All").await
+        self.write_with(by, object, "&dryRun=All").await.0
     }
 
-    async fn write_with(&self, by: Verb, object: &Value, options: &str) -> Result<Value, Refusal> {
+    /// Writes `object`, with more options, and returns the warnings too.
+    async fn write_with(&self, by: Verb, object: &Value, options: &str) -> (Result<Value, Refusal>, Vec<String>) {
         let options = format!("?fieldManager=tests&fieldValidation=Strict{options}");
         let item = self.item(object);
         let (method, path, media_type) = match by {
@@ -193,9 +214,13 @@ impl SchemaNamespace {
         };
         let mut object = object.clone();
         if method == Method::PUT {
-            object["metadata"]["resourceVersion"] = self.get(&object).await?["metadata"]["resourceVersion"].take();
+            let stored = self.get(&object).await;
+            object["metadata"]["resourceVersion"] = match stored {
+                Ok(mut stored) => stored["metadata"]["resourceVersion"].take(),
+                refused => return (refused, Vec::new()),
+            };
         }
-        self.request(method, &format!("{path}{options}"), media_type, &object).await
+        self.exchange(method, &format!("{path}{options}"), media_type, &object).await
     }
 
     fn kubectl(&self, arguments: &[&str]) -> std::process::Command {
@@ -207,8 +232,13 @@ impl SchemaNamespace {
     /// Writes all documents of `manifest` except the last `omitted` ones. Each must be admitted, and stored unchanged.
     async fn write_all_but(&self, omitted: usize, manifest: &Manifest) -> Result<(), String> {
         for (index, document) in manifest.documents[..manifest.documents.len() - omitted].iter().enumerate() {
-            let written = self.write(document.by, &document.object).await;
+            let (written, warnings) = self.write_with(document.by, &document.object, "").await;
             let written = written.map_err(|refusal| format!("document {index} is refused: {}", refusal.message))?;
+            if warnings.len() != document.warned.len()
+                || warnings.iter().zip(&document.warned).any(|(warning, quoted)| !warning.contains(quoted))
+            {
+                return Err(format!("document {index} comes with the warnings {warnings:?}"));
+            }
             let [stored, expected] =
                 [&written, &document.object].map(|object| testdata::without_nulls(&object["spec"]));
             if document.by.is_whole() && stored != expected {
@@ -369,6 +399,22 @@ async fn instants_are_admitted_only_if_unambiguous() {
     .await;
 }
 
+#[tokio::test]
+async fn ttl_is_warned_of_beside_the_mark_of_a_tool() {
+    let ns = SchemaNamespace::new().await;
+    check_all(testdata::managers(), async |(metadata, manager)| {
+        let object = with(with(conversation("alice"), "/metadata", metadata), "/metadata/name", json!("alice"));
+        let with_ttl = with(object.clone(), "/spec/ttlAfterClosed", json!("1h"));
+        let (with_ttl, warnings) = ns.write_with(Verb::Create, &with_ttl, "&dryRun=All").await;
+        let (without_ttl, none) = ns.write_with(Verb::Create, &object, "&dryRun=All").await;
+        let is_warned = matches!(&warnings[..], [warning] if warning.contains("spec.ttlAfterClosed should not be set"));
+        let is_right = if manager.is_some() { is_warned } else { warnings.is_empty() };
+        let is_right = is_right && none.is_empty() && with_ttl.is_ok() && without_ttl.is_ok();
+        (!is_right).then(|| format!("{}: {warnings:?} and {none:?}", object["metadata"]))
+    })
+    .await;
+}
+
 /// A field with a maximum length, and the complaint about a longer value.
 struct LengthLimit {
     object: Value,
@@ -471,11 +517,7 @@ async fn rules_stay_within_budget_on_the_largest_conversation() {
 
     reversed[99] = "somebody else".to_owned();
     let exchanged = with(largest.clone(), "/spec/participants", participants(&reversed));
-    let refusal = ns.would_write(Verb::Replace, &exchanged).await.unwrap_err();
-    assert_eq!(
-        refusal.differs_from(&["50377: the participants of a closed conversation must not change".to_owned()]),
-        None
-    );
+    ns.would_write(Verb::Replace, &exchanged).await.unwrap();
 
     reversed[99] = reversed[0].clone();
     let twice = with(with(largest, "/metadata/name", json!("twice")), "/spec/participants", participants(&reversed));
@@ -484,6 +526,80 @@ async fn rules_stay_within_budget_on_the_largest_conversation() {
         refusal.differs_from(&["50433: ".to_owned(), "spec.participants[99]: Duplicate value".to_owned()]),
         None
     );
+}
+
+/// The CRD of conversations, in a group of its own.
+fn crd_of_group(group: &str) -> Value {
+    let mut crd = serde_json::to_value(switchboard::api::conversation_crd().unwrap()).unwrap();
+    crd["metadata"]["name"] = json!(format!("conversations.{group}"));
+    crd["spec"]["group"] = json!(group);
+    crd["spec"]["names"]["shortNames"] = json!([]);
+    crd["spec"]["names"]["categories"] = json!([]);
+    crd
+}
+
+/// Leaves the rules and the defaults out of a schema.
+fn without_rules(schema: &mut Value) {
+    if let Value::Object(fields) = schema {
+        fields.remove("x-kubernetes-validations");
+        fields.remove("default");
+        fields.values_mut().for_each(without_rules);
+    }
+}
+
+/// No release was published yet, so a schema without rules stands for that of an older one.
+#[tokio::test]
+async fn stored_conversations_stay_writable_after_a_crd_upgrade() {
+    let ns = SchemaNamespace::new().await;
+    let group = "upgrade.example.com";
+    let apply = |crd: &Value| {
+        let path = common::shared_control_plane().data_dir().join("upgraded-crd.json");
+        std::fs::write(&path, crd.to_string()).unwrap();
+        let path = path.to_str().unwrap();
+        common::succeed(&mut ns.kubectl(&["apply", "--server-side", "--force-conflicts", "--filename", path]));
+        common::succeed(&mut ns.kubectl(&["wait", "--for=condition=Established", "--filename", path]));
+        common::eventually(&mut ns.kubectl(&["get", &format!("conversations.{group}")]));
+    };
+    let new = crd_of_group(group);
+    let mut old = new.clone();
+    without_rules(&mut old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    apply(&old);
+
+    let of_group = |object: Value| with(object, "/apiVersion", json!(format!("{group}/v1alpha1")));
+    let states = [(None, None), (Some("Closed"), None), (None, Some("Closed")), (Some("Closed"), Some("Closed"))];
+    for (index, (requested, reported)) in states.into_iter().enumerate() {
+        let mut object = of_group(conversation(&format!("c{index}")));
+        if let Some(state) = requested {
+            object["spec"]["state"] = json!(state);
+        }
+        ns.write(Verb::Create, &object).await.unwrap();
+        if let Some(state) = reported {
+            ns.write(Verb::MergePatchStatus, &with(object, "/status/state", json!(state))).await.unwrap();
+        }
+    }
+    apply(&new);
+    let malformed = with(of_group(conversation("malformed")), "/spec/contact/address", json!(" "));
+    let deadline = std::time::Instant::now() + common::cluster::TIMEOUT;
+    while ns.would_write(Verb::Create, &malformed).await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the new schema is not in force");
+    }
+
+    for (index, (_, reported)) in states.into_iter().enumerate() {
+        let part = || of_group(json!({"kind": "Conversation", "metadata": {"name": format!("c{index}")}}));
+        let spec = if reported.is_some() {
+            json!({"state": null, "contact": {"address": "bob"}, "proxy": {"address": "shop"}})
+        } else {
+            json!({"contact": null, "participants": [{"identity": "agent-7"}]})
+        };
+        for (by, change) in [
+            (Verb::MergePatch, with(part(), "/metadata/labels", json!({"team": "sales"}))),
+            (Verb::MergePatchStatus, with(part(), "/status/reportedActivityTime", json!("2026-01-01T00:00:00Z"))),
+            (Verb::MergePatch, with(part(), "/spec", spec)),
+        ] {
+            let written = ns.write(by, &change).await;
+            assert!(written.is_ok(), "c{index}, {by:?} of {change}: {written:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -64,6 +64,17 @@ async fn administrator_can_write_only_reported_activity_in_the_status() {
     namespace.report_activity("alice", "2026-01-01T00:00:00Z").await.unwrap();
 }
 
+#[tokio::test]
+async fn edit_of_a_closed_conversation_is_admitted_with_a_warning() {
+    let namespace = Cluster::shared().test_namespace().await;
+    namespace.create("alice", json!({"state": "Closed"})).await.unwrap();
+    namespace.wait_for_state("alice", State::Closed).await;
+    let patch = r#"--patch={"spec":{"state":"Active"}}"#;
+    let mut kubectl = Cluster::shared().control_plane.kubectl();
+    kubectl.args(["patch", "conversation", "alice", "--namespace", &namespace.namespace, "--type=merge", patch]);
+    common::await_warning(kubectl.arg("--dry-run=server"), "50377: the conversation is closed");
+}
+
 /// Gives `user` a role of the chart in the test namespace, and returns the test namespace with a client of that user.
 async fn with_role(namespace: &TestNamespace, user: &str, role: &str) -> TestNamespace {
     let binding = serde_json::from_value(json!({

@@ -3,7 +3,7 @@
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
 use crate::common::fault_cluster::{
-    FaultCluster, POLL_INTERVAL, claim_use, exclusive_cluster, kill_around, status_write,
+    FaultCluster, POLL_INTERVAL, claim_delete, claim_use, exclusive_cluster, kill_around, status_write,
 };
 use crate::common::oracle::{Change, Kind};
 use crate::common::proxy::{Call, Fault, Held, InForce, Stage};
@@ -99,6 +99,42 @@ async fn longer_ttl_after_the_decision_to_delete_prevents_the_delete() {
     assert_eq!(deletes.count(), 1);
 }
 
+#[tokio::test]
+async fn conversation_edited_after_its_close_releases_its_binding() {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
+    let elsewhere = TestNamespace { proxy: "+15017122662".to_owned(), ..ns.clone() };
+    let address = json!({"address": ns.contact});
+    let cases = [
+        (json!({"state": "Closed"}), json!({"proxy": {"address": elsewhere.proxy}, "state": null})),
+        (json!({"state": "Closed", "contact": null}), json!({"contact": address, "state": "Active"})),
+    ];
+    for (close, edit) in cases {
+        for is_killed in [false, true] {
+            ns.create("alice", json!({})).await.unwrap();
+            ns.bound("alice").await;
+            let mut releases = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
+            ns.change("alice", close.clone()).await.unwrap();
+            ns.wait_for_state("alice", State::Closed).await;
+            let release = releases.next().await;
+            ns.change("alice", edit.clone()).await.unwrap();
+            if is_killed {
+                cluster.replica().kill();
+                release.resolve(Fault::Cut);
+                drop(releases);
+                cluster.replica().start().unwrap();
+            } else {
+                release.resolve(Fault::Pass);
+                drop(releases);
+            }
+            ns.wait_until_free().await;
+            checker.wait_until_at_rest().await;
+            assert_eq!(elsewhere.claim().await, None, "{close} and then {edit}");
+            ns.delete("alice").await;
+        }
+    }
+}
+
 // ---- Timers ----
 
 #[tokio::test]
@@ -129,6 +165,31 @@ async fn rule_8_overdue_timers_are_applied_at_once_in_one_write() {
         );
     }
     assert_eq!(closings.count(), 150, "two overdue timers make one write");
+}
+
+#[tokio::test]
+async fn unassigned_timer_counts_from_first_sight_after_an_outage() {
+    let cluster = exclusive_cluster().await;
+    let (ns, _) = cluster.checked_namespace().await;
+    let unassigned = json!({"contact": null, "participants": [], "timers": {"closeUnassignedAfter": "1h"}});
+    ns.create("seen", unassigned).await.unwrap();
+    ns.wait_for_condition("seen", ConditionType::Unassigned, ConditionStatus::True).await;
+    cluster.replica().kill();
+    // A conversation that no replica has observed loses its participant; another one gets a participant and loses it again.
+    ns.create("unseen", json!({"contact": null})).await.unwrap();
+    ns.change("seen", json!({"participants": [{"identity": "agent-8"}]})).await.unwrap();
+    let left = Clock.now();
+    for name in ["unseen", "seen"] {
+        ns.change(name, json!({"participants": [], "timers": {"closeUnassignedAfter": "1s"}})).await.unwrap();
+    }
+    cluster.replica().start().unwrap();
+    for name in ["unseen", "seen"] {
+        let closed = ns.wait_for_state(name, State::Closed).await;
+        assert_eq!(status(&closed).state_reason, Some(StateReason::UnassignedTimer));
+        let since = status(&closed).unassigned_time.unwrap();
+        assert!(since >= left, "{name} had a participant until {left}, and counts as unassigned since {since}");
+        assert!(status(&closed).closed_time.unwrap() >= since.after(Duration::from_secs(1)));
+    }
 }
 
 fn is_write_of_status(call: &Call) -> bool {

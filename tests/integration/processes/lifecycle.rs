@@ -162,6 +162,42 @@ async fn time_to_live_set_after_closing_counts_from_the_closing() {
 }
 
 #[tokio::test]
+async fn closed_conversation_is_edited_without_effect() {
+    let ns = Cluster::shared().test_namespace().await;
+    ns.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
+    let closed = ns.wait_for_state("alice", State::Closed).await;
+    let events = ns.wait_for_event("alice", "Closed").await;
+    ns.wait_until_free().await;
+    let elsewhere = TestNamespace { proxy: "+15017122662".to_owned(), ..ns.clone() };
+    let changes = json!({
+        "state": "Active",
+        "contact": {"address": ns.contact, "displayName": "Alice"},
+        "proxy": {"address": elsewhere.proxy},
+        "participants": [],
+        "timers": {"inactiveAfter": "1s", "closeAfter": null, "closeUnassignedAfter": "1s"},
+    });
+    let edited = ns.change("alice", changes).await.unwrap();
+
+    let observed = |alice: &Conversation| status(alice).observed_generation == edited.metadata.generation;
+    let alice = ns.wait_for("alice", "observed", observed).await;
+    let mut expected = status(&closed).clone();
+    expected.observed_generation = edited.metadata.generation;
+    for condition in &mut expected.conditions {
+        condition.observed_generation = edited.metadata.generation;
+    }
+    assert_eq!(status(&alice), &expected, "only the generation is another");
+    for (ns, name) in [(&ns, "bob"), (&elsewhere, "carol")] {
+        ns.create(name, json!({})).await.expect("alice holds neither binding");
+        ns.bound(name).await;
+    }
+    assert_eq!(ns.wait_for_event("alice", "Closed").await, events, "no new Event is recorded");
+
+    ns.change("alice", json!({"ttlAfterClosed": "1s"})).await.unwrap();
+    ns.wait_for_event("alice", "TTLExpired").await;
+    assert_eq!((ns.held_by().await, elsewhere.held_by().await), (Some("bob".into()), Some("carol".into())));
+}
+
+#[tokio::test]
 async fn each_change_is_recorded_in_one_event() {
     let ns = Cluster::shared().test_namespace().await;
     ns.create("alice", json!({"participants": [], "timers": {"inactiveAfter": "1s", "closeAfter": "2s"}}))

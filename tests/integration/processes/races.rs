@@ -666,11 +666,11 @@ fn refused<T>(answer: kube::Result<T>) -> Result<T, Box<Status>> {
 /// The holder that a 48031 names. Its details contain the holder twice, for programs, and its message once, for people.
 fn holder_in(status: &Status) -> Place {
     let details = status.details.as_ref().unwrap_or_else(|| panic!("no details: {status:?}"));
-    let [cause] = &details.causes[..] else { panic!("not exactly one cause: {status:?}") };
+    let [cause, holder, ..] = &details.causes[..] else { panic!("no holder: {status:?}") };
     let named = (details.kind.as_str(), cause.reason.as_str(), cause.field.as_str(), status.reason.as_str());
     assert_eq!(named, ("Conversation", "48031", "spec.contact.address", "Forbidden"), "{status:?}");
-    let holder = cause.message.strip_prefix("holder=").and_then(|rest| rest.split(' ').next()?.split_once('/'));
-    let (namespace, name) = holder.unwrap_or_else(|| panic!("no holder: {status:?}"));
+    assert_eq!(holder.reason, "Holder", "{status:?}");
+    let (namespace, name) = holder.message.split_once('/').unwrap_or_else(|| panic!("no holder: {status:?}"));
     let place = Place { namespace: namespace.to_owned(), name: name.to_owned() };
     assert_eq!(details.name, name, "{status:?}");
     assert!(status.message.contains("48031: ") && status.message.contains(&place.to_string()), "{status:?}");

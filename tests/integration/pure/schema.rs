@@ -4,6 +4,7 @@ use crate::testdata;
 use serde_json::{Map, Value, json};
 use switchboard::api::{AddressBinding, Channel, Conversation, ConversationStatus, Duration, Time};
 use switchboard::core::address::{Address, Role};
+use switchboard::core::manager::Manager;
 
 /// The CRDs as the types generate them.
 fn crds() -> [Value; 2] {
@@ -149,6 +150,14 @@ fn every_field_has_a_unique_description() {
             node.path,
             duplicate.map_or("", |duplicate| &duplicate.path)
         );
+    }
+}
+
+#[test]
+fn managers_are_told_by_their_marks() {
+    for (metadata, manager) in testdata::managers() {
+        let read = Manager::of(&serde_json::from_value(metadata.clone()).unwrap());
+        assert_eq!(read.map(|manager| manager.to_string()), manager, "{metadata}");
     }
 }
 

@@ -154,6 +154,7 @@ impl From<Conversation> for LiveConversation {
             needed_binding: conversation.needs_binding.then(|| NAME.clone()),
             state: if conversation.needs_binding { State::Active } else { State::Closed },
             participants: Vec::new(),
+            manager: None,
         }
     }
 }
