@@ -57,7 +57,7 @@ async fn refusal_states_each_fact_in_a_cause_of_its_own() {
         [("Holder", &*holder), ("HolderState", "Active"), ("HolderManagedBy", "Flux Kustomization desk/desk")];
     let participants = hostile.map(|identity| ("HolderParticipant", identity));
     assert_eq!(facts(&refusal), [&expected[..], &participants[..]].concat());
-    assert!(refusal.message.contains("managed by Flux Kustomization desk/ns: change it in Git"), "{refusal:?}");
+    assert!(refusal.message.contains("managed by Flux Kustomization desk/desk: change it in Git"), "{refusal:?}");
     assert!(!refusal.message.contains("remove its contact"), "Git adds it again: {refusal:?}");
     assert!(
         refusal.message.contains(r#"participants: "agent-7, agent-8", "x state=Closed", "agent-9)"#),
