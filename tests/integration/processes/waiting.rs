@@ -122,11 +122,17 @@ async fn dry_run_of_a_waiting_create_is_allowed_and_writes_nothing() {
     checker.wait_until_at_rest().await;
 }
 
-/// Waits until the replica's metrics have this line.
-async fn wait_for_metric(cluster: &FaultCluster, line: &str) {
+/// The number of waiting conversations that the replica reports.
+async fn waiting_count(cluster: &FaultCluster) -> usize {
+    let metrics = metrics(cluster.replica()).await;
+    let count = metrics.lines().find_map(|line| line.strip_prefix("switchboard_waiting_conversations "));
+    count.unwrap().parse().unwrap()
+}
+
+async fn wait_until_waiting_count_is(cluster: &FaultCluster, expected: usize) {
     let deadline = Instant::now() + TIMEOUT;
-    while !metrics(cluster.replica()).await.lines().any(|found| found == line) {
-        assert!(Instant::now() < deadline, "the metrics do not become {line}");
+    while waiting_count(cluster).await != expected {
+        assert!(Instant::now() < deadline, "{} wait, not {expected}", waiting_count(cluster).await);
         sleep(POLL_INTERVAL).await;
     }
 }
@@ -138,6 +144,8 @@ async fn hand_over_costs_the_same_however_many_wait() {
     let cluster = exclusive_cluster().await;
     let calls_of_a_hand_over = async |count: usize| {
         let (namespace, mut checker) = cluster.checked_namespace().await;
+        // Other tests on this cluster may have left some.
+        let before = waiting_count(&cluster).await;
         namespace.create("holder", json!({})).await.unwrap();
         for number in 0..count {
             namespace.create(&format!("waiting-{number:03}"), waits(json!({}))).await.unwrap();
@@ -146,7 +154,7 @@ async fn hand_over_costs_the_same_however_many_wait() {
             waiting(&namespace, &format!("waiting-{number:03}")).await;
         }
         checker.wait_until_at_rest().await;
-        wait_for_metric(&cluster, &format!("switchboard_waiting_conversations {count}")).await;
+        wait_until_waiting_count_is(&cluster, before + count).await;
         let is_of_namespace = {
             let (place, binding) = (format!("/namespaces/{}/", namespace.namespace), namespace.binding().to_string());
             move |call: &Call| call.path.contains(&place) || call.path.contains(&binding)
@@ -161,7 +169,7 @@ async fn hand_over_costs_the_same_however_many_wait() {
         let parameters = kube::api::DeleteParams::default();
         namespace.conversations().delete_collection(&parameters, &kube::api::ListParams::default()).await.unwrap();
         namespace.wait_until_free().await;
-        wait_for_metric(&cluster, "switchboard_waiting_conversations 0").await;
+        wait_until_waiting_count_is(&cluster, before).await;
         calls_made
     };
     let few = calls_of_a_hand_over(2).await;
