@@ -82,10 +82,11 @@ impl Claims {
                 AdmitStep::Decide(decision) => return decision,
                 AdmitStep::Wait(why) => {
                     let give_up_waiting = deadline.min(started + max_wait(request, &why));
-                    if self.clock.monotonic() >= give_up_waiting {
+                    let left = give_up_waiting.saturating_duration_since(self.clock.monotonic());
+                    if left.is_zero() {
                         return request.undecided(why);
                     }
-                    sleep(pause).await;
+                    sleep(pause.min(left)).await;
                     pause = (pause * 2).min(MAX_POLL_INTERVAL);
                     observation = Observation::Changed;
                     continue;

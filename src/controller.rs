@@ -165,7 +165,7 @@ impl Controller {
     fn follow_leadership(&mut self) {
         let was_leader = std::mem::replace(&mut self.is_leader, self.leadership.is_leader());
         if self.is_leader && !was_leader {
-            let grace_period = if self.leadership.follows_a_crash() { self.grace_period } else { Duration::ZERO };
+            let grace_period = if self.leadership.follows_another() { self.grace_period } else { Duration::ZERO };
             self.earlier_writes_until = self.clock.monotonic() + grace_period;
             self.index.leadership_started();
             let (tasks, deadlines) = plan_all(&self.index, |key| self.is_in_progress(key), self.moment());
@@ -225,6 +225,9 @@ impl Controller {
         match self.plan(&task) {
             Plan::Wait { until, blocked_on } => {
                 self.set_deadline(&task, until);
+                // A task that failed is retried after its backoff, and adds this one again then.
+                let queue = &self.queue;
+                let blocked_on = blocked_on.into_iter().filter(|task| !queue.has_failed(task)).collect();
                 self.enqueue(blocked_on);
                 self.mark_succeeded(&task);
             }
@@ -285,6 +288,13 @@ impl Controller {
         if let (Task::Conversation(key), JobOutcome::Written { changed: Some(version), .. }) = (&task, &outcome) {
             self.index.status_written(key, version);
         }
+        if let (Task::Conversation(key), JobOutcome::Outdated(version)) = (&task, &outcome) {
+            self.index.status_outdated(key, version);
+        }
+        if let (Task::Conversation(key), JobOutcome::Retry { failed_write: Some(failed), .. }) = (&task, &outcome) {
+            let in_doubt_until = failed.is_in_doubt.then(|| self.clock.monotonic() + self.grace_period);
+            self.index.status_write_failed(key, &failed.version, in_doubt_until);
+        }
         // The Events of completed writes are recorded even if this replica is no longer the leader.
         if let JobOutcome::Written { pending_events, .. } | JobOutcome::Deleted { pending_events } = &mut outcome {
             for pending_event in std::mem::take(pending_events) {
@@ -293,10 +303,6 @@ impl Controller {
         }
         if !self.is_leader {
             return;
-        }
-        if let (Task::Conversation(key), JobOutcome::Retry { failed_write: Some(failed), .. }) = (&task, &outcome) {
-            let in_doubt_until = failed.is_in_doubt.then(|| self.clock.monotonic() + self.grace_period);
-            self.index.status_write_failed(key, &failed.version, in_doubt_until);
         }
         if let Task::Conversation(key) = &task {
             let claimant = self.index.claimant(key);
@@ -307,7 +313,7 @@ impl Controller {
         }
         self.queue.forget(&task);
         match outcome {
-            JobOutcome::Done | JobOutcome::Deleted { .. } | JobOutcome::Retry { .. } => {}
+            JobOutcome::Done | JobOutcome::Outdated(_) | JobOutcome::Deleted { .. } | JobOutcome::Retry { .. } => {}
             JobOutcome::UpToDate(next) | JobOutcome::Written { next, .. } => self.set_deadline(&task, next),
             JobOutcome::Enqueue(other) => self.queue.add(other),
             JobOutcome::AwaitGrace => {

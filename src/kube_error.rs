@@ -80,6 +80,12 @@ impl ErrorClass {
         matches!(self, Self::AlreadyExists | Self::Conflict)
     }
 
+    /// Whether the API server has answered, so that the outcome of the request is known.
+    #[must_use]
+    pub fn is_answer(self) -> bool {
+        !matches!(self, Self::Transport | Self::InvalidResponse)
+    }
+
     /// Whether the object does not exist.
     #[must_use]
     pub fn is_not_found(self) -> bool {

@@ -57,9 +57,8 @@ pub struct Leadership {
 struct Term {
     /// It ends then unless the Lease is renewed.
     until: Instant,
-    /// Whether the leader before it released the Lease, after its last write. Otherwise its Lease expired, and writes of it may still
-    /// be in flight.
-    is_after_release: bool,
+    /// Whether there was a leader before, whose last writes this replica may not have observed yet.
+    follows_another: bool,
 }
 
 impl Leadership {
@@ -69,10 +68,10 @@ impl Leadership {
         self.term.borrow().is_some_and(|term| self.clock.monotonic() < term.until)
     }
 
-    /// Whether writes of an earlier leader may still be in flight, because it did not release the Lease.
+    /// Whether there was a leader before this replica. Its last writes may still be in flight, or not observed yet.
     #[must_use]
-    pub fn follows_a_crash(&self) -> bool {
-        self.term.borrow().is_some_and(|term| !term.is_after_release)
+    pub fn follows_another(&self) -> bool {
+        self.term.borrow().is_some_and(|term| term.follows_another)
     }
 
     /// Waits until the Lease is acquired, renewed or lost.
@@ -122,8 +121,8 @@ pub struct LeaderElector {
     settings: Settings,
     clock: Clock,
     term: watch::Sender<Option<Term>>,
-    /// Whether the leader before the current term released the Lease.
-    is_after_release: bool,
+    /// Whether there was a leader before the current term.
+    follows_another: bool,
     observed: Option<Observed>,
 }
 
@@ -211,7 +210,7 @@ impl LeaderElector {
             settings,
             clock,
             term,
-            is_after_release: true,
+            follows_another: false,
             observed: None,
         };
         (elector, Leadership { clock, term: receiver })
@@ -289,8 +288,8 @@ impl LeaderElector {
                 tracing::info!(%identity, "no longer leading");
             }
         }
-        let is_after_release = self.is_after_release;
-        self.term.send_replace(until.map(|until| Term { until, is_after_release }));
+        let follows_another = self.follows_another;
+        self.term.send_replace(until.map(|until| Term { until, follows_another }));
     }
 
     /// Attempts to acquire or renew the Lease. Returns whether this replica holds it afterwards. If there is no Lease and this replica has
@@ -381,10 +380,7 @@ impl LeaderElector {
         let is_renewal = spec.holder_identity.as_deref() == Some(&self.settings.identity);
         if !self.is_leader() {
             // Without a Lease, there was no leader, unless this replica has observed one that is gone.
-            self.is_after_release = match &before {
-                Some(_) => spec.holder_identity.as_deref().is_none_or(str::is_empty),
-                None => self.observed.is_none(),
-            };
+            self.follows_another = before.is_some() || self.observed.is_some();
         }
         let transitions = i32::from(!is_renewal && before.is_some());
         let spec = LeaseSpec {

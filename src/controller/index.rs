@@ -103,9 +103,11 @@ impl Index {
         self.tombstones.contains(uid) || self.open(&claim.holder).is_some_and(|conversation| conversation.uid == *uid)
     }
 
-    /// The conversation that gets the binding next: the one that was bound, or else the oldest.
-    pub fn next_candidate(&self, name: &BindingName) -> Option<&NamespacedName> {
-        let needs = |key: &&NamespacedName| self.open(key).is_some_and(|entry| entry.input.needed_binding().is_some());
+    /// The conversation other than `except` that gets the binding next: the one that was bound, or else the oldest.
+    pub fn next_candidate(&self, name: &BindingName, except: Option<&NamespacedName>) -> Option<&NamespacedName> {
+        let needs = |key: &&NamespacedName| {
+            Some(*key) != except && self.open(key).is_some_and(|entry| entry.input.needed_binding().is_some())
+        };
         let is_bound = |key: &&NamespacedName| self.open(key).is_some_and(|entry| entry.input.is_bound());
         let mut waiting = self.candidates(name).iter().filter(needs);
         waiting.clone().find(is_bound).or_else(|| waiting.next())
@@ -251,6 +253,13 @@ impl Index {
         }
     }
 
+    /// A write of a status on `version` met a newer one. The watch is about to show it.
+    pub fn status_outdated(&mut self, key: &NamespacedName, version: &Version) {
+        if let Some(entry) = self.conversations.get_mut(key) {
+            entry.awaiting_watch |= entry.version == *version;
+        }
+    }
+
     /// A write of a status on `version` failed, and may take effect until `in_doubt_until`; `None` if the API server refused it.
     pub fn status_write_failed(&mut self, key: &NamespacedName, version: &Version, in_doubt_until: Option<Instant>) {
         if let Some(entry) = self.conversations.get_mut(key)
@@ -265,7 +274,10 @@ impl Index {
 
     /// This replica starts to lead. Writes of an earlier leader may still take effect.
     pub fn leadership_started(&mut self) {
-        self.conversations.values_mut().for_each(|entry| entry.was_written = false);
+        for entry in self.conversations.values_mut() {
+            entry.was_written = false;
+            entry.is_refused = false;
+        }
     }
 
     /// An open conversation has left the watch: it was deleted, or its status is Closed.
@@ -329,7 +341,7 @@ impl Index {
     /// one, and those whose status does not say yet that they wait. Nothing changes for the others, which may be many.
     fn candidate_tasks(&self, name: &BindingName) -> Vec<Task> {
         let holder = self.claim(name).map(|claim| &claim.holder);
-        let first = holder.or_else(|| self.next_candidate(name));
+        let first = holder.or_else(|| self.next_candidate(name, None));
         let is_affected = |key: &&NamespacedName| {
             Some(*key) == first || self.open(key).is_some_and(|entry| entry.input.waiting_since().is_none())
         };

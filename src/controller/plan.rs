@@ -180,11 +180,12 @@ pub fn plan_conversation(
     let Some(claim) = index.claim(name).filter(|claim| claim.holder == *key) else {
         return plan_unbound(index, key, entry, name, now);
     };
-    if !claim.admissions.iter().any(|admission| admission.uid == entry.uid) {
+    let Some(admission) = claim.admissions.iter().find(|admission| admission.uid == entry.uid) else {
         // The claim is not its claim until it records its UID.
         return Plan::Wait { until: None, blocked_on: vec![Task::Claim(name.clone())] };
-    }
-    let bound = decide(&entry.input, Some(&BindingStatus::Held(name.clone())), now);
+    };
+    let held = BindingStatus::Held { name: name.clone(), since: admission.time };
+    let bound = decide(&entry.input, Some(&held), now);
     if entry.input.is_bound() || bound.status.address_binding_name.is_none() {
         return plan_status(key, entry, bound);
     }
@@ -203,9 +204,8 @@ pub fn plan_conversation(
     if !blocked_on.is_empty() {
         return Plan::Wait { until: bound.next, blocked_on };
     }
-    let in_doubt_until = |(_, entry): (_, &Entry)| {
-        entry.in_doubt_until.or_else(|| (!entry.was_written).then_some(moment.earlier_writes_until))
-    };
+    let in_doubt_until =
+        |(_, entry): (_, &Entry)| entry.in_doubt_until.max((!entry.was_written).then_some(moment.earlier_writes_until));
     if let Some(until) = rivals().filter_map(in_doubt_until).max().filter(|until| *until > moment.instant) {
         return wait(Some(now.after(until.saturating_duration_since(moment.instant))));
     }
@@ -214,10 +214,11 @@ pub fn plan_conversation(
 
 /// The plan for a conversation that needs the binding `name`, whose claim, if there is one, names another conversation.
 fn plan_unbound(index: &Index, key: &NamespacedName, entry: &Entry, name: &BindingName, now: Time) -> Plan {
-    let is_first = index.claim(name).is_none() && index.next_candidate(name) == Some(key);
+    let is_first = index.claim(name).is_none() && index.next_candidate(name, None) == Some(key);
     let waiting = decide(&entry.input, Some(&BindingStatus::HeldByAnother), now);
-    if !is_first && StatusWrite::of(key, entry, waiting).is_none() {
-        return wait(None);
+    if !is_first && entry.input.waiting_since().is_some() {
+        // It was told that it waits, and still does. Nothing has to be read for that, however many wait.
+        return plan_status(key, entry, waiting);
     }
     Plan::Run(Job::Resolve(Box::new(ConversationLookup { key: key.clone(), entry: entry.clone(), is_first })))
 }
@@ -250,7 +251,7 @@ fn wait(until: Option<Time>) -> Plan {
 /// The plan for a claim.
 pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now: Instant) -> Plan {
     let Some(entry) = index.claim(name) else {
-        let first = index.next_candidate(name).cloned().map(Task::Conversation);
+        let first = index.next_candidate(name, None).cloned().map(Task::Conversation);
         return Plan::Wait { until: None, blocked_on: first.into_iter().collect() };
     };
     let Some(claim) = entry.claim(name).filter(|_| !index.is_settled(name)) else {
@@ -266,7 +267,7 @@ pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now
         }
     };
     let create_statuses = entry.admissions.iter().map(|known| (known.uid.clone(), create_status(known))).collect();
-    let successor = index.next_candidate(name).filter(|key| **key != entry.holder);
+    let successor = index.next_candidate(name, Some(&entry.holder));
     let successor = successor.and_then(|key| Some((key.clone(), index.open(key)?.uid.clone())));
     Plan::Run(Job::Release(Box::new(Release { claim, create_statuses, successor })))
 }
@@ -367,7 +368,7 @@ mod tests {
             object.status = Some(decide(&input, Some(&status), Time::EPOCH).status);
             index.conversation_applied(&object, now);
         };
-        let held = BindingStatus::Held(BindingName::existing(NAME.into()));
+        let held = BindingStatus::Held { name: BindingName::existing(NAME.into()), since: Time::EPOCH };
         store(&mut index, conversation("alice", UID, json!({})), held);
         for number in 0..waiting {
             let name = format!("waiting-{number:04}");
@@ -403,13 +404,27 @@ mod tests {
     }
 
     #[test]
+    fn edit_of_a_waiting_conversation_is_observed_without_a_read() {
+        let mut index = queue_for_alice(1);
+        let entry = index.open(&key("waiting-0000")).unwrap().clone();
+        let mut edited = conversation("waiting-0000", "waiting-0000", json!({"onConflict": "Refuse"}));
+        edited.metadata.generation = Some(2);
+        let input = crate::core::lifecycle::LifecycleInput { generation: 1, ..entry.input };
+        edited.status = Some(decide(&input, Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
+        index.conversation_applied(&edited, Instant::now());
+        let plan = plan_conversation(&index, &key("waiting-0000"), |_| false, at(Time::EPOCH));
+        let Plan::Run(Job::WriteStatus(write)) = plan else { panic!("{plan:?}") };
+        assert_eq!((write.status.observed_generation, write.is_bound), (Some(2), false));
+    }
+
+    #[test]
     fn successor_is_bound_after_every_rival_has_lost_the_condition() {
         let (mut index, now) = (queue_for_alice(1), Instant::now());
         let plan = |index: &Index, moment| plan_conversation(index, &key("waiting-0000"), |_| false, moment);
         // Closed in its spec, without its contact and being deleted: its stored status still says Bound=True.
         let mut alice = conversation("alice", UID, json!({}));
         let input = crate::core::lifecycle::LifecycleInput::of(&alice).unwrap();
-        let held = BindingStatus::Held(BindingName::existing(NAME.into()));
+        let held = BindingStatus::Held { name: BindingName::existing(NAME.into()), since: Time::EPOCH };
         alice.status = Some(decide(&input, Some(&held), Time::EPOCH).status);
         let closed = {
             let mut closed = alice.clone();

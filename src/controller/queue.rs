@@ -112,6 +112,11 @@ impl<K: Clone + Hash + Ord> Queue<K> {
         self.delayed.insert((instant, key));
     }
 
+    /// Whether the last attempt of `key` failed, so that it is added again after its backoff.
+    pub fn has_failed(&self, key: &K) -> bool {
+        self.failures.contains_key(key)
+    }
+
     /// Takes the next key, which is in progress until [`Queue::done`].
     pub fn get(&mut self) -> Option<K> {
         let first = if self.was_due { Lane::New } else { Lane::Due };

@@ -8,7 +8,7 @@ use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
 use super::queue::Backoff;
 use super::task::Task;
-use crate::api::{Conversation, FIELD_MANAGER, State, Time};
+use crate::api::{Conversation, FIELD_MANAGER, OnConflict, State, Time};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
@@ -67,6 +67,8 @@ pub enum JobOutcome {
     },
     /// Another task must be processed.
     Enqueue(Task),
+    /// The status was not written, since a newer version than this one is stored.
+    Outdated(Version),
     /// The claim must be checked again at the end of the grace period of its creates in flight.
     AwaitGrace,
     /// The job failed and must be retried.
@@ -94,6 +96,9 @@ enum Error {
     Claims(#[from] claims::Error),
     #[error("{0}")]
     Api(#[from] kube::Error),
+    /// The write of a status.
+    #[error("{0}")]
+    Status(#[source] kube::Error),
     #[error("the API server did not answer in time (timeout)")]
     TimedOut,
 }
@@ -102,7 +107,7 @@ impl Error {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Claims(claims::Error::NameMismatch(_)) => ErrorClass::NameMismatch,
-            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => error.into(),
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) | Self::Status(error) => error.into(),
             Self::TimedOut => ErrorClass::TimedOut,
         }
     }
@@ -110,9 +115,17 @@ impl Error {
     fn backoff(&self) -> Backoff {
         match self {
             Self::Claims(claims::Error::NameMismatch(_)) => Backoff::Refused,
-            Self::Claims(claims::Error::Api(error)) | Self::Api(error) => backoff(error),
+            Self::Claims(claims::Error::Api(error)) | Self::Api(error) | Self::Status(error) => backoff(error),
             Self::TimedOut => Backoff::Transient,
         }
+    }
+}
+
+impl Error {
+    /// Whether the API server refused to write a status, so that the write has no effect. After any other error it may have one.
+    fn is_refused_status(&self) -> bool {
+        let class = |error| kube_error::ErrorClass::of(error);
+        matches!(self, Self::Status(error) if !class(error).is_transient() && class(error).is_answer())
     }
 }
 
@@ -158,9 +171,10 @@ impl Worker {
             tracing::warn!(error = %ErrorChain(&error), %task, class, "reconciliation failed; retrying");
             let backoff = error.backoff();
             // A write that says that the conversation is not bound does no harm, whenever it takes effect.
-            let failed_write = match backoff {
-                Backoff::Transient => bound_on.map(|version| FailedWrite { version, is_in_doubt: true }),
-                Backoff::Refused => written_on.map(|version| FailedWrite { version, is_in_doubt: false }),
+            let failed_write = if error.is_refused_status() {
+                written_on.map(|version| FailedWrite { version, is_in_doubt: false })
+            } else {
+                bound_on.map(|version| FailedWrite { version, is_in_doubt: true })
             };
             JobOutcome::Retry { backoff, failed_write }
         });
@@ -202,7 +216,8 @@ impl Worker {
                 let pending_events = pending_events(&key, &uid, notices);
                 Ok(JobOutcome::Written { changed: is_changed.then_some(version), next, pending_events })
             }
-            Err(error) => unless_outdated(error),
+            Err(error) if kube_error::ErrorClass::of(&error).is_stale() => Ok(JobOutcome::Outdated(version)),
+            Err(error) => Err(Error::Status(error)),
         }
     }
 
@@ -242,9 +257,11 @@ impl Worker {
             Some(claim) => claim,
         };
         let holder = self.claims.stored(&claim.holder).await?;
-        if !holder.is_some_and(|holder| claim.is_held_by(&holder)) {
+        let is_held = holder.is_some_and(|holder| claim.is_held_by(&holder));
+        if !is_held && entry.input.on_conflict == OnConflict::Refuse {
             return Ok(JobOutcome::Enqueue(Task::Claim(name)));
         }
+        // One that may wait is told so at once. The event of its status adds the task of a claim that is not held.
         let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother), self.clock.now());
         let next = decision.next;
         match StatusWrite::of(&key, &entry, decision) {

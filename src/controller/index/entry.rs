@@ -22,7 +22,7 @@ pub struct Entry {
     pub fingerprint: u64,
     /// The number of the last list that contained it.
     pub list: u32,
-    /// Whether its status was changed, and the watch has yet to show the new version.
+    /// Whether a newer version is stored, which the watch has yet to show: its status was written, or a write met that version.
     pub awaiting_watch: bool,
     /// Whether the API server refused to write its status on this version.
     pub is_refused: bool,
@@ -53,6 +53,7 @@ impl Entry {
         if before.uid == self.uid {
             self.was_written = before.was_written;
             if before.version == self.version {
+                self.awaiting_watch = before.awaiting_watch;
                 self.is_refused = before.is_refused;
                 self.in_doubt_until = before.in_doubt_until;
             }
@@ -105,7 +106,8 @@ pub struct ClaimEntry {
 pub struct AdmissionEntry {
     /// The UID of the object to be created.
     pub uid: Uid,
-    time: Time,
+    /// When it was admitted, or recorded.
+    pub time: Time,
     /// When this replica first observed it.
     pub since: Instant,
 }

@@ -8,8 +8,13 @@ use crate::core::denial::ALREADY_BOUND;
 /// Whether a conversation that needs its binding holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BindingStatus {
-    /// The claim names this conversation.
-    Held(BindingName),
+    /// The claim names this conversation and records its UID.
+    Held {
+        /// The binding.
+        name: BindingName,
+        /// When the claim recorded the UID: shortly after the creation time, unless the conversation waited.
+        since: Time,
+    },
     /// The claim names another conversation, which holds the binding.
     HeldByAnother,
 }

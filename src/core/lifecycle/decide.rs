@@ -4,6 +4,9 @@ use super::conditions::{BindingStatus, conditions};
 use super::input::{LifecycleInput, PreviousStatus, end};
 use crate::api::{ConversationStatus, Deadlines, Duration, State, StateReason, Time};
 
+/// The longest time from the creation time, which has whole seconds, until a create that does not wait is admitted.
+const MAX_ADMISSION_TIME: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// The status in effect, and the time of its next change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -24,11 +27,17 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     let has_new_activity = last_activity_time != before.last_activity_time;
     let waits = match binding_status {
         Some(BindingStatus::HeldByAnother) => true,
-        Some(BindingStatus::Held(_)) => false,
+        Some(BindingStatus::Held { .. }) => false,
         None => input.waiting_since().is_some(),
     };
-    // The timers of a conversation that waited start at the moment at which it is bound.
-    let starts_anew = !waits && input.waiting_since().is_some();
+    // The timers of a conversation that waited start when it no longer does. One that was never told so may have waited as well.
+    let has_waited = match binding_status {
+        Some(BindingStatus::Held { since, .. }) if input.is_pending() => {
+            *since > input.creation_time.after(MAX_ADMISSION_TIME)
+        }
+        _ => input.was_waiting(),
+    };
+    let starts_anew = !waits && has_waited && !input.is_being_deleted;
     let last_activity_time = if starts_anew { last_activity_time.max(Some(now)) } else { last_activity_time };
     let base = last_activity_time.unwrap_or(input.creation_time);
     // Closing is final, so the timer may be late, but never early.
@@ -70,7 +79,9 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     let close_time = [close_due, unassigned_due].into_iter().flatten().min().filter(|_| !is_closed);
     let deadlines = Deadlines { inactive_time, close_time };
     let held = match binding_status {
-        Some(BindingStatus::Held(name)) if !is_closed && !input.is_being_deleted => Some(name.as_str().to_owned()),
+        Some(BindingStatus::Held { name, .. }) if !is_closed && !input.is_being_deleted => {
+            Some(name.as_str().to_owned())
+        }
         _ => None,
     };
     let kept_transition = before.state_transition_time.filter(|_| before.state == Some(state));
@@ -374,6 +385,37 @@ mod tests {
             condition(&wait_for_binding(&mut input, 2_002), ConditionType::Ready),
             (ConditionStatus::False, ConditionReason::AddressAlreadyBound)
         );
+    }
+
+    #[test]
+    fn timers_start_when_bound_after_a_wait_that_no_status_tells_of() {
+        let input = LifecycleInput {
+            is_unassigned: true,
+            close_after: seconds(20),
+            close_unassigned_after: seconds(30),
+            ..input()
+        };
+        let name = input.binding.clone().unwrap();
+        let decide_since = |since| {
+            let held = BindingStatus::Held { name: name.clone(), since: at(since) };
+            decide(&input, Some(&held), at(1_000)).status
+        };
+        assert_eq!(decide_since(1).state, Some(State::Closed), "it was admitted at its creation");
+        let status = decide_since(900);
+        assert_eq!((status.state, status.last_activity_time), (Some(State::Active), Some(at(1_000))));
+        assert_eq!(status.unassigned_time, Some(at(1_000)));
+    }
+
+    #[test]
+    fn removal_of_the_contact_while_waiting_starts_the_timers() {
+        let mut input = LifecycleInput { close_after: seconds(20), ..input() };
+        wait_for_binding(&mut input, 1);
+        input.binding = None;
+        let status = live(&mut input, 1_000);
+        assert_eq!((status.state, status.last_activity_time), (Some(State::Active), Some(at(1_000))));
+        assert_eq!(condition(&status, ConditionType::Bound).1, ConditionReason::NoContact);
+        assert_eq!(live(&mut input, 1_001).last_activity_time, Some(at(1_000)), "they start once");
+        assert_eq!(live(&mut input, 1_020).state, Some(State::Closed));
     }
 
     #[test]

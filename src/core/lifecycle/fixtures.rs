@@ -37,7 +37,7 @@ pub fn seconds(seconds: u64) -> Option<Duration> {
 
 /// The status of the binding in the usual case: the conversation holds it if it has a contact.
 pub fn held(input: &LifecycleInput) -> Option<BindingStatus> {
-    input.binding.clone().map(BindingStatus::Held)
+    input.binding.clone().map(|name| BindingStatus::Held { name, since: input.creation_time })
 }
 
 /// The decision `second` seconds after the creation.

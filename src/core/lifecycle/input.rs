@@ -107,7 +107,19 @@ impl LifecycleInput {
     /// Time since which the conversation has waited for its binding, according to the stored status; `None` if it does not wait.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Time> {
-        self.needed_binding().and_then(|_| self.status.since(ConditionType::Bound, ConditionStatus::False))
+        self.needed_binding().and_then(|_| self.status.waiting_since())
+    }
+
+    /// Whether the conversation waits for its binding according to the stored status, whatever its spec needs by now.
+    #[must_use]
+    pub fn was_waiting(&self) -> bool {
+        self.status.waiting_since().is_some()
+    }
+
+    /// Whether no status has been decided yet.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.status.observed_generation == 0
     }
 
     /// The state in effect, according to the stored spec and status.
@@ -186,6 +198,12 @@ impl PreviousStatus {
                 previous
             }),
         }
+    }
+
+    /// Time since which the conversation has waited for its binding: it is not Ready, because it is not Bound.
+    fn waiting_since(&self) -> Option<Time> {
+        let is_ready = self.since(ConditionType::Ready, ConditionStatus::False).is_none();
+        self.since(ConditionType::Bound, ConditionStatus::False).filter(|_| !is_ready)
     }
 
     /// Whether [`notices_since`](super::notices_since) may return a notice of this status for `since`.

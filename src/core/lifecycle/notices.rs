@@ -66,7 +66,7 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
     let conditions = status.conditions.iter().filter_map(|condition| {
         // Events are often copied into logs, which must not contain addresses. The condition has the addresses.
         let (reason, note) = match (condition.type_, condition.status, condition.reason) {
-            (Type::Bound, Status::False, Reason::AddressAlreadyBound) => (
+            (Type::Stalled, Status::True, Reason::AddressAlreadyBound) => (
                 NoticeReason::AddressAlreadyBound,
                 format!("{ALREADY_BOUND}: another conversation holds the binding; the condition Bound has the details and the remedy"),
             ),

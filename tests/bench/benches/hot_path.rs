@@ -100,6 +100,6 @@ fn lifecycle_1_input(bencher: Bencher) {
 #[divan::bench]
 fn lifecycle_2_decide(bencher: Bencher) {
     let input = LifecycleInput::of(&conversation()).unwrap();
-    let binding_status = BindingStatus::Held(request().binding.name());
+    let binding_status = BindingStatus::Held { name: request().binding.name(), since: switchboard::api::Time::EPOCH };
     bencher.bench(|| decide(black_box(&input), Some(&binding_status), Time::EPOCH));
 }

@@ -206,7 +206,7 @@ fn decided(conversation: &Conversation) -> Result<Value> {
     let metadata = ObjectMeta { generation: Some(1), ..conversation.metadata.clone() };
     let input = LifecycleInput::of(&Conversation { metadata, ..conversation.clone() });
     let input = input.map_err(|error| Error::Unexpected(error.to_string()))?;
-    let binding_status = BindingStatus::Held(binding(conversation)?.name());
+    let binding_status = BindingStatus::Held { name: binding(conversation)?.name(), since: Time::EPOCH };
     Ok(serde_json::to_value(decide(&input, Some(&binding_status), Time::EPOCH).status)?)
 }
 

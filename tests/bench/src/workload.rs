@@ -161,7 +161,8 @@ impl BareClient {
     /// Writes the current status of a stored conversation, and its events.
     pub async fn status(&self, stored: &Conversation) -> Result<()> {
         let input = LifecycleInput::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
-        let binding_status = BindingStatus::Held(binding(stored)?.name());
+        let binding_status =
+            BindingStatus::Held { name: binding(stored)?.name(), since: switchboard::api::Time::EPOCH };
         let status = decide(&input, Some(&binding_status), Clock.now()).status;
         let new_notices = new_notices(&input.status, &status);
         let metadata = &stored.metadata;

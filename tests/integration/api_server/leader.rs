@@ -115,7 +115,7 @@ async fn exclusive_and_expires() {
         };
         let leader = timeout(TIMEOUT, leader).await.expect("a leader within the timeout");
         assert!(!led.contains(&leader.identity), "a candidate leads that has ended");
-        assert_eq!(leader.leadership.follows_a_crash(), !led.is_empty(), "after {led:?}");
+        assert_eq!(leader.leadership.follows_another(), !led.is_empty(), "after {led:?}");
         led.push(leader.identity.clone());
         // The leader ends without releasing the Lease.
         leader.task.abort();
@@ -153,7 +153,7 @@ async fn vacates() {
     leader.task.await.unwrap();
     assert!(!leader.leadership.is_leader());
     other.wait_until(true).await;
-    assert!(!other.leadership.follows_a_crash(), "the one before wrote last before it released the Lease");
+    assert!(other.leadership.follows_another());
     let spec = spec(&client, "vacates").await;
     assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("other"), Some(1)));
 }

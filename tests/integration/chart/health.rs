@@ -62,7 +62,7 @@ fn health_testdata_has_the_status_that_the_operator_writes() {
         if !input.is_observed() {
             continue;
         }
-        let held = input.binding.clone().map(BindingStatus::Held);
+        let held = input.binding.clone().map(|name| BindingStatus::Held { name, since: input.creation_time });
         let binding_status = if is_unbound(&stored) { Some(BindingStatus::HeldByAnother) } else { held };
         let status = stored.status.clone().unwrap();
         let decided = decide(&input, binding_status.as_ref(), status.state_transition_time.unwrap());
