@@ -105,7 +105,7 @@ async fn close_by_kubectl_persists(manifest: impl Fn(&TestNamespace) -> Value, t
     ns.wait_for_state("alice", State::Closed).await;
     let applied = git.apply(transition, slice::from_ref(&alice)).await;
     assert!(warns_of_50377(&applied), "{applied:?}");
-    let again = git.apply("reconcile once more", &[alice, waiting(&ns, "bob")]).await;
+    let again = git.apply("reconcile once more", &[alice, ns.manifest("bob", json!({}))]).await;
     assert_eq!(again.changes(), [("alice", "unchanged"), ("bob", "created")]);
     let alice = ns.wait_for_state("alice", State::Closed).await;
     assert_ne!(alice.spec.state, Some(State::Closed), "the spec is as Git says");
