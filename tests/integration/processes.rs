@@ -18,3 +18,4 @@ mod rules;
 mod runtime;
 mod shutdown;
 mod start;
+mod test_cluster;

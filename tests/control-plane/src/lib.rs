@@ -36,6 +36,7 @@ pub mod tour;
 pub mod versions;
 
 use std::{
+    env,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -59,6 +60,22 @@ pub use tools::Tool;
 
 /// The user of the kubeconfig, and its token.
 const ADMINISTRATOR: &str = "administrator";
+
+/// The environment variable that names the kubeconfig of a playground that is up, for tests to run on it.
+pub const TEST_CLUSTER: &str = "SWITCHBOARD_TEST_CLUSTER";
+
+/// The kubeconfig that the environment names by [`TEST_CLUSTER`], if it does.
+#[must_use]
+pub fn test_cluster() -> Option<PathBuf> {
+    env::var_os(TEST_CLUSTER).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// kubectl as the user of a kubeconfig, built at the first call. Of the user's own settings it sees nothing.
+pub fn kubectl(kubeconfig: &Path) -> Result<Command, Error> {
+    let [kubectl] = tools::ensure([Tool::Kubectl])?;
+    let directory = kubeconfig.parent().unwrap_or(Path::new("")).to_owned();
+    Ok(Client { kubeconfig: kubeconfig.to_owned(), directory }.command(&kubectl))
+}
 
 /// What kind of control plane to start; see [`ControlPlane::builder`].
 #[derive(Clone)]
@@ -117,8 +134,11 @@ impl Builder {
 
     /// Starts it and returns when it is ready: some four seconds when the tools are built (see [`tools::ensure`]). The API servers are
     /// of the version of Kubernetes that [`kubernetes::VARIABLE`] asks for, else of the current one. The logs stay when it fails; the
-    /// error says where.
+    /// error says where. Where [`TEST_CLUSTER`] is set it starts nothing, since what asks for it cannot use that one.
     pub fn start(self) -> Result<ControlPlane, Error> {
+        if test_cluster().is_some() {
+            return Err(Error::TestCluster);
+        }
         let [etcd, api_server, kubectl] = tools::ensure([Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl])?;
         let directory = Arc::new(DataDirectory::create()?);
         self.start_in(Arc::clone(&directory), &etcd, &api_server, kubectl).inspect_err(|_| directory.keep_logs())

@@ -1,6 +1,6 @@
 //! Admission, by real API servers and replicas of the operator: who gets a binding, and what the others are told.
 
-use crate::common::cluster::{Cluster, TestNamespace, create_namespace};
+use crate::common::cluster::{Cluster, TestNamespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -153,19 +153,17 @@ async fn a_holder_in_another_namespace_is_named_only_to_those_who_may_read_it() 
     let cluster = Cluster::shared();
     let desk = cluster.desk().await;
     desk.create("alice", json!({})).await.unwrap();
-    let elsewhere = format!("{}-elsewhere", desk.namespace);
-    create_namespace(&desk.client, &elsewhere).await;
+    let elsewhere = TestNamespace { contact: desk.contact.clone(), ..cluster.desk().await };
     for user in ["insider", "outsider"] {
-        grant(&desk, &elsewhere, user, "switchboard-edit").await;
+        grant(&desk, &elsewhere.namespace, user, "switchboard-edit").await;
     }
     grant(&desk, &desk.namespace, "insider", "switchboard-view").await;
 
     let refusal_of = |user: &'static str| {
-        let (desk, elsewhere) = (desk.clone(), elsewhere.clone());
+        let elsewhere = elsewhere.clone();
         async move {
             let client = cluster.client_as(user, 0).await;
-            let desk = TestNamespace { client, namespace: elsewhere, ..desk };
-            desk.create("bob", json!({})).await.unwrap_err()
+            TestNamespace { client, ..elsewhere }.create("bob", json!({})).await.unwrap_err()
         }
     };
     let told = refusal_of("insider").await;

@@ -92,7 +92,7 @@ async fn what_has_been_reported_before_the_creation_or_after_the_closing_moves_n
 /// Applies what stands in `path`, which changes nothing and shows no difference, by this kind of apply.
 async fn assert_applied_without_drift(desk: &TestNamespace, name: &str, path: &Path, arguments: &[&str]) {
     let kubectl = |verb: &str| {
-        let mut command = Cluster::shared().control_plane.kubectl();
+        let mut command = Cluster::shared().kubectl();
         command.arg(verb).args(arguments).arg("--filename").arg(path);
         command
     };
@@ -118,9 +118,9 @@ async fn applying_the_same_manifest_again_shows_no_drift_and_writes_nothing_what
         for (name, changes) in situations {
             let mut manifest = desk.conversation(name, changes);
             manifest.metadata.namespace = Some(desk.namespace.clone());
-            let path = cluster.control_plane.data_dir().join(format!("{}-{name}.yaml", desk.namespace));
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.yaml"));
             std::fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
-            let mut apply = cluster.control_plane.kubectl();
+            let mut apply = cluster.kubectl();
             common::succeed(apply.arg("apply").args(arguments).arg("--filename").arg(&path));
             let alice = match name {
                 "bound" => desk.wait_for_condition(name, ConditionType::Bound, ConditionStatus::True).await.0,
