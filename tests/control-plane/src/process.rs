@@ -2,6 +2,7 @@
 //! knows nothing of what the child is.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
     os::unix::process::CommandExt,
@@ -101,6 +102,15 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// What runs it in a shell, its environment included, with `program` in place of its own.
+    pub(crate) fn shell_line(&self, program: &str) -> String {
+        let command = lock(&self.command);
+        let variables = command.get_envs();
+        let environment = variables.filter_map(|(name, value)| Some(format!("{}={}", name.display(), quoted(value?))));
+        let arguments = command.get_args().map(quoted);
+        environment.chain([program.to_owned()]).chain(arguments).collect::<Vec<_>>().join(" ")
+    }
+
     /// SIGKILL; returns when it is gone.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
@@ -180,6 +190,13 @@ pub fn run(command: &mut Command) -> Result<String, Error> {
     }
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     Err(Error::Command { command: typed(command), output: text.trim().to_owned() })
+}
+
+/// One word for a shell.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=./:,@%+".contains(letter);
+    if word.chars().all(is_plain) { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// The command as one would type it.

@@ -82,6 +82,12 @@ impl Server {
         self.start()
     }
 
+    /// What runs it in a shell, its environment included, with `program` in place of its own.
+    #[must_use]
+    pub fn shell_line(&self, program: &str) -> String {
+        self.process.shell_line(program)
+    }
+
     /// SIGTERM, and SIGKILL if it has not ended after 30 seconds. Returns when it is gone.
     pub fn stop(&self) {
         self.process.stop();
