@@ -18,10 +18,11 @@ endef
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-run: require ## A real control plane with the operator, a tour of it, then yours until Ctrl-C (ONCE=1, API_SERVERS=2, REPLICAS=2)
-	@echo "Compiles the operator, builds a control plane from source, installs the chart and leads through a tour."
+run: require ## A real control plane with the operator, a tour of it, then yours until Ctrl-C (ONCE=1, API_SERVERS=2, REPLICAS=2; OPERATOR=none to run the operator by cargo run)
+	@echo "$(if $(OPERATOR),Builds a control plane from source and installs the chart; you run the operator.,$\
+		Compiles the operator, builds a control plane from source, installs the chart and leads through a tour.)"
 	@echo "The first time takes about 10 minutes on two cores, later ones 15 seconds."
-	cargo build --release --locked --package switchboard --package control-plane --bins
+	cargo build --release --locked $(if $(OPERATOR),,--package switchboard) --package control-plane --bins
 	@"$(TARGET)/release/playground"
 
 test: require ## Everything that must hold: format, spelling, lints, docs, tests, licences (about forty minutes on a fresh machine of two cores, then a quarter of an hour)

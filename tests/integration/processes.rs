@@ -22,5 +22,6 @@ mod runtime;
 mod same_name;
 mod shutdown;
 mod start;
+mod test_cluster;
 mod transitions;
 mod waiting;

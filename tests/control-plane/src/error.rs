@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use crate::TEST_CLUSTER;
+
 /// An error while a control plane, or a part of it, is built, started or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -17,6 +19,10 @@ pub enum Error {
         /// The available versions.
         available: String,
     },
+
+    /// A control plane or a process of it is needed, and the environment names a playground for tests to run on.
+    #[error("this needs a control plane of its own: unset {TEST_CLUSTER}, which names one that is up")]
+    TestCluster,
 
     /// `go build` failed; its output is in `output`.
     #[error(

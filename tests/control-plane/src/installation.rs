@@ -36,6 +36,7 @@ const IN_FORCE_WITHIN: Duration = Duration::from_mins(1);
 pub struct Builder {
     operator: PathBuf,
     replicas: usize,
+    start: bool,
     values: Vec<String>,
     flags: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
@@ -47,6 +48,14 @@ impl Builder {
     #[must_use]
     pub fn replicas(mut self, count: usize) -> Self {
         self.replicas = count;
+        self
+    }
+
+    /// Whether the replicas are started: `true` unless set. Else the webhook cannot be called until one is, by its
+    /// [`shell_line`](Server::shell_line) or as a [`Server`].
+    #[must_use]
+    pub fn start(mut self, start: bool) -> Self {
+        self.start = start;
         self
     }
 
@@ -79,7 +88,7 @@ impl Builder {
     }
 
     /// Installs the chart and starts the replicas. Returns when every API server has the policies and the webhook in force and
-    /// every replica is ready. The logs stay when it fails.
+    /// every replica that is started is ready. The logs stay when it fails.
     pub fn install(&self, control_plane: &ControlPlane) -> Result<Installation, Error> {
         self.install_in(control_plane).inspect_err(|_| drop(control_plane.keep_logs()))
     }
@@ -97,17 +106,19 @@ impl Builder {
             key: control_plane.directory.write("webhook.key", &serving.key)?,
         };
         let token =
-            run(control_plane.kubectl().args(["create", "token", "switchboard", "--duration=24h", "-n", NAMESPACE]))?;
+            run(control_plane.kubectl().args(["create", "token", "switchboard", "--duration=8760h", "-n", NAMESPACE]))?;
         let replicas = (0..self.replicas)
             .map(|index| self.replica(control_plane, index, token.trim(), &files))
             .collect::<Result<Vec<_>, _>>()?;
-        // All of them at once, and then each is waited for.
-        replicas.iter().try_for_each(|replica| replica.server.start_without_waiting())?;
+        if self.start {
+            // All of them at once, and then each is waited for.
+            replicas.iter().try_for_each(|replica| replica.server.start_without_waiting())?;
+            replicas.iter().try_for_each(|replica| replica.server.wait_until_ready())?;
+        }
         for replica in &replicas {
-            replica.server.wait_until_ready()?;
             balancer.add(replica.webhook_address());
         }
-        if !replicas.is_empty() {
+        if self.start && !replicas.is_empty() {
             probes.wait_for_the_webhook()?;
         }
         Ok(Installation { replicas, balancer, authority })
@@ -188,6 +199,7 @@ impl Installation {
         Builder {
             operator: operator.as_ref().to_owned(),
             replicas: 1,
+            start: true,
             values: Vec::new(),
             flags: Vec::new(),
             environment: Vec::new(),

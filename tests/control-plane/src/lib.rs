@@ -35,6 +35,7 @@ pub mod tour;
 pub mod versions;
 
 use std::{
+    env,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -58,6 +59,22 @@ pub use tools::Tool;
 
 /// The user of the kubeconfig, and its token.
 const ADMINISTRATOR: &str = "administrator";
+
+/// The environment variable with the kubeconfig of a running playground, on which tests run instead of starting a control plane.
+pub const TEST_CLUSTER: &str = "SWITCHBOARD_TEST_CLUSTER";
+
+/// The kubeconfig in [`TEST_CLUSTER`].
+#[must_use]
+pub fn test_cluster() -> Option<PathBuf> {
+    env::var_os(TEST_CLUSTER).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// kubectl with a kubeconfig, and without the settings of the user. It is built at the first call.
+pub fn kubectl(kubeconfig: &Path) -> Result<Command, Error> {
+    let [kubectl] = tools::ensure([Tool::Kubectl])?;
+    let directory = kubeconfig.parent().unwrap_or(Path::new("")).to_owned();
+    Ok(Client { kubeconfig: kubeconfig.to_owned(), directory }.command(&kubectl))
+}
 
 /// The settings of a control plane; see [`ControlPlane::builder`].
 #[derive(Clone)]
@@ -116,8 +133,12 @@ impl Builder {
 
     /// Starts the control plane and returns when it is ready, after about four seconds if the tools are built (see [`tools::ensure`]).
     /// [`kubernetes::VARIABLE`] selects the version of the API servers; the default is the current one. If the start fails, the logs are
-    /// kept, and the error contains their path.
+    /// kept, and the error contains their path. If [`TEST_CLUSTER`] is set, it starts nothing, because the
+    /// caller cannot use that cluster.
     pub fn start(self) -> Result<ControlPlane, Error> {
+        if test_cluster().is_some() {
+            return Err(Error::TestCluster);
+        }
         let [etcd, api_server, kubectl] = tools::ensure([Tool::Etcd, Tool::KubeApiserver, Tool::Kubectl])?;
         let directory = Arc::new(DataDirectory::create()?);
         self.start_in(Arc::clone(&directory), &etcd, &api_server, kubectl).inspect_err(|_| directory.keep_logs())

@@ -2,6 +2,7 @@
 //! of the program that runs.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
     os::unix::process::CommandExt,
@@ -101,6 +102,15 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// The shell command that runs the process, with its environment, and with `program` instead of its program.
+    pub(crate) fn shell_line(&self, program: &str) -> String {
+        let command = lock(&self.command);
+        let variables = command.get_envs();
+        let environment = variables.filter_map(|(name, value)| Some(format!("{}={}", name.display(), quoted(value?))));
+        let arguments = command.get_args().map(quoted);
+        environment.chain([program.to_owned()]).chain(arguments).collect::<Vec<_>>().join(" ")
+    }
+
     /// Sends SIGKILL, and returns when the process is gone.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
@@ -180,6 +190,13 @@ pub fn run(command: &mut Command) -> Result<String, Error> {
     }
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     Err(Error::Command { command: command_line(command), output: text.trim().to_owned() })
+}
+
+/// The word, quoted for a shell if necessary.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=./:,@%+".contains(letter);
+    if word.chars().all(is_plain) { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// The command line as text.

@@ -82,6 +82,12 @@ impl Server {
         self.start()
     }
 
+    /// The shell command that runs the process, with its environment, and with `program` instead of its program.
+    #[must_use]
+    pub fn shell_line(&self, program: &str) -> String {
+        self.process.shell_line(program)
+    }
+
     /// Sends SIGTERM, and SIGKILL if it has not ended after 30 seconds. Returns when it is gone.
     pub fn stop(&self) {
         self.process.stop();

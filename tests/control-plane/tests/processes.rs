@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use control_plane::{ControlPlane, Error};
+use control_plane::{ControlPlane, DataDirectory, Error, Process, TEST_CLUSTER};
 
 /// Runs `kubectl` and returns its output or its error.
 fn kubectl(control_plane: &ControlPlane, arguments: &[&str]) -> Result<String, String> {
@@ -20,9 +20,16 @@ fn kubectl(control_plane: &ControlPlane, arguments: &[&str]) -> Result<String, S
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// The timeout of the start of a playground or an operator. It is longer than their own deadlines on a slow machine.
+const START_TIMEOUT: Duration = Duration::from_mins(5);
+
 /// Whether the condition becomes true within ten seconds.
 fn becomes(condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    becomes_within(Duration::from_secs(10), condition)
+}
+
+fn becomes_within(timeout: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
     while !condition() {
         if Instant::now() >= deadline {
             return false;
@@ -185,4 +192,50 @@ fn playground_uses_the_checkout_of_its_working_directory() {
     let text = play(&env::temp_dir());
     assert!(text.contains("is outside a checkout of switchboard: run this inside one"), "{text}");
     fs::remove_dir_all(checkout).unwrap();
+}
+
+/// It needs the binary of the operator, which `cargo test --workspace` builds.
+#[test]
+fn playground_without_operator_serves_the_printed_command() {
+    let directory = DataDirectory::create().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_playground"));
+    command.env("OPERATOR", "none").env_remove("ONCE").env_remove("REPLICAS");
+    let playground = Process::new("playground", directory.log("playground"), command).unwrap();
+    playground.start().unwrap();
+    let output = || fs::read_to_string(playground.log()).unwrap_or_default();
+    let is_over = || output().contains(TEST_CLUSTER) || playground.wait(Duration::ZERO).is_some();
+    assert!(becomes_within(START_TIMEOUT, is_over) && playground.id().is_some(), "{}", output());
+    let output = output();
+    assert!(output.contains("The tour is skipped"), "{output}");
+    let kubeconfig = output.lines().find_map(|line| line.trim().strip_prefix("export KUBECONFIG=")).unwrap();
+    let kubectl = |arguments: &str| {
+        let mut kubectl = control_plane::kubectl(Path::new(kubeconfig)).unwrap();
+        control_plane::run(kubectl.args(arguments.split(' '))).map_err(|error| error.to_string())
+    };
+    let try_to_create = || kubectl("create --dry-run=server --filename tour/carol.yaml");
+    let assert_refused = || {
+        let refusal = try_to_create().expect_err("the webhook's failurePolicy is Fail");
+        assert!(refusal.contains("failed calling webhook"), "{refusal}");
+    };
+    assert_refused();
+
+    let operator = Path::new(env!("CARGO_BIN_EXE_playground")).with_file_name("switchboard");
+    let line = output.lines().find(|line| line.contains(" cargo run -- run ")).unwrap();
+    let line = line.replace("cargo run --", operator.to_str().unwrap());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec env {line}")]);
+    let operator = Process::new("operator", directory.log("operator"), shell).unwrap();
+    // Killed in between: so the second one waits for the lease of the first.
+    for name in ["alice", "bob"] {
+        operator.start().unwrap();
+        let is_over = || try_to_create().is_ok() || operator.wait(Duration::ZERO).is_some();
+        assert!(becomes_within(START_TIMEOUT, is_over) && operator.id().is_some(), "{}", operator.log_tail());
+        kubectl(&format!("apply --filename tour/{name}.yaml")).unwrap();
+        kubectl(&format!("wait conv/{name} --for=condition=Bound --timeout=2m")).unwrap();
+        operator.kill();
+        assert_refused();
+    }
+
+    playground.terminate();
+    assert!(playground.wait(Duration::from_mins(1)).unwrap().success());
 }

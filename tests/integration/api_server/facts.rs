@@ -35,7 +35,8 @@ async fn test_namespace_on(control_plane: &ControlPlane) -> TestNamespace {
     let client = client_of(control_plane).await;
     let namespace = format!("fact-{number}");
     create_namespace(&client, &namespace).await;
-    TestNamespace { client, namespace, contact: format!("+1555{number:07}"), proxy: "+15017122661".to_owned() }
+    let contact = format!("+1555{number:07}");
+    TestNamespace { client, namespace, contact, proxy: "+15017122661".to_owned(), _cleanup: None }
 }
 
 /// A namespace on the shared control plane.

@@ -1,11 +1,12 @@
 //! One control plane with switchboard installed from its chart, for all tests of a process: two API servers, two replicas.
-//! Each test has its own namespace and addresses, so that no test depends on another.
+//! Each test has its own namespace and addresses, so that no test depends on another. If the environment names a running
+//! playground, it replaces this control plane, for tests that harm nothing and need no process of it.
 
-use control_plane::{ControlPlane, Installation, Replica};
+use control_plane::{ControlPlane, Installation, Replica, TEST_CLUSTER};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status;
 use kube::runtime::WatchStreamExt;
@@ -15,9 +16,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
 use std::future::ready;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::thread;
 use std::time::Duration;
 use switchboard::api::{
     AddressBinding, ConditionReason, ConditionStatus, ConditionType, Conversation, ConversationSpec, State,
@@ -28,18 +34,43 @@ use tokio::time::timeout;
 /// The deadline of every wait. It is far longer than any wait takes, so that no test fails on a slow machine.
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// A control plane with an installation of switchboard.
+/// API servers with an installation of switchboard. Its control plane and its installation are those of [`Own`]; a test that uses them
+/// on a playground fails.
 pub struct Cluster {
+    kubeconfig: PathBuf,
+    own: Option<Own>,
+}
+
+/// A control plane of this process, and what is installed on it.
+pub struct Own {
     pub control_plane: ControlPlane,
     pub installation: Installation,
 }
 
+impl Deref for Cluster {
+    type Target = Own;
+
+    #[track_caller]
+    fn deref(&self) -> &Own {
+        let Some(own) = &self.own else { panic!("{}", control_plane::Error::TestCluster) };
+        own
+    }
+}
+
 impl Cluster {
-    /// The cluster that the tests of this process share. Its users `insider` and `outsider` have no rights at first.
+    /// The cluster that the tests of this process share, or the playground. Its user `outsider` has no rights at first.
     pub fn shared() -> &'static Self {
         static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
         let start = || {
-            let control_plane = ControlPlane::builder().api_servers(2).user("insider", &[]).user("outsider", &[]);
+            if let Some(kubeconfig) = control_plane::test_cluster() {
+                assert!(
+                    kubeconfig.is_file(),
+                    "{TEST_CLUSTER}: there is no {}; is `make run` up?",
+                    kubeconfig.display()
+                );
+                return Self { kubeconfig, own: None };
+            }
+            let control_plane = ControlPlane::builder().api_servers(2).user("outsider", &[]);
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
             Self::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
         };
@@ -51,36 +82,83 @@ impl Cluster {
     /// A cluster for a single test.
     pub fn install(control_plane: ControlPlane, installation: &control_plane::InstallationBuilder) -> Self {
         let installation = installation.install(&control_plane).unwrap_or_else(|error| panic!("{error}"));
-        Self { control_plane, installation }
+        Self { kubeconfig: control_plane.kubeconfig().to_owned(), own: Some(Own { control_plane, installation }) }
     }
 
-    /// A client of an API server, for the user with this token. Each test needs its own, since a connection belongs to a runtime.
-    pub async fn client_as(&self, token: &str, api_server: usize) -> Client {
-        let kubeconfig = Kubeconfig::from_yaml(&self.control_plane.kubeconfig_for_token(token, api_server)).unwrap();
-        client_of(kubeconfig, None).await
+    /// kubectl as the administrator.
+    pub fn kubectl(&self) -> Command {
+        match &self.own {
+            Some(own) => own.control_plane.kubectl(),
+            None => control_plane::kubectl(&self.kubeconfig).unwrap_or_else(|error| panic!("{error}")),
+        }
+    }
+
+    /// A client of an API server, for this user. Each test needs its own, since a connection belongs to a runtime.
+    pub async fn client_as(&self, user: &str, api_server: usize) -> Client {
+        client_of(&self.kubeconfig, api_server, Some(user)).await
     }
 
     /// A client of an API server, for the administrator.
     pub async fn client(&self, api_server: usize) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.control_plane.kubeconfig()).unwrap();
-        client_of(kubeconfig, Some(format!("api-{}", api_server + 1))).await
+        client_of(&self.kubeconfig, api_server, None).await
     }
 
-    /// Creates a namespace for one test, with addresses that no other test uses.
+    /// Creates a namespace for one test, with addresses that no other test uses, nor another run on the same playground.
     pub async fn test_namespace(&self) -> TestNamespace {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        static NEXT: LazyLock<AtomicU64> =
+            LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0) % 10_000_000_000));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let client = self.client(0).await;
         let namespace = format!("test-{number}");
         create_namespace(&client, &namespace).await;
-        let contact = format!("+1555{number:07}");
-        TestNamespace { client, namespace, contact, proxy: "+15017122661".to_owned() }
+        let (kubeconfig, name) = (self.kubeconfig.clone(), namespace.clone());
+        let cleanup = self.own.is_none().then(|| Arc::new(Cleanup { kubeconfig, namespace: name }));
+        TestNamespace {
+            client,
+            namespace,
+            contact: format!("+1555{number:011}"),
+            proxy: "+15017122661".to_owned(),
+            _cleanup: cleanup,
+        }
     }
 }
 
-async fn client_of(kubeconfig: Kubeconfig, context: Option<String>) -> Client {
+/// A client of an API server for the administrator, or for the user that it impersonates.
+async fn client_of(kubeconfig: &Path, api_server: usize, user: Option<&str>) -> Client {
+    let context = Some(format!("api-{}", api_server + 1));
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap()).unwrap()
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    config.auth_info.impersonate = user.map(str::to_owned);
+    Client::try_from(config).unwrap()
+}
+
+/// Removes the namespace of a test from a playground.
+pub struct Cleanup {
+    kubeconfig: PathBuf,
+    namespace: String,
+}
+
+impl Cleanup {
+    async fn remove(&self) {
+        let client = client_of(&self.kubeconfig, 0, None).await;
+        let conversations = Api::<Conversation>::namespaced(client.clone(), &self.namespace);
+        conversations.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+        let namespaces = Api::<Namespace>::all(client);
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+        // In a cluster kube-controller-manager does this, which no playground has.
+        let finalized =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}, "spec": {}});
+        namespaces.replace_subresource("finalize", &self.namespace, &PostParams::default(), &finalized).await.unwrap();
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        // Not on the runtime of the test, which waits here. If it fails, the panic is printed, and the test is judged by itself.
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _ = thread::scope(|scope| scope.spawn(|| runtime().block_on(self.remove())).join());
+    }
 }
 
 /// Creates a namespace.
@@ -96,6 +174,8 @@ pub struct TestNamespace {
     pub namespace: String,
     pub contact: String,
     pub proxy: String,
+    /// Runs when the last clone is dropped.
+    pub _cleanup: Option<Arc<Cleanup>>,
 }
 
 impl TestNamespace {

@@ -1,6 +1,6 @@
 //! Admission with real API servers and replicas of the operator: which create gets a binding, and which refusals the others get.
 
-use crate::common::cluster::{Cluster, TestNamespace, create_namespace};
+use crate::common::cluster::{Cluster, TestNamespace};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -191,19 +191,17 @@ async fn holder_in_another_namespace_is_named_only_to_its_readers() {
     let cluster = Cluster::shared();
     let ns = cluster.test_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
-    let elsewhere = format!("{}-elsewhere", ns.namespace);
-    create_namespace(&ns.client, &elsewhere).await;
+    let elsewhere = TestNamespace { contact: ns.contact.clone(), ..cluster.test_namespace().await };
     for user in ["insider", "outsider"] {
-        grant(&ns, &elsewhere, user, "switchboard-edit").await;
+        grant(&ns, &elsewhere.namespace, user, "switchboard-edit").await;
     }
     grant(&ns, &ns.namespace, "insider", "switchboard-view").await;
 
     let refusal_of = |user: &'static str| {
-        let (ns, elsewhere) = (ns.clone(), elsewhere.clone());
+        let elsewhere = elsewhere.clone();
         async move {
             let client = cluster.client_as(user, 0).await;
-            let ns = TestNamespace { client, namespace: elsewhere, ..ns };
-            ns.create("bob", json!({})).await.unwrap_err()
+            TestNamespace { client, ..elsewhere }.create("bob", json!({})).await.unwrap_err()
         }
     };
     let refusal = refusal_of("insider").await;

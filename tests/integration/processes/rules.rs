@@ -36,7 +36,7 @@ impl User {
     }
 
     fn shell(&self, line: &str) -> Command {
-        let kubectl = Cluster::shared().control_plane.kubectl();
+        let kubectl = Cluster::shared().kubectl();
         let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap());
         let arguments: Vec<String> = kubectl.get_args().map(quoted).collect();
         let (program, arguments) = (quoted(kubectl.get_program()), arguments.join(" "));

@@ -1,7 +1,7 @@
 //! `make run`: a control plane with the operator installed, the tour, and then a cluster to play with until Ctrl-C.
 //!
-//! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), `ONCE=1`, which ends it after the tour, and
-//! `SWITCHBOARD_KUBERNETES=1.33` for an older API server.
+//! Environment: `API_SERVERS` and `REPLICAS` (1 each unless set), `ONCE=1`, which ends it after the tour, `OPERATOR=none`, which
+//! leaves the operator to a developer who runs it from the working tree, and `SWITCHBOARD_KUBERNETES=1.33` for an older API server.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use control_plane::{
-    ControlPlane, Error, Installation, Kubernetes, end_everything, repository,
+    ControlPlane, Error, Installation, Kubernetes, TEST_CLUSTER, end_everything, repository,
     tools::{self, Tool},
     tour::{Guide, print},
 };
@@ -23,7 +23,7 @@ use signal_hook::{
 };
 
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
-static TOUR_IS_OVER: AtomicBool = AtomicBool::new(false);
+static IS_UP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     let result = Options::from_environment().and_then(|options| {
@@ -46,12 +46,22 @@ fn main() -> ExitCode {
 struct Options {
     api_servers: usize,
     replicas: usize,
+    operator: bool,
     once: bool,
 }
 
 impl Options {
     fn from_environment() -> Result<Self, String> {
-        Ok(Self { api_servers: count("API_SERVERS")?, replicas: count("REPLICAS")?, once: switch("ONCE")? })
+        let operator = match text("OPERATOR")?.as_str() {
+            "" => true,
+            "none" => false,
+            text => return Err(format!("OPERATOR is {text:?}, but must be none, as in `make run OPERATOR=none`")),
+        };
+        let once = switch("ONCE")?;
+        if once && !operator {
+            return Err("ONCE=1 ends it after the tour, which OPERATOR=none skips: set only one of them".to_owned());
+        }
+        Ok(Self { api_servers: count("API_SERVERS")?, replicas: count("REPLICAS")?, operator, once })
     }
 }
 
@@ -90,23 +100,34 @@ fn play(options: &Options) -> Result<(), Error> {
     let control_plane = ControlPlane::builder().api_servers(options.api_servers).start()?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
-    let result = tour(options, &control_plane, &operator);
+    let result = install(options, &control_plane, &operator);
     if result.is_err() && !SIGNALLED.load(Ordering::SeqCst) {
         eprintln!("\nThe logs of the API server and of the operator stay in {}", control_plane.keep_logs().display());
     }
     result
 }
 
-fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path) -> Result<(), Error> {
+fn install(options: &Options, control_plane: &ControlPlane, operator: &Path) -> Result<(), Error> {
     let started = Instant::now();
-    print(&format!("Installing the chart and starting {} of the operator … ", counted(options.replicas, "replica")))?;
-    let installation = Installation::builder(operator).replicas(options.replicas).install(control_plane)?;
+    let replicas = counted(options.replicas, "replica");
+    let operator_too =
+        if options.operator { format!(" and starting {replicas} of the operator") } else { String::new() };
+    print(&format!("Installing the chart{operator_too} … "))?;
+    let mut installation = Installation::builder(operator).replicas(options.replicas).start(options.operator);
+    if !options.operator {
+        // For a terminal, and for a Ctrl-C that soon ends it.
+        installation = installation.flag("--log-format=text").flag("--drain-delay=1s");
+    }
+    let installation = installation.install(control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
-    let started = Instant::now();
-    Guide::new(control_plane)?.lead()?;
-    print(&format!("\nThe tour took {:.0} s, and every step came out as told.\n", started.elapsed().as_secs_f32()))?;
-    TOUR_IS_OVER.store(true, Ordering::SeqCst);
+    if options.operator {
+        let started = Instant::now();
+        Guide::new(control_plane)?.lead()?;
+        let took = started.elapsed().as_secs_f32();
+        print(&format!("\nThe tour took {took:.0} s, and every step came out as told.\n"))?;
+    }
+    IS_UP.store(true, Ordering::SeqCst);
     if options.once {
         return Ok(());
     }
@@ -120,6 +141,17 @@ fn tour(options: &Options, control_plane: &ControlPlane, operator: &Path) -> Res
         tools.display(),
         installation.replica(0).log().parent().unwrap_or(Path::new("")).display(),
     ))?;
+    if !options.operator {
+        let commands = installation.replicas().iter().map(|replica| replica.shell_line("cargo run --"));
+        print(&format!(
+            "\nThe tour is skipped, since no operator runs: creates of conversations fail until you start it. To run it from\n\
+             the working tree, in another terminal, as often as you wish:\n\n  {}\n\n\
+             To run tests on this cluster while it runs, in a third one:\n\n  \
+             {TEST_CLUSTER}={} cargo test --test integration processes::admission\n",
+            commands.collect::<Vec<_>>().join("\n  "),
+            control_plane.kubeconfig().display(),
+        ))?;
+    }
     loop {
         thread::park();
     }
@@ -135,7 +167,7 @@ fn operator() -> Result<PathBuf, Error> {
     Ok(own.with_file_name("switchboard"))
 }
 
-/// Ctrl-C is how the playground is meant to end, so after the tour it is a success. A build or a kubectl that is under way need not
+/// Ctrl-C is how the playground is meant to end, so once it is up it is a success. A build or a kubectl that is under way need not
 /// come to its end: all is killed.
 fn end_on_a_signal() -> std::io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
@@ -143,7 +175,7 @@ fn end_on_a_signal() -> std::io::Result<()> {
         if let Some(signal) = signals.forever().next() {
             SIGNALLED.store(true, Ordering::SeqCst);
             end_everything();
-            std::process::exit(if TOUR_IS_OVER.load(Ordering::SeqCst) { 0 } else { 128 + signal });
+            std::process::exit(if IS_UP.load(Ordering::SeqCst) { 0 } else { 128 + signal });
         }
     });
     Ok(())
