@@ -6,9 +6,11 @@ mod address_binding;
 mod condition;
 mod conversation;
 mod duration;
+mod proxy_address;
 mod rules;
 mod schema;
 mod time;
+mod timer;
 
 pub use address_binding::{AddressBinding, AddressBindingSpec, Admission, ConversationReference};
 pub use condition::{Condition, ConditionReason, ConditionStatus, ConditionType};
@@ -17,12 +19,18 @@ pub use conversation::{
     State, StateReason, Timers,
 };
 pub use duration::{Duration, DurationError};
-pub use schema::{address_binding_crd, conversation_crd};
+pub use proxy_address::{
+    Assignment, AssignmentStrategy, Autocreate, ConversationDefaults, Inbound, LabelOperator, LabelSelector,
+    LabelSelectorRequirement, Namespaces, ProxyAddress, ProxyAddressCondition, ProxyAddressConditionReason,
+    ProxyAddressConditionType, ProxyAddressSpec, ProxyAddressStatus, Sink, SinkService,
+};
+pub use schema::{address_binding_crd, conversation_crd, crds, proxy_address_crd};
 pub use time::Time;
+pub use timer::{Timer, TimerError};
 
-/// The API group of both kinds.
+/// The API group of all kinds.
 pub const GROUP: &str = "switchboard.dev";
-/// The API version of both kinds.
+/// The API version of all kinds.
 pub const VERSION: &str = "v1alpha1";
 /// The field manager of every write of the operator.
 pub const FIELD_MANAGER: &str = "switchboard";

@@ -1,7 +1,7 @@
 //! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It makes no
 //! requests to an API server.
 
-use crate::api::{address_binding_crd, conversation_crd};
+use crate::api;
 use crate::certificates::{self, Clients, Files};
 use crate::export::Selection;
 use crate::telemetry::error_chain::ErrorChain;
@@ -297,7 +297,7 @@ fn check(namespace: &str) -> Result<(), Error> {
 }
 
 fn crds(directory: Option<&Path>) -> Result<(), Error> {
-    for crd in [conversation_crd()?, address_binding_crd()?] {
+    for crd in api::crds()? {
         let yaml = serde_saphyr::to_string(&crd)?;
         match directory {
             Some(directory) => {

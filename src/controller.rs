@@ -15,7 +15,6 @@ mod plan;
 mod queue;
 mod stats;
 mod task;
-mod watch;
 mod work;
 
 pub use events::EventPublisher;

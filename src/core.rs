@@ -9,3 +9,4 @@ pub mod denial;
 pub mod effective;
 pub mod lifecycle;
 pub mod manager;
+pub mod proxy_address;

@@ -8,6 +8,7 @@
 //! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
+//! - [`proxy_addresses`] watches the ProxyAddresses and the labels of the namespaces;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
 //! - [`export`] writes conversations as manifests, for a backup;
 //! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
@@ -31,8 +32,10 @@ pub mod export;
 pub mod kube_error;
 pub mod leader;
 mod listener;
+pub mod proxy_addresses;
 pub mod run;
 pub mod self_check;
 mod supervisor;
 pub mod telemetry;
+mod watch;
 pub mod webhook;

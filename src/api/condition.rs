@@ -1,16 +1,16 @@
-//! Conditions of a Conversation: like `metav1.Condition`, with the types and reasons as enums.
+//! Conditions: like `metav1.Condition`, with the types and reasons of each kind as enums.
 
 use super::time::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Condition of the Conversation.
+/// Condition of the object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Condition {
+pub struct Condition<Type = ConditionType, Reason = ConditionReason> {
     /// Type of the condition.
     #[serde(rename = "type")]
-    pub type_: ConditionType,
+    pub type_: Type,
     /// Status of the condition.
     pub status: ConditionStatus,
     /// Value of `metadata.generation` that the condition is based on.
@@ -20,13 +20,13 @@ pub struct Condition {
     /// Last time at which the status of the condition changed.
     pub last_transition_time: Time,
     /// Reason for the status of the condition, for programs.
-    pub reason: ConditionReason,
+    pub reason: Reason,
     /// Details of the status of the condition, for people. At most 4096 characters.
     #[schemars(length(max = 4096))]
     pub message: String,
 }
 
-/// Type of a condition.
+/// Type of a condition of a Conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum ConditionType {
     /// The spec is in effect.
@@ -50,7 +50,7 @@ pub enum ConditionStatus {
     Unknown,
 }
 
-/// Reason for the status of a condition.
+/// Reason for the status of a condition of a Conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 pub enum ConditionReason {
     /// Switchboard has not processed the Conversation yet. Used with every condition whose status is Unknown.

@@ -1,6 +1,6 @@
 //! `Conversation`: the desired state of a conversation of a business with one contact, and the status that switchboard reports.
 
-use super::{Condition, Duration, MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS, Time, rules};
+use super::{Condition, Duration, MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS, Time, Timer, rules};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -126,7 +126,8 @@ pub struct ConversationSpec {
     #[schemars(length(max = MAX_PARTICIPANTS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["identity"]))]
     pub participants: Option<Vec<Participant>>,
     /// Timers that make the Conversation Inactive or Closed after a period without activity or participants. Each timer is
-    /// optional. If absent, the state changes only with `spec.state`.
+    /// optional. For one that is absent, the default of the ProxyAddress applies, or else that of the installation; `never` means
+    /// no such timer, whatever the defaults are. `status.timers` shows the timers in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timers: Option<Timers>,
     /// Period after which a closed Conversation is deleted, counted from `status.closedTime`. A duration from 1s to 87600h (ten
@@ -270,23 +271,23 @@ pub struct Participant {
 }
 
 /// Timers that change the state of a Conversation. Each of them is optional.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::timers()))]
 pub struct Timers {
     /// Period without activity after which the Conversation becomes Inactive. A duration from 1s to 87600h (ten years), such as
-    /// `30m`. If absent, inactivity does not make the Conversation Inactive.
+    /// `30m`, or `never`. If absent, the default applies; if there is none, inactivity does not make the Conversation Inactive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inactive_after: Option<Duration>,
+    pub inactive_after: Option<Timer>,
     /// Period without activity after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such as
-    /// `24h`. It must be longer than `inactiveAfter` if both are set, since both are counted from the last activity. If absent,
-    /// inactivity does not close the Conversation.
+    /// `24h`, or `never`. It must be longer than `inactiveAfter` if both are set, since both are counted from the last activity. If
+    /// absent, the default applies; if there is none, inactivity does not close the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub close_after: Option<Duration>,
+    pub close_after: Option<Timer>,
     /// Period without participants after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such
-    /// as `1h`. If absent, a Conversation without participants stays open.
+    /// as `1h`, or `never`. If absent, the default applies; if there is none, a Conversation without participants stays open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub close_unassigned_after: Option<Duration>,
+    pub close_unassigned_after: Option<Timer>,
 }
 
 /// Observed state of the Conversation. It is written by switchboard, except for `reportedActivityTime`.

@@ -27,6 +27,14 @@ pub enum DurationError {
 /// The format of GEP-2257 as a regular expression (RE2).
 pub(super) const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
+/// A CEL rule: a text in the format of a duration is within the bounds.
+pub(super) fn within_bounds() -> String {
+    let (min, max) = (Duration::MIN, Duration::MAX);
+    format!(
+        "!self.matches('{PATTERN}') || (duration(self) >= duration('{min}') && duration(self) <= duration('{max}'))"
+    )
+}
+
 impl Duration {
     /// The shortest duration: one second.
     pub const MIN: Self = Self { milliseconds: NonZeroU64::MIN.saturating_add(999) };
@@ -119,14 +127,7 @@ impl schemars::JsonSchema for Duration {
             "maxLength": 28,
             "x-kubernetes-validations": [
                 {"rule": format!("self.matches('{PATTERN}')"), "message": DurationError::Spelling.to_string()},
-                {
-                    "rule": format!(
-                        "!self.matches('{PATTERN}') || (duration(self) >= duration('{}') && duration(self) <= duration('{}'))",
-                        Self::MIN,
-                        Self::MAX,
-                    ),
-                    "message": DurationError::Bounds.to_string(),
-                },
+                {"rule": within_bounds(), "message": DurationError::Bounds.to_string()},
             ],
         })
     }

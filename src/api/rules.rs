@@ -6,6 +6,12 @@
 //! "is immutable", because Flux reacts to these words. With `force`, Flux deletes and recreates the object upon any refusal with HTTP
 //! code 422, whatever its words.
 
+mod proxy_address;
+
+pub(super) use proxy_address::{
+    identities, label_key, label_requirement, labels, proxy_address, sink, sink_path, sink_uri,
+};
+
 use serde_json::{Value, json};
 
 /// An E.164 number: `+` and 2 to 15 digits, without a leading zero.

@@ -1,7 +1,8 @@
 //! The CRDs as they are installed: derived from the types by `kube` and `schemars`, with the rules that these cannot express added.
 
 use super::{
-    AddressBinding, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation, OnConflict, State,
+    AddressBinding, AssignmentStrategy, Channel, ConditionReason, ConditionStatus, ConditionType, Conversation,
+    LabelOperator, OnConflict, ProxyAddress, ProxyAddressConditionReason, ProxyAddressConditionType, State,
     StateReason, rules,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -12,6 +13,14 @@ use serde_json::{Value, json};
 /// who removes them all, server-side apply leaves a null. If the schema refused it, that manifest could not be applied any more.
 const NULLABLE: [&str; 2] = ["participants", "timers"];
 
+/// The CRDs of all kinds.
+///
+/// # Errors
+/// If a derived value is not a CRD, which the tests exclude.
+pub fn crds() -> Result<[CustomResourceDefinition; 3], serde_json::Error> {
+    Ok([conversation_crd()?, address_binding_crd()?, proxy_address_crd()?])
+}
+
 /// The CRD of [`Conversation`].
 ///
 /// # Errors
@@ -21,7 +30,7 @@ pub fn conversation_crd() -> Result<CustomResourceDefinition, serde_json::Error>
     for version in versions(&mut crd) {
         let schema = &mut version["schema"]["openAPIV3Schema"];
         schema["x-kubernetes-validations"] = rules::conversation();
-        schema["properties"]["status"]["default"] = pending_status();
+        schema["properties"]["status"]["default"] = pending_status(&["Ready", "Bound", "Unassigned"]);
         for field in NULLABLE {
             schema["properties"]["spec"]["properties"][field]["nullable"] = json!(true);
         }
@@ -37,10 +46,23 @@ pub fn address_binding_crd() -> Result<CustomResourceDefinition, serde_json::Err
     serde_json::from_value(completed(serde_json::to_value(AddressBinding::crd())?))
 }
 
-/// The status of a Conversation that has not been processed. Because it is a default of the schema, tools report the Conversation
-/// as in progress from its creation on, before any write of the operator. The schema has no other default.
-fn pending_status() -> Value {
-    let conditions: Vec<Value> = ["Ready", "Bound", "Unassigned"]
+/// The CRD of [`ProxyAddress`].
+///
+/// # Errors
+/// If the derived value is not a CRD, which the tests exclude.
+pub fn proxy_address_crd() -> Result<CustomResourceDefinition, serde_json::Error> {
+    let mut crd = completed(serde_json::to_value(ProxyAddress::crd())?);
+    for version in versions(&mut crd) {
+        let schema = &mut version["schema"]["openAPIV3Schema"];
+        schema["properties"]["status"]["default"] = pending_status(&["Accepted", "Ready"]);
+    }
+    serde_json::from_value(crd)
+}
+
+/// The status of an object that has not been processed. Because it is a default of the schema, tools report the object as in progress
+/// from its creation on, before any write of the operator. The schema has no other default.
+fn pending_status(conditions: &[&str]) -> Value {
+    let conditions: Vec<Value> = conditions
         .iter()
         .map(|condition| {
             json!({
@@ -95,7 +117,7 @@ fn on_one_line(paragraph: &str) -> String {
 }
 
 /// The schemas of the enums, with the documentation of their variants. `kube` drops it from the schemas of fields.
-fn documented_enums() -> [Value; 7] {
+fn documented_enums() -> [Value; 11] {
     [
         schemars::schema_for!(Channel),
         schemars::schema_for!(State),
@@ -104,6 +126,10 @@ fn documented_enums() -> [Value; 7] {
         schemars::schema_for!(ConditionType),
         schemars::schema_for!(ConditionStatus),
         schemars::schema_for!(ConditionReason),
+        schemars::schema_for!(LabelOperator),
+        schemars::schema_for!(AssignmentStrategy),
+        schemars::schema_for!(ProxyAddressConditionType),
+        schemars::schema_for!(ProxyAddressConditionReason),
     ]
     .map(Value::from)
 }

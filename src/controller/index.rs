@@ -11,11 +11,11 @@ pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, f
 use super::keys::{NamespacedName, Uid, Version};
 use super::stats::{Stats, StatsKey};
 use super::task::Task;
-use super::watch::InvalidObject;
 use crate::api::{Conversation, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::Claim;
 use crate::core::lifecycle::{LifecycleInput, invalid_object};
+use crate::watch::InvalidObject;
 use entry::identity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{HashMap, VecDeque};

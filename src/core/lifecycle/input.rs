@@ -2,7 +2,7 @@
 
 use crate::api::{
     Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, OnConflict, State,
-    StateReason, Time,
+    StateReason, Time, Timer,
 };
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
 use crate::core::effective::{self, stored_binding};
@@ -72,7 +72,7 @@ impl LifecycleInput {
     /// If it is open and its addresses are not canonical, which the schema excludes.
     pub fn of(conversation: &Conversation) -> Result<Self, InvalidBinding> {
         let spec = &conversation.spec;
-        let timers = spec.timers.clone().unwrap_or_default();
+        let timers = spec.timers.unwrap_or_default();
         let creation_time = conversation.metadata.creation_timestamp.as_ref().map(Time::from);
         Ok(Self {
             generation: conversation.metadata.generation.unwrap_or_default(),
@@ -83,9 +83,9 @@ impl LifecycleInput {
             channel: spec.channel,
             binding: stored_binding(conversation)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
-            inactive_after: timers.inactive_after,
-            close_after: timers.close_after,
-            close_unassigned_after: timers.close_unassigned_after,
+            inactive_after: timers.inactive_after.and_then(Timer::after),
+            close_after: timers.close_after.and_then(Timer::after),
+            close_unassigned_after: timers.close_unassigned_after.and_then(Timer::after),
             ttl_after_closed: spec.ttl_after_closed,
             status: conversation.status.as_ref().map(PreviousStatus::of).unwrap_or_default(),
         })

@@ -1,8 +1,10 @@
-//! Watches that do not fail if an object cannot be decoded. They decode only the parts of an object that decisions depend on.
+//! Watches that do not fail if an object cannot be decoded. They decode only the parts of an object that decisions depend on. This module
+//! does not depend on what the objects are used for.
 
-use crate::api::{AddressBinding, Conversation};
+use crate::api::{AddressBinding, Conversation, ProxyAddress};
 use crate::kube_error::ErrorClass;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Event, watcher};
@@ -11,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// The duration of one watch request, in seconds, after which the API server ends it. If no event arrives for this duration plus five
@@ -51,6 +54,18 @@ impl Watched for AddressBinding {
     }
 }
 
+impl Watched for ProxyAddress {
+    fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String> {
+        Ok(Self { metadata, spec: parse("spec", spec)?, status: parse("status", status)? })
+    }
+}
+
+impl Watched for Namespace {
+    fn assemble(metadata: ObjectMeta, _: Value, _: Value) -> Result<Self, String> {
+        Ok(Self { metadata, spec: None, status: None })
+    }
+}
+
 fn parse<T: DeserializeOwned>(part: &str, value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| format!("{part}: {error}"))
 }
@@ -75,13 +90,22 @@ struct Metadata {
     generation: Option<i64>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 impl<'de, K: Watched> Deserialize<'de> for Guarded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let RawObject { metadata, spec, status } = RawObject::deserialize(deserializer)?;
-        let Metadata { namespace, name, uid, resource_version, generation, creation_timestamp, deletion_timestamp } =
-            metadata;
+        let Metadata {
+            namespace,
+            name,
+            uid,
+            resource_version,
+            generation,
+            creation_timestamp,
+            deletion_timestamp,
+            labels,
+        } = metadata;
         let metadata = ObjectMeta {
             namespace,
             name,
@@ -90,6 +114,7 @@ impl<'de, K: Watched> Deserialize<'de> for Guarded<K> {
             generation,
             creation_timestamp,
             deletion_timestamp,
+            labels,
             ..ObjectMeta::default()
         };
         let object = K::assemble(metadata.clone(), spec, status);
