@@ -132,7 +132,8 @@ impl Claims {
         }
     }
 
-    async fn exists(&self, conversation: &ConversationReference, source: Source) -> Result<bool, Error> {
+    /// Whether a conversation of this name is stored.
+    pub async fn exists(&self, conversation: &ConversationReference, source: Source) -> Result<bool, Error> {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &conversation.namespace);
         let parameters = match source {
             Source::Cache => GetParams::any(),

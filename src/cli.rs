@@ -166,6 +166,9 @@ struct Run {
     /// Accept a grace period below 40s, for tests with a shorter --request-timeout. Unsafe: a binding may get two holders.
     #[arg(long, env = "SWITCHBOARD_UNSAFE_GRACE_PERIOD")]
     unsafe_grace_period: bool,
+    /// Deny the create of a conversation whose proxy address no ProxyAddress declares. If not set, every namespace may use such an address.
+    #[arg(long, env = "SWITCHBOARD_REQUIRE_PROXY_ADDRESSES")]
+    require_proxy_addresses: bool,
     /// Duration for which new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
     #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
     drain_delay: Duration,
@@ -263,6 +266,7 @@ impl Run {
                 retry_period: self.lease_duration * 2 / 15,
             },
             grace_period: self.grace_period,
+            requires_proxy_addresses: self.require_proxy_addresses,
             drain_delay: self.drain_delay,
         };
         let ended = runtime.block_on(run::run(settings));

@@ -3,7 +3,7 @@
 //! Data flows one way. The I/O modules convert a request or a watch event into plain values, a pure function decides, and the I/O modules
 //! write:
 //!
-//! - [`api`] defines the two kinds that users write and read, and the rules of their schemas;
+//! - [`api`] defines the kinds that users write and read, and the rules of their schemas;
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, denials;
 //! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;

@@ -2,10 +2,12 @@
 //! decides nothing, and does not know who reads it.
 
 use crate::api::{Channel, ProxyAddress, Timers};
+use crate::clock::Clock;
 use crate::core::proxy_address::{Grant, Labels, grant, precedence};
 use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
-use crate::watch::{Guarded, watch};
+use crate::watch::{Guarded, Watched, watch};
+use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
@@ -13,7 +15,16 @@ use kube::runtime::watcher::{self, Config, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch as channel;
+use tokio::time::{Instant, sleep};
+
+/// The delay before a watch that has failed starts again. It is also the interval of the attempts while the kind is not installed.
+const RESTART_DELAY: Duration = Duration::from_secs(5);
+/// The time for which a catalog is believed while a watch fails.
+const MAX_DOUBT: Duration = Duration::from_mins(2);
+/// The minimum interval between two catalogs.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The stored ProxyAddresses, and the labels of the namespaces.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +32,8 @@ pub struct Catalog {
     by_name: HashMap<String, Arc<ProxyAddress>>,
     /// Those with the same channel and address; the one in effect comes first.
     by_address: HashMap<Channel, HashMap<String, Vec<Arc<ProxyAddress>>>>,
-    namespaces: HashMap<String, Arc<Labels>>,
+    /// Shared between catalogs, since it may be large and seldom changes.
+    namespaces: Arc<HashMap<String, Arc<Labels>>>,
 }
 
 impl Catalog {
@@ -94,7 +106,7 @@ impl Catalog {
 pub struct ProxyAddresses(channel::Receiver<Option<Arc<Catalog>>>);
 
 impl ProxyAddresses {
-    /// The latest catalog; `None` until both watches have completed a list.
+    /// The latest catalog; `None` until both watches have completed a list, and while one of them has failed for too long.
     #[must_use]
     pub fn catalog(&self) -> Option<Arc<Catalog>> {
         self.0.borrow().clone()
@@ -110,7 +122,9 @@ impl ProxyAddresses {
     }
 }
 
-/// The ProxyAddress that is in effect for an address, read live. If the kind is not installed, there is none.
+/// The ProxyAddress that is in effect for an address, read live. If the kind is not installed, there is none. `known` is the name of the
+/// one that the catalog has: if it is stored, it is still in effect, since an older one cannot appear; otherwise all are listed, which
+/// costs more.
 ///
 /// # Errors
 /// If the ProxyAddresses cannot be read.
@@ -118,9 +132,17 @@ pub async fn read_in_effect(
     client: Client,
     channel: Channel,
     address: &str,
+    known: Option<&str>,
 ) -> Result<Option<ProxyAddress>, kube::Error> {
+    let proxy_addresses = Api::<Guarded<ProxyAddress>>::all(client);
+    if let Some(name) = known
+        && let Some(Guarded(Ok(stored))) = proxy_addresses.get_opt(name).await?
+        && (stored.spec.channel, stored.spec.address.as_str()) == (channel, address)
+    {
+        return Ok(Some(stored));
+    }
     let selector = format!("spec.channel={channel},spec.address={}", escape(address));
-    match Api::<Guarded<ProxyAddress>>::all(client).list(&ListParams::default().fields(&selector)).await {
+    match proxy_addresses.list(&ListParams::default().fields(&selector)).await {
         Ok(list) => {
             let readable = list.items.into_iter().filter_map(|Guarded(object)| object.ok());
             Ok(readable.min_by(|one, other| precedence(one).cmp(&precedence(other))))
@@ -151,64 +173,123 @@ pub async fn read_labels(client: Client, namespace: &str) -> Result<Option<Label
 /// Keeps the catalog up to date.
 pub struct ProxyAddressWatcher {
     client: Client,
+    clock: Clock,
     state: State,
     sender: channel::Sender<Option<Arc<Catalog>>>,
 }
 
 /// What the watches have shown so far.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     catalog: Arc<Catalog>,
     /// The lists in progress. An object that is not in a list is gone when the list is complete.
     listed_proxy_addresses: Vec<ProxyAddress>,
     listed_namespaces: HashMap<String, Arc<Labels>>,
-    has_proxy_addresses: bool,
-    has_namespaces: bool,
+    proxy_addresses: Sync,
+    namespaces: Sync,
+}
+
+/// How far a watch has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sync {
+    /// Whether it has completed a list.
+    is_complete: bool,
+    /// The time of the first failure since the last list, after which the catalog may be outdated.
+    failed_since: Option<Instant>,
+    /// Whether the last attempt met that the kind is not installed.
+    is_missing: bool,
+}
+
+impl Sync {
+    /// A list is complete.
+    fn completed(&mut self) {
+        *self = Self { is_complete: true, ..Self::default() };
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.failed_since.get_or_insert(now);
+    }
+
+    fn is_believed(&self, now: Instant) -> bool {
+        let has_failed_for = self.failed_since.map(|since| now.saturating_duration_since(since));
+        self.is_complete && has_failed_for.is_none_or(|duration| duration < MAX_DOUBT)
+    }
 }
 
 impl ProxyAddressWatcher {
     /// A watcher, and the reader of its catalog.
     #[must_use]
-    pub fn new(client: Client) -> (Self, ProxyAddresses) {
+    pub fn new(client: Client, clock: Clock) -> (Self, ProxyAddresses) {
         let (sender, receiver) = channel::channel(None);
-        (Self { client, state: State::default(), sender }, ProxyAddresses(receiver))
+        (Self { client, clock, state: State::default(), sender }, ProxyAddresses(receiver))
     }
 
-    /// Runs until the process exits.
+    /// Runs until the process exits. A watch that fails starts again with a list: it cannot tell what it has missed.
     pub async fn run(mut self) {
-        let mut proxy_addresses = Box::pin(watch::<ProxyAddress>(self.client.clone(), Config::default()));
-        let mut namespaces = Box::pin(watch::<Namespace>(self.client.clone(), Config::default()));
+        let mut proxy_addresses = self.restarted::<ProxyAddress>(Duration::ZERO);
+        let mut namespaces = self.restarted::<Namespace>(Duration::ZERO);
         loop {
             tokio::select! {
-                Some(event) = proxy_addresses.next() => self.state.proxy_address_event(event),
-                Some(event) = namespaces.next() => self.state.namespace_event(event),
+                Some(event) = proxy_addresses.next() => {
+                    let mut next = Some(event);
+                    // One catalog for the events that have arrived together.
+                    while let Some(event) = next {
+                        if self.state.proxy_address_event(event, self.clock.monotonic()) == Progress::Failed {
+                            proxy_addresses = self.restarted(RESTART_DELAY);
+                        }
+                        next = proxy_addresses.next().now_or_never().flatten();
+                    }
+                }
+                Some(event) = namespaces.next() => {
+                    let mut next = Some(event);
+                    while let Some(event) = next {
+                        if self.state.namespace_event(event, self.clock.monotonic()) == Progress::Failed {
+                            namespaces = self.restarted(RESTART_DELAY);
+                        }
+                        next = namespaces.next().now_or_never().flatten();
+                    }
+                }
                 else => return,
             }
-            // One catalog for the events that have arrived together.
-            while let Some(Some(event)) = proxy_addresses.next().now_or_never() {
-                self.state.proxy_address_event(event);
+            if self.publish() {
+                // Each catalog is a copy, so a burst of changes makes few of them.
+                sleep(PUBLISH_INTERVAL).await;
             }
-            while let Some(Some(event)) = namespaces.next().now_or_never() {
-                self.state.namespace_event(event);
-            }
-            self.publish();
         }
     }
 
-    fn publish(&self) {
-        let State { catalog, has_proxy_addresses: true, has_namespaces: true, .. } = &self.state else { return };
+    /// A new watch, which starts after `delay`.
+    fn restarted<K: Watched>(&self, delay: Duration) -> BoxStream<'static, watcher::Result<Event<Guarded<K>>>> {
+        let client = self.client.clone();
+        stream::once(sleep(delay)).flat_map(move |()| watch::<K>(client.clone(), Config::default())).boxed()
+    }
+
+    /// Publishes the catalog if it has changed, and withdraws one that may have been outdated for too long: then live reads decide.
+    fn publish(&self) -> bool {
+        let State { catalog, proxy_addresses, namespaces, .. } = &self.state;
+        let now = self.clock.monotonic();
+        let current = (proxy_addresses.is_believed(now) && namespaces.is_believed(now)).then(|| catalog.clone());
         self.sender.send_if_modified(|published| {
-            let is_new = published.as_ref().is_none_or(|published| !Arc::ptr_eq(published, catalog));
+            let is_new = published.as_ref().map(Arc::as_ptr) != current.as_ref().map(Arc::as_ptr);
             if is_new {
-                *published = Some(catalog.clone());
+                *published = current;
             }
             is_new
-        });
+        })
     }
 }
 
+/// Whether a watch goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It does.
+    Continues,
+    /// It must start again.
+    Failed,
+}
+
 impl State {
-    fn proxy_address_event(&mut self, event: watcher::Result<Event<Guarded<ProxyAddress>>>) {
+    fn proxy_address_event(&mut self, event: watcher::Result<Event<Guarded<ProxyAddress>>>, now: Instant) -> Progress {
         match event {
             Ok(Event::Init) => self.listed_proxy_addresses.clear(),
             Ok(Event::InitApply(Guarded(object))) => match object {
@@ -221,7 +302,7 @@ impl State {
                 for object in std::mem::take(&mut self.listed_proxy_addresses) {
                     catalog.insert(object);
                 }
-                self.has_proxy_addresses = true;
+                self.proxy_addresses.completed();
             }
             Ok(Event::Apply(Guarded(object))) => match object {
                 Ok(object) => Arc::make_mut(&mut self.catalog).insert(object),
@@ -231,20 +312,31 @@ impl State {
                 }
             },
             Ok(Event::Delete(object)) => Arc::make_mut(&mut self.catalog).remove(&object.name_any()),
+            Err(error) if is_not_found(&error) => {
+                self.missing();
+                return Progress::Failed;
+            }
             Err(error) => {
                 log_interrupted("ProxyAddresses", &error);
-                if is_not_found(&error) {
-                    // The kind is not installed. A catalog that is empty already stays the same.
-                    if !self.catalog.by_name.is_empty() {
-                        Arc::make_mut(&mut self.catalog).clear();
-                    }
-                    self.has_proxy_addresses = true;
-                }
+                self.proxy_addresses.failed(now);
+                return Progress::Failed;
             }
         }
+        Progress::Continues
     }
 
-    fn namespace_event(&mut self, event: watcher::Result<Event<Guarded<Namespace>>>) {
+    /// The kind is not installed: there are no ProxyAddresses. A single answer may come from a server that is not up to date, or from a
+    /// load balancer, so it takes two to forget those that are known.
+    fn missing(&mut self) {
+        if !self.proxy_addresses.is_missing {
+            tracing::info!("the kind ProxyAddress is not installed; checking again every few seconds");
+        } else if !self.catalog.by_name.is_empty() {
+            Arc::make_mut(&mut self.catalog).clear();
+        }
+        self.proxy_addresses = Sync { is_complete: true, failed_since: None, is_missing: true };
+    }
+
+    fn namespace_event(&mut self, event: watcher::Result<Event<Guarded<Namespace>>>, now: Instant) -> Progress {
         let labels = |object: &Guarded<Namespace>| Arc::new(object.meta().labels.clone().unwrap_or_default());
         match event {
             Ok(Event::Init) => self.listed_namespaces.clear(),
@@ -252,21 +344,31 @@ impl State {
                 self.listed_namespaces.insert(object.name_any(), labels(&object));
             }
             Ok(Event::InitDone) => {
-                Arc::make_mut(&mut self.catalog).namespaces = std::mem::take(&mut self.listed_namespaces);
-                self.has_namespaces = true;
+                let listed = std::mem::take(&mut self.listed_namespaces);
+                Arc::make_mut(&mut self.catalog).namespaces = Arc::new(listed);
+                self.namespaces.completed();
             }
             Ok(Event::Apply(object)) => {
                 let (name, labels) = (object.name_any(), labels(&object));
                 // Most events of a namespace do not change its labels.
                 if self.catalog.namespaces.get(&name) != Some(&labels) {
-                    Arc::make_mut(&mut self.catalog).namespaces.insert(name, labels);
+                    self.namespaces_mut().insert(name, labels);
                 }
             }
             Ok(Event::Delete(object)) => {
-                Arc::make_mut(&mut self.catalog).namespaces.remove(&object.name_any());
+                self.namespaces_mut().remove(&object.name_any());
             }
-            Err(error) => log_interrupted("namespaces", &error),
+            Err(error) => {
+                log_interrupted("namespaces", &error);
+                self.namespaces.failed(now);
+                return Progress::Failed;
+            }
         }
+        Progress::Continues
+    }
+
+    fn namespaces_mut(&mut self) -> &mut HashMap<String, Arc<Labels>> {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.catalog).namespaces)
     }
 }
 
@@ -289,5 +391,122 @@ fn is_not_found(error: &watcher::Error) -> bool {
         }
         watcher::Error::WatchError(status) => ErrorClass::of_status(status).is_not_found(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watch::InvalidObject;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use kube::core::Status;
+    use serde_json::json;
+
+    const ADDRESS: &str = "+15017122661";
+
+    fn proxy_address(name: &str, created: &str, team: &str) -> ProxyAddress {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {"channel": "SMS", "address": ADDRESS, "namespaces": {"selector": {"matchLabels": {"team": team}}}},
+        }))
+        .unwrap()
+    }
+
+    fn namespace(name: &str, team: &str) -> Guarded<Namespace> {
+        let object = json!({"metadata": {"name": name, "labels": {"team": team}}});
+        Guarded(Ok(serde_json::from_value(object).unwrap()))
+    }
+
+    fn not_found() -> watcher::Error {
+        let status = Status { code: 404, ..Status::default() };
+        watcher::Error::WatchStartFailed(kube::Error::Api(status.boxed()))
+    }
+
+    fn synced() -> State {
+        let mut state = State::default();
+        let now = Instant::now();
+        for event in [Event::Init, Event::InitApply(namespace("sales", "sales")), Event::InitDone] {
+            state.namespace_event(Ok(event), now);
+        }
+        let older = Guarded(Ok(proxy_address("older", "2026-01-01T00:00:00Z", "sales")));
+        for event in [Event::Init, Event::InitApply(older), Event::InitDone] {
+            state.proxy_address_event(Ok(event), now);
+        }
+        state
+    }
+
+    fn grant_of(state: &State) -> Grant {
+        state.catalog.grant(Channel::Sms, ADDRESS, "sales")
+    }
+
+    #[test]
+    fn list_that_starts_again_forgets_the_objects_of_the_first() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let [first, second] =
+            ["first", "second"].map(|name| Guarded(Ok(proxy_address(name, "2026-01-01T00:00:00Z", "sales"))));
+        for event in [Event::Init, Event::InitApply(first), Event::Init, Event::InitApply(second), Event::InitDone] {
+            assert!(state.catalog.by_name.is_empty(), "the list is not complete");
+            state.proxy_address_event(Ok(event), now);
+        }
+        assert_eq!(state.catalog.all().map(ResourceExt::name_any).collect::<Vec<_>>(), ["second"]);
+        assert!(state.proxy_addresses.is_believed(now) && !state.namespaces.is_believed(now));
+    }
+
+    #[test]
+    fn oldest_is_in_effect_until_it_is_deleted_or_unreadable() {
+        let (mut state, now) = (synced(), Instant::now());
+        assert_eq!(grant_of(&state), Grant::Granted);
+        let younger = proxy_address("younger", "2026-01-02T00:00:00Z", "support");
+        state.proxy_address_event(Ok(Event::Apply(Guarded(Ok(younger)))), now);
+        assert_eq!(grant_of(&state), Grant::Granted, "the older one is in effect");
+        let older = proxy_address("older", "2026-01-01T00:00:00Z", "sales");
+        let metadata = ObjectMeta { name: Some("older".to_owned()), ..ObjectMeta::default() };
+        let unreadable = || Guarded(Err(InvalidObject { metadata: metadata.clone(), error: String::new() }));
+        state.proxy_address_event(Ok(Event::Apply(unreadable())), now);
+        assert_eq!(grant_of(&state), Grant::NotGranted("younger".to_owned()));
+        state.proxy_address_event(Ok(Event::Apply(Guarded(Ok(older)))), now);
+        state.proxy_address_event(Ok(Event::Delete(unreadable())), now);
+        assert_eq!(grant_of(&state), Grant::NotGranted("younger".to_owned()));
+    }
+
+    #[test]
+    fn labels_follow_the_watch_of_the_namespaces() {
+        let (mut state, now) = (synced(), Instant::now());
+        state.namespace_event(Ok(Event::Apply(namespace("sales", "support"))), now);
+        assert_eq!(grant_of(&state), Grant::NotGranted("older".to_owned()));
+        state.namespace_event(Ok(Event::Apply(namespace("sales", "sales"))), now);
+        assert_eq!(grant_of(&state), Grant::Granted);
+        let published = state.catalog.clone();
+        state.namespace_event(Ok(Event::Apply(namespace("sales", "sales"))), now);
+        assert!(Arc::ptr_eq(&published, &state.catalog), "nothing has changed");
+        state.namespace_event(Ok(Event::Delete(namespace("sales", "sales"))), now);
+        assert_eq!(grant_of(&state), Grant::NotGranted("older".to_owned()));
+    }
+
+    #[test]
+    fn missing_kind_counts_as_none_at_the_second_attempt() {
+        let now = Instant::now();
+        let mut state = State::default();
+        assert_eq!(state.proxy_address_event(Err(not_found()), now), Progress::Failed);
+        assert!(state.proxy_addresses.is_believed(now), "there are none");
+        let mut state = synced();
+        state.proxy_address_event(Err(not_found()), now);
+        assert_eq!(grant_of(&state), Grant::Granted, "a single answer may be wrong");
+        state.proxy_address_event(Err(not_found()), now);
+        assert_eq!(grant_of(&state), Grant::Undeclared);
+    }
+
+    #[test]
+    fn failing_watch_is_not_believed_for_long() {
+        let (mut state, now) = (synced(), Instant::now());
+        for seconds in [0, 60] {
+            let error = watcher::Error::NoResourceVersion;
+            let now = now + Duration::from_secs(seconds);
+            assert_eq!(state.proxy_address_event(Err(error), now), Progress::Failed);
+            assert!(state.proxy_addresses.is_believed(now));
+        }
+        assert!(!state.proxy_addresses.is_believed(now + MAX_DOUBT), "counted from the first failure");
+        state.proxy_address_event(Ok(Event::InitDone), now + MAX_DOUBT);
+        assert!(state.proxy_addresses.is_believed(now + 2 * MAX_DOUBT));
     }
 }

@@ -9,11 +9,12 @@ use crate::controller::{Controller, ControllerMetrics};
 use crate::export;
 use crate::leader::{self, LeaderElector};
 use crate::listener;
+use crate::proxy_addresses::ProxyAddressWatcher;
 use crate::self_check::{self, SelfCheck, SelfCheckMetrics};
 use crate::supervisor::{self, Supervisor};
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics;
-use crate::webhook::{AdmissionHandler, Limits, Router, Shutdown, WebhookMetrics, serve};
+use crate::webhook::{AdmissionHandler, Grants, Limits, Router, Shutdown, WebhookMetrics, serve};
 use futures::{Stream, stream};
 use hyper::body::Bytes;
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub lease: leader::Settings,
     /// The maximum time between the admission of a create and its storage.
     pub grace_period: Duration,
+    /// Whether an address must be declared by a ProxyAddress to be used.
+    pub requires_proxy_addresses: bool,
     /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica.
     pub drain_delay: Duration,
 }
@@ -139,7 +142,10 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     }
 
     let claims = |client| Claims::new(client, clock, settings.grace_period, claim_metrics.clone());
-    let handler = AdmissionHandler::new(api_server.retrying.clone(), claims(api_server.retrying));
+    let (proxy_address_watcher, proxy_addresses) = ProxyAddressWatcher::new(client.clone(), clock);
+    let retrying = api_server.retrying;
+    let grants = Grants::new(retrying.clone(), proxy_addresses, settings.requires_proxy_addresses);
+    let handler = AdmissionHandler::new(retrying.clone(), claims(retrying), grants);
     let claims = claims(client.clone());
     let controller = Controller::new(
         client.clone(),
@@ -152,6 +158,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     );
     let (shutdown, closing, stopped) = (supervisor.shutdown(), supervisor.closing(), CancellationToken::new());
     let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, self_check_metrics);
+    supervisor.background("the watch of the ProxyAddresses", proxy_address_watcher.run());
     supervisor.background("the self-check", self_check.run());
     supervisor.background("the certificate manager", async move {
         match settings.certificate {

@@ -8,7 +8,7 @@ pub use metrics::SelfCheckMetrics;
 use crate::api::{AddressBinding, Channel, Contact, Conversation, ConversationSpec, Proxy};
 use crate::claims::{self, Claims, claim_of};
 use crate::core::binding::Binding;
-use crate::core::denial::ALREADY_BOUND;
+use crate::core::denial::{ALREADY_BOUND, NOT_GRANTED};
 use crate::leader::Leadership;
 use crate::telemetry::error_chain::ErrorChain;
 use kube::api::{ListParams, PostParams};
@@ -95,7 +95,7 @@ impl SelfCheck {
         match conversations.create(&dry_run, &second_holder(&binding)).await {
             // If the binding was released meanwhile, the result is unknown.
             Ok(_) => Ok((self.held_binding().await?.as_ref() == Some(&binding)).then_some(false)),
-            Err(error) if is_already_bound(&error) => Ok(Some(true)),
+            Err(error) if is_denial(&error) => Ok(Some(true)),
             Err(error) => Err(error.into()),
         }
     }
@@ -113,8 +113,8 @@ impl SelfCheck {
     }
 }
 
-/// Checks by a dry run that a conversation can be created in `namespace`. A denial because the binding is held is a success too, because
-/// it comes from the webhook.
+/// Checks by a dry run that a conversation can be created in `namespace`. A denial because the binding is held, or because the namespace may
+/// not use the proxy address, is a success too, because it comes from the webhook.
 ///
 /// # Errors
 /// If a conversation cannot be created.
@@ -123,16 +123,16 @@ pub async fn try_once(client: Client, namespace: &str) -> Result<(), kube::Error
     let conversation = conversation(Channel::Chat, NAME.to_owned(), format!("{NAME}-proxy"));
     match Api::<Conversation>::namespaced(client, namespace).create(&dry_run, &conversation).await {
         Ok(_) => Ok(()),
-        Err(error) if is_already_bound(&error) => Ok(()),
+        Err(error) if is_denial(&error) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Whether the webhook denied the create because another conversation holds the binding.
-fn is_already_bound(error: &kube::Error) -> bool {
+/// Whether the webhook denied the create because another conversation holds the binding, or because of a missing grant.
+fn is_denial(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
-    causes.any(|cause| cause.reason == ALREADY_BOUND)
+    causes.any(|cause| [ALREADY_BOUND, NOT_GRANTED].contains(&cause.reason.as_str()))
 }
 
 fn second_holder(binding: &Binding) -> Conversation {

@@ -54,9 +54,20 @@ impl Watched for AddressBinding {
     }
 }
 
+/// A newer version may have written fields that this one cannot decode. The address stays declared, and its namespaces granted, as long as
+/// these two can be decoded: otherwise it would be open to everybody.
 impl Watched for ProxyAddress {
-    fn assemble(metadata: ObjectMeta, spec: Value, status: Value) -> Result<Self, String> {
-        Ok(Self { metadata, spec: parse("spec", spec)?, status: parse("status", status)? })
+    fn assemble(metadata: ObjectMeta, mut spec: Value, status: Value) -> Result<Self, String> {
+        let mut whole = parse("spec", spec.clone());
+        for unreadable in ["inbound", "defaults"] {
+            if whole.is_err()
+                && let Some(fields) = spec.as_object_mut()
+            {
+                fields.remove(unreadable);
+                whole = parse("spec", spec.clone());
+            }
+        }
+        Ok(Self { metadata, spec: whole?, status: parse("status", status).ok().flatten() })
     }
 }
 
@@ -220,6 +231,26 @@ mod tests {
         let alice = stored(&json!({"channel": "SMS", "proxy": {"address": "+15017122661"}}));
         assert_eq!(alice.meta().resource_version.as_deref(), Some("7"));
         assert_eq!(alice.0.unwrap().spec.proxy.address, "+15017122661");
+    }
+
+    #[test]
+    fn proxy_address_of_a_newer_version_stays_declared() {
+        let read = |spec: Value, status: Value| {
+            let object = json!({"metadata": {"name": "sales-sms"}, "spec": spec, "status": status});
+            serde_json::from_value::<Guarded<ProxyAddress>>(object).unwrap().0.map_err(|invalid| invalid.error)
+        };
+        let address = json!({"channel": "SMS", "address": "+15017122661"});
+        let with = |field: &str, value: Value| {
+            let mut spec = address.clone();
+            spec["defaults"] = json!({"timers": {"closeAfter": "1h"}});
+            spec[field] = value;
+            spec
+        };
+        let status = json!({"conditions": [{"type": "Unheard"}]});
+        let newer = read(with("inbound", json!({"sources": 7})), status).unwrap();
+        assert!(newer.spec.inbound.is_none() && newer.spec.defaults.is_some() && newer.status.is_none());
+        assert!(read(with("defaults", json!({"timers": 7})), json!(null)).unwrap().spec.defaults.is_none());
+        assert!(read(with("namespaces", json!(7)), json!(null)).is_err());
     }
 
     #[test]

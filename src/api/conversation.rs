@@ -276,16 +276,16 @@ pub struct Participant {
 #[schemars(extend("x-kubernetes-validations" = rules::timers()))]
 pub struct Timers {
     /// Period without activity after which the Conversation becomes Inactive. A duration from 1s to 87600h (ten years), such as
-    /// `30m`, or `never`. If absent, the default applies; if there is none, inactivity does not make the Conversation Inactive.
+    /// `30m`, or `never`. If absent, a default applies, if there is one; otherwise inactivity does not make it Inactive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inactive_after: Option<Timer>,
     /// Period without activity after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such as
     /// `24h`, or `never`. It must be longer than `inactiveAfter` if both are set, since both are counted from the last activity. If
-    /// absent, the default applies; if there is none, inactivity does not close the Conversation.
+    /// absent, a default applies, if there is one; otherwise inactivity does not close the Conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_after: Option<Timer>,
     /// Period without participants after which the Conversation becomes Closed. A duration from 1s to 87600h (ten years), such
-    /// as `1h`, or `never`. If absent, the default applies; if there is none, a Conversation without participants stays open.
+    /// as `1h`, or `never`. If absent, a default applies, if there is one; otherwise a Conversation without participants stays open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_unassigned_after: Option<Timer>,
 }

@@ -1,8 +1,7 @@
 //! `ProxyAddress`: an address of the business, with the namespaces that may use it and the defaults of the conversations behind it.
 
 use super::condition::Condition;
-use super::{Channel, Duration, MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS, Timers, rules};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use super::{Channel, Duration, MAX_ADDRESS_LENGTH, Timers, rules};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -101,12 +100,14 @@ pub struct Namespaces {
     /// namespace decides whether it is selected; nobody can set the label `kubernetes.io/metadata.name`, which is the name of the
     /// namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub selector: Option<LabelSelector>,
 }
 
 /// Label selector, as `metav1.LabelSelector` with bounds. An object matches if it meets all requirements.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::label_selector()))]
 pub struct LabelSelector {
     /// Labels that an object must have, with these values. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -127,14 +128,14 @@ pub struct LabelSelectorRequirement {
     pub key: String,
     /// Relation between the value of the label and `values`.
     pub operator: LabelOperator,
-    /// Values of the label, at most 32. They must be set with In and NotIn, and must not be set with Exists and DoesNotExist.
+    /// Values of the label, at most 256. They must be set with In and NotIn, and must not be set with Exists and DoesNotExist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(schema_with = "rules::label_values")]
     pub values: Vec<String>,
 }
 
 /// Operator of a requirement on a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(transform = super::schema::described_by_the_field)]
 pub enum LabelOperator {
     /// The object has the label, with one of the values.
@@ -145,21 +146,6 @@ pub enum LabelOperator {
     Exists,
     /// The object does not have the label.
     DoesNotExist,
-}
-
-impl From<LabelSelector> for meta::LabelSelector {
-    fn from(selector: LabelSelector) -> Self {
-        let expressions =
-            selector.match_expressions.into_iter().map(|LabelSelectorRequirement { key, operator, values }| {
-                let operator = <&str>::from(operator).to_owned();
-                meta::LabelSelectorRequirement {
-                    key,
-                    operator,
-                    values: Some(values).filter(|values| !values.is_empty()),
-                }
-            });
-        Self { match_expressions: Some(expressions.collect()), match_labels: Some(selector.match_labels) }
-    }
 }
 
 /// Defaults for the fields that a Conversation does not set.
@@ -176,7 +162,7 @@ pub struct ConversationDefaults {
 #[serde(rename_all = "camelCase")]
 pub struct Inbound {
     /// Names of the sources from which messages for the address are accepted, from 1 to 16.
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(schema_with = "rules::sources")]
     pub sources: Vec<String>,
     /// Creation of a Conversation for a message that no Conversation is bound for. If absent, such a message is unroutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,9 +177,10 @@ pub struct Inbound {
 /// Creation of Conversations by inbound messages.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::autocreate()))]
 pub struct Autocreate {
     /// Namespace of the Conversations. `spec.namespaces` must select it.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = rules::dns_label("namespace")))]
     pub namespace: String,
     /// Labels of the Conversations. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -218,11 +205,7 @@ pub struct Autocreate {
 #[serde(rename_all = "camelCase")]
 pub struct Assignment {
     /// Identities of the users, from 1 to 100.
-    #[schemars(
-        length(min = 1, max = MAX_PARTICIPANTS),
-        inner(length(min = 1, max = MAX_ADDRESS_LENGTH)),
-        extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = rules::identities())
-    )]
+    #[schemars(schema_with = "rules::identities")]
     pub identities: Vec<String>,
     /// Choice of the user.
     pub strategy: AssignmentStrategy,
@@ -262,10 +245,10 @@ pub struct Sink {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct SinkService {
     /// Namespace of the Service. From 1 to 63 characters.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = rules::dns_label("namespace")))]
     pub namespace: String,
     /// Name of the Service. From 1 to 63 characters.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = rules::dns_label("Service")))]
     pub name: String,
     /// Port of the Service, from 1 to 65535. Defaults to 80.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,8 @@
 mod proxy_address;
 
 pub(super) use proxy_address::{
-    identities, label_key, label_requirement, labels, proxy_address, sink, sink_path, sink_uri,
+    autocreate, dns_label, identities, label_key, label_requirement, label_selector, label_values, labels,
+    proxy_address, sink, sink_path, sink_uri, sources,
 };
 
 use serde_json::{Value, json};

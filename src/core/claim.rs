@@ -246,9 +246,7 @@ pub fn admit(request: &Request, observation: Observation, now: Time, grace_perio
     let undecided = |why| AdmitStep::Decide(request.undecided(why));
     match observation {
         // A create of an existing name fails. If it claimed the binding first, its UID would keep the binding from others.
-        Observation::Nothing if !request.is_server_side_apply && !request.has_generated_name => {
-            AdmitStep::ReadName(Source::Cache)
-        }
+        Observation::Nothing if request.has_name_of_its_own() => AdmitStep::ReadName(Source::Cache),
         Observation::Name(Source::Cache, true) => AdmitStep::ReadName(Source::Live),
         Observation::Name(Source::Live, true) => AdmitStep::Decide(Decision::AlreadyExists),
         Observation::Nothing | Observation::Name(_, false) => claim(),
@@ -306,6 +304,12 @@ pub fn admit(request: &Request, observation: Observation, now: Time, grace_perio
 }
 
 impl Request {
+    /// Whether it is a create under a name that the client chose, which fails if the name exists.
+    #[must_use]
+    pub fn has_name_of_its_own(&self) -> bool {
+        !self.is_server_side_apply && !self.has_generated_name
+    }
+
     /// The decision if it cannot be decided in time whether the binding is free.
     #[must_use]
     pub fn undecided(&self, why: Undecided) -> Decision {

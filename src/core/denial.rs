@@ -9,6 +9,9 @@ use std::borrow::Cow;
 /// The error code of a binding that another conversation holds, as in Twilio Conversations.
 pub const ALREADY_BOUND: &str = "48031";
 
+/// The error code of a proxy address that the namespace may not use.
+pub const NOT_GRANTED: &str = "48028";
+
 /// The maximum number of participants that a message names. For the others it has only their number.
 const NAMED_PARTICIPANTS: usize = 10;
 
@@ -78,6 +81,59 @@ pub fn already_bound(
         causes: [vec![error], facts].concat(),
         name,
         retry_after_seconds: None,
+    }
+}
+
+/// 48028: `namespace` may not use the proxy address. `is_declared` tells whether a ProxyAddress declares it, and `proxy_address` is its
+/// name, if the requester may read it.
+#[must_use]
+pub fn not_granted(binding: &Binding, namespace: &str, is_declared: bool, proxy_address: Option<&str>) -> Denial {
+    let (proxy, channel) = (binding.proxy(), binding.channel());
+    let another = "To proceed, use a proxy address that this namespace may use, or ask an administrator to";
+    let (cause, remedy) = match proxy_address {
+        _ if !is_declared => (
+            "no ProxyAddress declares it, and this installation requires one".to_owned(),
+            format!("{another} create a ProxyAddress with this channel and address"),
+        ),
+        Some(name) => (
+            format!("spec.namespaces of ProxyAddress {name} does not select the namespace"),
+            format!("{another} select the namespace there"),
+        ),
+        None => (
+            "spec.namespaces of its ProxyAddress does not select the namespace".to_owned(),
+            format!("{another} select the namespace there"),
+        ),
+    };
+    let error = Cause {
+        reason: NOT_GRANTED,
+        field: "spec.proxy.address",
+        message: format!("the namespace {namespace} may not use the proxy address"),
+    };
+    let fact = proxy_address.map(|name| Cause { reason: "ProxyAddress", field: "", message: name.to_owned() });
+    Denial {
+        code: 403,
+        reason: "Forbidden",
+        message: format!(
+            "{NOT_GRANTED}: the namespace {namespace} may not use proxy address {proxy} on {channel}: {cause}. {remedy}."
+        ),
+        causes: [error].into_iter().chain(fact).collect(),
+        name: None,
+        retry_after_seconds: None,
+    }
+}
+
+/// Whether the namespace may use the proxy address cannot be determined in time.
+#[must_use]
+pub fn undecided_grant() -> Denial {
+    Denial {
+        code: 503,
+        reason: "ServiceUnavailable",
+        message: "cannot determine yet whether the namespace may use the proxy address: the API server could not be read in time. \
+                  Retry in 1 second."
+            .to_owned(),
+        causes: Vec::new(),
+        name: None,
+        retry_after_seconds: Some(1),
     }
 }
 
@@ -346,6 +402,25 @@ mod tests {
     fn message_counts_participants_beyond_ten() {
         let message = denial(100, FULL).message;
         assert!(message.contains("agent-10 and 90 more") && !message.contains("agent-11"), "{message}");
+    }
+
+    #[test]
+    fn denial_of_a_grant_names_the_proxy_address_to_its_readers_only() {
+        let binding = Binding::parse(Channel::Sms, "+15558675310", "+15017122661").unwrap();
+        let disclosed = not_granted(&binding, "support", true, Some("sales-sms"));
+        assert_eq!(
+            (disclosed.code, disclosed.causes[0].reason, disclosed.causes[0].field),
+            (403, "48028", "spec.proxy.address")
+        );
+        assert_eq!((disclosed.causes[1].reason, disclosed.causes[1].message.as_str()), ("ProxyAddress", "sales-sms"));
+        for part in ["48028: ", "support", "+15017122661", "SMS", "ProxyAddress sales-sms"] {
+            assert!(disclosed.message.contains(part), "{part} is missing in {}", disclosed.message);
+        }
+        assert!(!disclosed.message.contains("+15558675310"), "the contact does not matter");
+        let hidden = not_granted(&binding, "support", true, None);
+        assert!(!format!("{hidden:?}").contains("sales-sms") && hidden.message.contains("does not select"));
+        let undeclared = not_granted(&binding, "support", false, None);
+        assert!(undeclared.message.contains("no ProxyAddress declares it"), "{}", undeclared.message);
     }
 
     #[test]

@@ -55,10 +55,13 @@ pub fn grant(in_effect: Option<&ProxyAddress>, labels: Option<&Labels>) -> Grant
 }
 
 fn selects(spec: &ProxyAddressSpec, labels: Option<&Labels>) -> bool {
+    selector(spec).is_none_or(|selector| labels.is_some_and(|labels| matches(selector, labels)))
+}
+
+/// The selector of the namespaces; `None` if it selects every namespace.
+fn selector(spec: &ProxyAddressSpec) -> Option<&LabelSelector> {
     let selector = spec.namespaces.as_ref().and_then(|namespaces| namespaces.selector.as_ref());
-    selector.is_none_or(|selector| {
-        *selector == LabelSelector::default() || labels.is_some_and(|labels| matches(selector, labels))
-    })
+    selector.filter(|selector| **selector != LabelSelector::default())
 }
 
 /// Whether an object with `labels` meets each requirement of `selector`.
@@ -116,7 +119,7 @@ pub fn status(
 }
 
 fn in_effect_message(spec: &ProxyAddressSpec) -> &'static str {
-    match (&spec.namespaces, &spec.inbound) {
+    match (selector(spec), &spec.inbound) {
         (None, None) => "Every namespace may use the address",
         (Some(_), None) => "The selected namespaces may use the address",
         (None, Some(_)) => "Every namespace may use the address, and inbound messages are accepted",

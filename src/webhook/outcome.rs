@@ -18,6 +18,8 @@ pub enum AdmissionOutcome {
     NoClaim,
     /// The create is denied with error 48031: another conversation holds the binding.
     Denied,
+    /// The create is denied with error 48028: its namespace may not use the proxy address.
+    NotGranted,
     /// The create is denied: its addresses do not form a binding.
     Invalid,
     /// The create is denied: the conversation exists already.
@@ -54,7 +56,7 @@ impl AdmissionOutcome {
     fn status(self) -> Option<StatusCode> {
         match self {
             Self::Allowed | Self::Waiting | Self::NoClaim => Some(StatusCode::OK),
-            Self::Denied | Self::Invalid => Some(StatusCode::FORBIDDEN),
+            Self::Denied | Self::NotGranted | Self::Invalid => Some(StatusCode::FORBIDDEN),
             Self::AlreadyExists => Some(StatusCode::CONFLICT),
             Self::Undecided => Some(StatusCode::SERVICE_UNAVAILABLE),
             Self::Malformed => Some(StatusCode::BAD_REQUEST),

@@ -18,7 +18,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// One control plane with both CRDs of `crds/`, for all tests of a process.
+/// One control plane with the CRDs of `crds/`, for all tests of a process.
 pub fn shared_control_plane() -> &'static ControlPlane {
     // If the start fails for the first test, the other tests do not try again.
     static CONTROL_PLANE: OnceLock<Option<ControlPlane>> = OnceLock::new();
@@ -82,13 +82,13 @@ pub fn await_warning(command: &mut Command, text: &str) {
     }
 }
 
-/// Installs both CRDs of `crds/`, and waits until the API server serves and documents them.
+/// Installs the CRDs of `crds/`, and waits until the API server serves and documents them.
 pub fn install_crds(control_plane: &ControlPlane) {
     let crds = "crds/";
     succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", crds]));
     succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--timeout=30s", "--filename", crds]));
     // The API server serves a kind a moment after it is established, and documents it later still.
-    for kind in ["conversations", "addressbindings"] {
+    for kind in ["conversations", "addressbindings", "proxyaddresses"] {
         eventually(control_plane.kubectl().args(["get", kind, "--all-namespaces"]));
         eventually(control_plane.kubectl().args(["explain", kind]));
     }

@@ -11,6 +11,7 @@ mod faults_process;
 mod faults_store;
 mod faults_unseen;
 mod gitops;
+mod grants;
 mod input;
 mod leader;
 mod lifecycle;

@@ -1,7 +1,8 @@
--- Argo CD's health of a Conversation: Healthy if its spec is in effect (open or closed), Degraded if another object must change first,
+-- Argo CD's health of a Conversation or a ProxyAddress: Healthy if its spec is in effect (open or closed), Degraded if another object must change first,
 -- Progressing until switchboard has observed the current spec.
 --
--- Put this file into the ConfigMap argocd-cm, under the key resource.customizations.health.switchboard.dev_Conversation.
+-- Put this file into the ConfigMap argocd-cm, under the keys resource.customizations.health.switchboard.dev_Conversation and
+-- resource.customizations.health.switchboard.dev_ProxyAddress.
 
 local status = obj.status
 if status == nil or status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then

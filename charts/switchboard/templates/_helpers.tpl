@@ -156,6 +156,10 @@ The flags of `switchboard run` as environment variables. All other flags keep th
   value: {{ .Values.leaseDuration }}
 - name: SWITCHBOARD_GRACE_PERIOD
   value: {{ .Values.gracePeriod }}
+{{- if .Values.proxyAddresses.required }}
+- name: SWITCHBOARD_REQUIRE_PROXY_ADDRESSES
+  value: "true"
+{{- end }}
 - name: SWITCHBOARD_LOG_FORMAT
   value: {{ .Values.log.format }}
 {{- with .Values.log.filter }}

@@ -1,6 +1,7 @@
 //! The validation rules of a ProxyAddress, in CEL.
 
-use super::{IDENTITY, at, forbidden, remedy, rule, rule_with_remedy, well_formed};
+use super::{at, forbidden, identity, remedy, rule, rule_with_remedy, well_formed};
+use crate::api::{MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
@@ -12,6 +13,8 @@ const LABEL_KEY: &str = r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$";
 /// The maximum number of labels of a selector or of created conversations.
 const MAX_LABELS: usize = 32;
+/// The maximum number of values of a requirement on a label.
+const MAX_VALUES: usize = 256;
 
 /// Rules that compare fields of one spec, and a spec with the previous one.
 pub fn proxy_address() -> Value {
@@ -38,42 +41,47 @@ pub fn proxy_address() -> Value {
                 "must not change; to use another address, create another ProxyAddress"
             ))
         ),
-        at(
-            ".inbound.sources",
-            rule(
-                format!("!has(self.inbound) || self.inbound.sources.all(source, source.matches('{DNS_LABEL}'))"),
-                "each name must consist of lower-case letters, digits and '-', start and end with a letter or digit, and have at most 63 characters",
-            )
-        ),
-        at(
-            ".inbound.autocreate.namespace",
-            rule(
-                format!(
-                    "!has(self.inbound) || !has(self.inbound.autocreate) || self.inbound.autocreate.namespace.matches('{DNS_LABEL}')"
-                ),
-                "must be the name of a namespace",
-            )
-        ),
     ])
 }
 
-/// The schema of labels.
+/// The schema of labels. [`labels_rules`] has its rules, since a rule of a map cannot name the field.
 pub fn labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": MAX_LABELS,
         "additionalProperties": {"type": "string", "maxLength": 63},
-        "x-kubernetes-validations": [
-            rule(
-                format!("self.all(key, key.size() <= 317 && key.matches('{LABEL_KEY}'))"),
-                "each key must be a name of at most 63 letters, digits, '-', '_' and '.', with an optional DNS subdomain and '/' before it",
-            ),
-            rule(
-                format!("self.all(key, self[key].matches('{LABEL_VALUE}'))"),
-                "each value must be empty or consist of at most 63 letters, digits, '-', '_' and '.', and start and end with a letter or digit",
-            ),
-        ],
     })
+}
+
+/// The rules of an object whose field `name` has labels.
+fn labels_rules(name: &str) -> Value {
+    let all = |of_each: &str| format!("!has(self.{name}) || self.{name}.all(key, {of_each})");
+    json!([
+        at(
+            &format!(".{name}"),
+            rule(
+                all(&format!("key.matches('^([^/]{{1,253}}/)?[^/]{{1,63}}$') && key.matches('{LABEL_KEY}')")),
+                "each key must be a name of at most 63 letters, digits, '-', '_' and '.', with an optional DNS subdomain and '/' before it",
+            )
+        ),
+        at(
+            &format!(".{name}"),
+            rule(
+                all(&format!("self.{name}[key].matches('{LABEL_VALUE}')")),
+                "each value must be empty or consist of at most 63 letters, digits, '-', '_' and '.', and start and end with a letter or digit",
+            )
+        ),
+    ])
+}
+
+/// The rules of a label selector.
+pub fn label_selector() -> Value {
+    labels_rules("matchLabels")
+}
+
+/// The rules of autocreation.
+pub fn autocreate() -> Value {
+    labels_rules("labels")
 }
 
 /// The rules of the key of a label.
@@ -86,57 +94,84 @@ pub fn label_key() -> Value {
 
 /// The rules of a requirement on a label.
 pub fn label_requirement() -> Value {
-    json!([
-        at(
-            ".values",
-            rule(
-                "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values) || self.values.size() == 0",
-                "must be set with the operators In and NotIn, and must not be set with Exists and DoesNotExist",
-            )
-        ),
-        at(
-            ".values",
-            rule(
-                format!("!has(self.values) || self.values.all(value, value.matches('{LABEL_VALUE}'))"),
-                "each value must be empty or consist of at most 63 letters, digits, '-', '_' and '.', and start and end with a letter or digit",
-            )
-        ),
-    ])
+    json!([at(
+        ".values",
+        rule(
+            "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values) || self.values.size() == 0",
+            "must be set with the operators In and NotIn, and must not be set with Exists and DoesNotExist",
+        )
+    ),])
 }
 
-/// The rules of a list of identities.
-pub fn identities() -> Value {
-    json!([rule(
-        format!("self.all(identity, identity.matches('{IDENTITY}'))"),
-        "each identity must be printable ASCII without leading or trailing spaces, at most 256 characters",
-    )])
+/// The rules of the name of an object that is a DNS label; `object` names it.
+pub fn dns_label(object: &str) -> Value {
+    json!([rule(format!("self.matches('{DNS_LABEL}')"), &format!("must be the name of a {object}"))])
+}
+
+/// The schema of the names of sources.
+pub fn sources(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 16,
+        "x-kubernetes-list-type": "set",
+        "items": {
+            "type": "string",
+            "description": "Name of a source. From 1 to 63 lower-case letters, digits and '-'.",
+            "minLength": 1,
+            "maxLength": 63,
+            "x-kubernetes-validations": [rule(
+                format!("self.matches('{DNS_LABEL}')"),
+                "must consist of lower-case letters, digits and '-', and start and end with a letter or digit",
+            )],
+        },
+    })
+}
+
+/// The schema of the identities of an assignment.
+pub fn identities(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_PARTICIPANTS,
+        "x-kubernetes-list-type": "set",
+        "items": {
+            "type": "string",
+            "description": "Identity of a user, as in the participants of a Conversation.",
+            "minLength": 1,
+            "maxLength": MAX_ADDRESS_LENGTH,
+            "x-kubernetes-validations": identity(),
+        },
+    })
+}
+
+/// The schema of the values of a requirement on a label.
+pub fn label_values(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MAX_VALUES,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "type": "string",
+            "description": "Value of the label. At most 63 characters.",
+            "maxLength": 63,
+            "x-kubernetes-validations": [rule(
+                format!("self.matches('{LABEL_VALUE}')"),
+                "must be empty or consist of letters, digits, '-', '_' and '.', and start and end with a letter or digit",
+            )],
+        },
+    })
 }
 
 /// The rules of a sink.
 pub fn sink() -> Value {
-    json!([
-        rule("has(self.uri) != has(self.service)", "must have either uri or service"),
-        at(
-            ".service.namespace",
-            rule(
-                format!("!has(self.service) || self.service.namespace.matches('{DNS_LABEL}')"),
-                "must be the name of a namespace",
-            )
-        ),
-        at(
-            ".service.name",
-            rule(
-                format!("!has(self.service) || self.service.name.matches('{DNS_LABEL}')"),
-                "must be the name of a Service",
-            )
-        ),
-    ])
+    json!([at(".uri", rule("has(self.uri) != has(self.service)", "either uri or service must be set, and not both")),])
 }
 
 /// The rules of the URL of a sink.
 pub fn sink_uri() -> Value {
     json!([rule(
-        "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHost() != '' && !self.contains('#') && !self.contains('@')",
+        "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('#') && !self.matches('^[a-z]+://[^/?]*@')",
         "must be a URL with the scheme http or https and a host, without user, password or fragment",
     )])
 }

@@ -68,6 +68,7 @@ impl Seed {
             serde_json::to_string(&decided(&template)?)?,
             read(&crds.join("conversations.yaml"))?,
             read(&crds.join("addressbindings.yaml"))?,
+            read(&crds.join("proxyaddresses.yaml"))?,
         ];
         let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
         Ok(HEXLOWER.encode(&hash.as_ref()[..8]))

@@ -283,24 +283,24 @@ impl Probes<'_> {
     fn wait_for_the_chart(&self) -> Result<(), Error> {
         let dry_run = format!("{CONVERSATIONS}?dryRun=All");
         for api_server in self.api_servers {
-            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, "failed calling webhook")?;
-            await_answer(api_server, &Call::Create(CLAIM), CLAIMS, "switchboard-claims")?;
+            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, &["failed calling webhook"])?;
+            await_answer(api_server, &Call::Create(CLAIM), CLAIMS, &["switchboard-claims"])?;
         }
         let Some(first) = self.api_servers.first() else { return Ok(()) };
         request(first, &Call::Create(&conversation(false)), CONVERSATIONS)?;
         let stored = format!("{CONVERSATIONS}/installation-probe");
         for api_server in self.api_servers {
             let status = format!("{stored}/status?dryRun=All");
-            await_answer(api_server, &Call::Merge(FORGED_STATUS), &status, "switchboard-status")?;
+            await_answer(api_server, &Call::Merge(FORGED_STATUS), &status, &["switchboard-status"])?;
         }
         request(first, &Call::Delete, &stored).map(drop)
     }
 
-    /// The webhook answers every API server.
+    /// The webhook answers every API server. An installation that requires a ProxyAddress denies the probe.
     fn wait_for_the_webhook(&self) -> Result<(), Error> {
         self.api_servers.iter().try_for_each(|api_server| {
             let dry_run = format!("{CONVERSATIONS}?dryRun=All");
-            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, r#""uid":"#)
+            await_answer(api_server, &Call::Create(&conversation(true)), &dry_run, &[r#""uid":"#, "48028: "])
         })
     }
 }
@@ -318,12 +318,12 @@ fn name_of(index: usize) -> String {
     format!("replica-{}", index + 1)
 }
 
-/// Repeats a request to one API server until its answer contains `expected`.
-fn await_answer(api_server: &ApiClient, call: &Call<'_>, path: &str, expected: &str) -> Result<(), Error> {
+/// Repeats a request to one API server until its answer contains one of the texts in `expected`.
+fn await_answer(api_server: &ApiClient, call: &Call<'_>, path: &str, expected: &[&str]) -> Result<(), Error> {
     let deadline = Instant::now() + IN_FORCE_WITHIN;
     loop {
         let answer = api_server.call(call, path).map_or_else(|error| error, |answer| answer.body);
-        if answer.contains(expected) {
+        if expected.iter().any(|expected| answer.contains(expected)) {
             return Ok(());
         }
         if Instant::now() >= deadline {

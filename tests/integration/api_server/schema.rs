@@ -1,4 +1,4 @@
-//! How a real API server admits, refuses and displays both kinds, with the policies that warn, and without webhook and controller.
+//! How a real API server admits, refuses and displays every kind, with the policies that warn, and without webhook and controller.
 //! Tier: API server.
 
 use crate::common;
@@ -177,6 +177,7 @@ impl SchemaNamespace {
         match object["kind"].as_str().unwrap() {
             "Conversation" => format!("{api}/namespaces/{}/conversations", self.namespace),
             "AddressBinding" => format!("{api}/addressbindings"),
+            "ProxyAddress" => format!("{api}/proxyaddresses"),
             kind => panic!("unknown kind {kind}"),
         }
     }
@@ -680,8 +681,8 @@ async fn explain_reads_as_documentation() {
     }
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let ns = SchemaNamespace::new().await;
-    for crd in [switchboard::api::conversation_crd(), switchboard::api::address_binding_crd()] {
-        let crd = serde_json::to_value(crd.unwrap()).unwrap();
+    for crd in switchboard::api::crds().unwrap() {
+        let crd = serde_json::to_value(crd).unwrap();
         let kind = crd["spec"]["names"]["singular"].as_str().unwrap();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut found = Vec::new();

@@ -8,11 +8,13 @@ use crate::common::fake_webhook::{FakeWebhook, Verdict};
 use crate::common::succeed;
 use control_plane::installation::OPERATOR;
 use control_plane::{ControlPlane, Installation};
+use kube::Api;
+use kube::api::PostParams;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use switchboard::api::{ConditionStatus, ConditionType};
+use switchboard::api::{ConditionStatus, ConditionType, ProxyAddress};
 use tokio::time::{sleep, timeout};
 
 /// Interval between two reads of a value that cannot be watched.
@@ -149,6 +151,16 @@ async fn operator_uses_every_permission_and_lacks_none() {
     let elsewhere =
         common::cluster::TestNamespace { contact: namespace.contact.clone(), ..cluster.test_namespace().await };
     assert_eq!(elsewhere.create("mallory", json!({})).await.unwrap_err().code, 403);
+    // A create that is not granted: the operator reads the ProxyAddress and the namespace live.
+    let declared = json!({
+        "apiVersion": "switchboard.dev/v1alpha1", "kind": "ProxyAddress", "metadata": {"name": "declared"},
+        "spec": {
+            "channel": "SMS", "address": "+15017122662", "namespaces": {"selector": {"matchLabels": {"team": "sales"}}},
+        },
+    });
+    let declared: ProxyAddress = serde_json::from_value(declared).unwrap();
+    Api::all(namespace.client.clone()).create(&PostParams::default(), &declared).await.unwrap();
+    let proxy = json!({"proxy": {"address": "+15017122662"}});
     namespace.change("alice", json!({"state": "Closed", "ttlAfterClosed": "1s"})).await.unwrap();
     namespace.wait_for_event("alice", "Closed").await;
     namespace.wait_until_free().await;
@@ -192,6 +204,9 @@ async fn operator_uses_every_permission_and_lacks_none() {
     };
     let deadline = Instant::now() + TIMEOUT;
     while !unused(&requests(&log)).is_empty() && Instant::now() < deadline {
+        // Denied once the watch of the operator has shown the ProxyAddress.
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        drop(namespace.create_object(&namespace.conversation("mallory", proxy.clone()), &dry_run).await);
         sleep(POLL_INTERVAL).await;
     }
     let requests = requests(&log);

@@ -146,12 +146,13 @@ fn invalid_flag_is_refused_with_the_allowed_values() {
 }
 
 #[test]
-fn crds_command_prints_both_crds() {
+fn crds_command_prints_every_crd() {
     let output = switchboard(&["crds"]);
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     let kinds: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
-    assert_eq!(kinds, ["conversations.switchboard.dev", "addressbindings.switchboard.dev"]);
+    let expected = ["conversations", "addressbindings", "proxyaddresses"].map(|kind| format!("{kind}.switchboard.dev"));
+    assert_eq!(kinds, expected);
 }
 
 #[test]

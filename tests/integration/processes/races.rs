@@ -1,5 +1,5 @@
 //! Many creates race for one binding, on two API servers and two replicas: one is stored, the refusals of the others name the holder,
-//! and no claim is left behind. Tier: processes. `make soak ROUNDS=10000` runs the same for longer.
+//! and no claim is left behind. All addresses are declared and granted, and declarations are required. Tier: processes. `make soak ROUNDS=10000` runs the same for longer.
 
 use crate::common;
 use crate::common::oracle::{Binding, HoldInterval, Oracle};
@@ -18,7 +18,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use switchboard::api::{AddressBinding, Conversation, ConversationReference as Place};
+use switchboard::api::{AddressBinding, Conversation, ConversationReference as Place, ProxyAddress};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The number of creates that race for one binding.
@@ -40,6 +40,7 @@ async fn one_of_fifty_racing_creates_wins_and_refusals_name_it() {
         .replicas(2)
         .flag("--grace-period=15s")
         .flag("--unsafe-grace-period")
+        .flag("--require-proxy-addresses")
         .env("SWITCHBOARD_LOG", "info,switchboard::webhook=debug");
     let mut races = Races::start(control_plane, &installation).await;
     races.run(200).await;
@@ -56,7 +57,8 @@ async fn one_of_fifty_racing_creates_wins_and_refusals_name_it() {
 #[ignore = "runs for long: make soak"]
 async fn soak() {
     let rounds = std::env::var("SWITCHBOARD_SOAK_ROUNDS").map_or(10_000, |rounds| rounds.parse().unwrap());
-    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2);
+    let installation =
+        Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2).flag("--require-proxy-addresses");
     let mut races = Races::start(ControlPlane::builder().api_servers(2), &installation).await;
     while races.tally.rounds < rounds {
         races.run((rounds - races.tally.rounds).min(100)).await;
@@ -352,6 +354,17 @@ impl Races {
         for namespace in NAMESPACES {
             common::cluster::create_namespace(&clients[0], namespace).await;
         }
+        let grant = json!({
+            "apiVersion": "switchboard.dev/v1alpha1", "kind": "ProxyAddress", "metadata": {"name": Pair::PROXY},
+            "spec": {
+                "channel": "Chat", "address": Pair::PROXY,
+                "namespaces": {"selector": {"matchExpressions": [
+                    {"key": "kubernetes.io/metadata.name", "operator": "In", "values": NAMESPACES},
+                ]}},
+            },
+        });
+        let grant: ProxyAddress = serde_json::from_value(grant).unwrap();
+        Api::all(clients[0].clone()).create(&PostParams::default(), &grant).await.unwrap();
         let oracle = Oracle::default().dry_runs(|place| place.name.contains(DRY_RUN));
         let (tally, stored) = (Tally::default(), VecDeque::new());
         Self { clients, recorder, clock, oracle, tally, stored, installation, _control_plane: control_plane }

@@ -40,7 +40,9 @@ fn add_rules(path: &str, schema: &Value, found: &mut [Field]) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let below = rule["fieldPath"].as_str().unwrap_or_default();
         let target = format!("{path}{below}");
-        let field = found.iter_mut().find(|field| field.path == target.trim_start_matches('.'));
+        // A rule of the strings in a list is shown with the list.
+        let target = target.trim_start_matches('.').trim_end_matches("[]");
+        let field = found.iter_mut().find(|field| field.path == target);
         field.unwrap_or_else(|| panic!("no field {target}")).rules.push(rule["message"].as_str().unwrap().to_owned());
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -171,7 +173,6 @@ fn write_kind(text: &mut String, crd: &Value) {
 
 #[test]
 fn api_reference_is_generated_from_the_types() {
-    let crds = [switchboard::api::conversation_crd(), switchboard::api::address_binding_crd()];
     let mut text = format!(
         "<!-- Generated from the Rust types by `make api-docs`. Do not edit. -->\n\n# API reference\n\n\
          API group `{}`, version `{}`. Besides the fields below, each object has the standard `apiVersion`, `kind` and `metadata`.\n\n\
@@ -180,8 +181,8 @@ fn api_reference_is_generated_from_the_types() {
         switchboard::api::GROUP,
         switchboard::api::VERSION,
     );
-    for crd in crds {
-        write_kind(&mut text, &serde_json::to_value(crd.unwrap()).unwrap());
+    for crd in switchboard::api::crds().unwrap() {
+        write_kind(&mut text, &serde_json::to_value(crd).unwrap());
     }
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(FILE, &text).unwrap();

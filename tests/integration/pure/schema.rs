@@ -2,14 +2,15 @@
 
 use crate::testdata;
 use serde_json::{Map, Value, json};
-use switchboard::api::{AddressBinding, Channel, Conversation, ConversationStatus, Duration, Time};
+use switchboard::api::{
+    AddressBinding, Channel, Conversation, ConversationStatus, Duration, ProxyAddress, Time, Timer,
+};
 use switchboard::core::address::{Address, Role};
 use switchboard::core::manager::Manager;
 
 /// The CRDs as the types generate them.
-fn crds() -> [Value; 2] {
-    [switchboard::api::conversation_crd(), switchboard::api::address_binding_crd()]
-        .map(|crd| serde_json::to_value(crd.unwrap()).unwrap())
+fn crds() -> [Value; 3] {
+    switchboard::api::crds().unwrap().map(|crd| serde_json::to_value(crd).unwrap())
 }
 
 fn version(crd: &Value) -> &Value {
@@ -74,13 +75,11 @@ const NONE: [&str; 0] = [];
 
 #[test]
 fn crds_match_the_types() {
-    for (file, crd) in [
-        ("conversations.yaml", switchboard::api::conversation_crd()),
-        ("addressbindings.yaml", switchboard::api::address_binding_crd()),
-    ] {
-        let generated = serde_saphyr::to_string(&crd.unwrap()).unwrap();
-        let stored = std::fs::read_to_string(testdata::root().join("crds").join(file)).unwrap();
-        assert!(stored.trim() == generated.trim(), "crds/{file} is stale: run `make generate`");
+    for crd in switchboard::api::crds().unwrap() {
+        let file = format!("crds/{}.yaml", crd.spec.names.plural);
+        let generated = serde_saphyr::to_string(&crd).unwrap();
+        let stored = std::fs::read_to_string(testdata::root().join(&file)).unwrap();
+        assert!(stored.trim() == generated.trim(), "{file} is stale: run `make generate`");
     }
 }
 
@@ -103,12 +102,15 @@ fn every_list_is_typed_and_bounded() {
 
 #[test]
 fn status_has_the_only_default() {
-    assert_eq!(wrong(&crds(), |node| node.schema.contains_key("default")), ["Conversation.status"]);
+    assert_eq!(
+        wrong(&crds(), |node| node.schema.contains_key("default")),
+        ["Conversation.status", "ProxyAddress.status"]
+    );
 }
 
 #[test]
 fn default_status_is_pending() {
-    let [conversation, _] = crds();
+    let [conversation, ..] = crds();
     let status: ConversationStatus =
         serde_json::from_value(root_schema(&conversation)["properties"]["status"]["default"].clone()).unwrap();
     assert_eq!(status.observed_generation, Some(0));
@@ -136,11 +138,12 @@ fn every_field_has_a_unique_description() {
         let text = description(node);
         assert!(text.ends_with('.'), "{}: {text:?} is not a sentence", node.path);
         let kind = node.path.split('.').next();
-        // Two equal descriptions usually describe the type that the fields share, not the fields.
+        // Two equal descriptions usually describe the type that the fields share, not the fields. Both sinks have the same fields.
+        let path = |node: &Node| node.path.replace(".deadLetterSink.", ".sink.");
         let duplicate = nodes.iter().find(|other| {
             node.is_field
                 && other.is_field
-                && other.path != node.path
+                && path(other) != path(node)
                 && other.path.split('.').next() == kind
                 && description(other) == text
         });
@@ -165,7 +168,9 @@ fn managers_are_told_by_their_marks() {
 fn schemas_are_structural_and_closed() {
     // The keywords of structural schemas, except those that permit an unknown field, or a null where server-side apply leaves none.
     const NULLABLE: [&str; 2] = ["Conversation.spec.participants", "Conversation.spec.timers"];
-    const KEYWORDS: [&str; 16] = [
+    const LABELS: [&str; 2] =
+        ["ProxyAddress.spec.namespaces.selector.matchLabels", "ProxyAddress.spec.inbound.autocreate.labels"];
+    const KEYWORDS: [&str; 19] = [
         "default",
         "description",
         "enum",
@@ -173,6 +178,8 @@ fn schemas_are_structural_and_closed() {
         "items",
         "maxItems",
         "maxLength",
+        "maximum",
+        "minItems",
         "minLength",
         "minimum",
         "pattern",
@@ -182,6 +189,7 @@ fn schemas_are_structural_and_closed() {
         "type",
         "x-kubernetes-list-map-keys",
         "x-kubernetes-list-type",
+        "x-kubernetes-map-type",
     ];
     for node in nodes(&crds()) {
         assert!(node.schema["type"].is_string(), "{} has no type", node.path);
@@ -189,6 +197,10 @@ fn schemas_are_structural_and_closed() {
             .schema
             .keys()
             .filter(|key| !KEYWORDS.contains(&key.as_str()) && *key != "x-kubernetes-validations" && *key != "nullable")
+            .filter(|key| {
+                !(LABELS.contains(&node.path.as_str())
+                    && ["additionalProperties", "maxProperties"].contains(&key.as_str()))
+            })
             .collect();
         assert!(foreign.is_empty(), "{} has {foreign:?}", node.path);
         assert_eq!(node.schema.contains_key("nullable"), NULLABLE.contains(&node.path.as_str()), "{}", node.path);
@@ -199,9 +211,11 @@ fn schemas_are_structural_and_closed() {
 fn objects_have_only_spec_and_status() {
     let crds = crds();
     let fields = |crd| root_schema(crd)["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    let [conversation, binding] = &crds;
-    assert_eq!(fields(conversation), ["spec", "status"]);
-    assert_eq!(version(conversation)["subresources"], json!({"status": {}}));
+    let [conversation, binding, proxy_address] = &crds;
+    for crd in [conversation, proxy_address] {
+        assert_eq!(fields(crd), ["spec", "status"]);
+        assert_eq!(version(crd)["subresources"], json!({"status": {}}));
+    }
     // Without a status subresource, one atomic write stores a whole claim.
     assert_eq!(fields(binding), ["spec"]);
     assert_eq!(version(binding).get("subresources"), None);
@@ -281,7 +295,7 @@ fn printer_columns_match_the_api() {
     let strings =
         |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), "string".to_owned())).collect::<Vec<_>>();
     let age = ("AGE".to_owned(), "date".to_owned());
-    let [conversation, binding] = &crds();
+    let [conversation, binding, proxy_address] = &crds();
 
     let mut expected = strings(&["CHANNEL", "CONTACT", "PROXY", "STATE", "ASSIGNED-TO", "BOUND", "CLOSES"]);
     expected.push(age.clone());
@@ -293,9 +307,14 @@ fn printer_columns_match_the_api() {
     );
 
     let mut expected = strings(&["CHANNEL", "CONTACT", "PROXY", "NAMESPACE", "CONVERSATION"]);
-    expected.push(age);
+    expected.push(age.clone());
     assert_eq!(columns(binding, 0), expected);
     assert!(columns(binding, 1).is_empty());
+
+    let mut expected = strings(&["CHANNEL", "ADDRESS", "NAMESPACES", "READY", "REASON"]);
+    expected.push(age);
+    assert_eq!(columns(proxy_address, 0), expected);
+    assert_eq!(columns(proxy_address, 1), strings(&["CLOSE-AFTER", "AUTOCREATE-IN"]));
 }
 
 #[test]
@@ -304,7 +323,8 @@ fn selectable_fields_match_the_api() {
         let fields = version(crd)["selectableFields"].as_array().unwrap();
         fields.iter().map(|field| field["jsonPath"].as_str().unwrap().to_owned()).collect()
     };
-    let [conversation, binding] = &crds();
+    let [conversation, binding, proxy_address] = &crds();
+    assert_eq!(selectable(proxy_address), [".spec.channel", ".spec.address"]);
     assert_eq!(
         selectable(conversation),
         [".spec.channel", ".spec.contact.address", ".spec.proxy.address", ".status.state"]
@@ -318,19 +338,21 @@ fn selectable_fields_match_the_api() {
 fn names_scopes_and_groups_match_the_api() {
     let names =
         |crd: &Value| (crd["spec"]["names"].clone(), crd["spec"]["scope"].clone(), crd["spec"]["group"].clone());
-    let [conversation, binding] = &crds();
+    let [conversation, binding, proxy_address] = &crds();
     let expected = |kind: &str, short: &str| {
         let singular = kind.to_lowercase();
+        let ending = if singular.ends_with('s') { "es" } else { "s" };
         json!({
             "kind": kind,
             "singular": singular,
-            "plural": format!("{singular}s"),
+            "plural": format!("{singular}{ending}"),
             "shortNames": [short],
             "categories": ["switchboard"],
         })
     };
     assert_eq!(names(conversation), (expected("Conversation", "conv"), json!("Namespaced"), json!("switchboard.dev")));
     assert_eq!(names(binding), (expected("AddressBinding", "ab"), json!("Cluster"), json!("switchboard.dev")));
+    assert_eq!(names(proxy_address), (expected("ProxyAddress", "pa"), json!("Cluster"), json!("switchboard.dev")));
 }
 
 /// Whether `object` has a value at `path`, which is the path of a [`Node`] without the kind.
@@ -362,7 +384,7 @@ fn every_field_and_channel_is_in_an_admitted_manifest() {
             node.path
         );
     }
-    let [conversation, _] = &crds();
+    let [conversation, ..] = &crds();
     let channels = &root_schema(conversation)["properties"]["spec"]["properties"]["channel"]["enum"];
     for channel in channels.as_array().unwrap() {
         assert!(
@@ -382,6 +404,7 @@ fn admitted_manifests_survive_a_round_trip() {
                 "AddressBinding" => {
                     serde_json::from_value::<AddressBinding>(object.clone()).and_then(serde_json::to_value)
                 }
+                "ProxyAddress" => serde_json::from_value::<ProxyAddress>(object.clone()).and_then(serde_json::to_value),
                 kind => panic!("{}: {kind}", manifest.file),
             };
             let written = written.unwrap_or_else(|error| panic!("{}: {error}", manifest.file));
@@ -478,14 +501,15 @@ fn parser_accepts_the_durations_that_the_schema_admits() {
 #[test]
 fn schema_and_parser_reject_durations_with_the_same_message() {
     let crds = crds();
-    let words: Vec<String> =
-        ["", "0s"].map(|duration| duration.parse::<Duration>().unwrap_err().to_string()).into_iter().collect();
+    let of_durations = ["", "0s"].map(|text| text.parse::<Duration>().unwrap_err().to_string());
+    let of_timers = ["", "0s"].map(|text| text.parse::<Timer>().unwrap_err().to_string());
     let durations: Vec<Node> = nodes(&crds).into_iter().filter(|node| node.field().contains("After")).collect();
-    assert_eq!(durations.len(), 4);
+    assert_eq!(durations.len(), 8);
     for node in durations {
+        let words = if node.field() == "ttlAfterClosed" { &of_durations } else { &of_timers };
         assert_eq!(
             node.rules().map(|rule| rule["message"].as_str().unwrap()).collect::<Vec<_>>(),
-            words,
+            *words,
             "{}",
             node.path
         );

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use switchboard::api::Conversation;
+use switchboard::api::{Conversation, ProxyAddress};
 use switchboard::core::binding::Binding;
 
 /// The directory of the examples, relative to the root of the repository.
@@ -59,6 +59,10 @@ pub fn assert_is_typed(file: &str, object: &Value) -> Option<Binding> {
             let contact = conversation.spec.contact.unwrap_or_else(|| panic!("{file}: no contact"));
             let binding = Binding::parse(conversation.spec.channel, &contact.address, &conversation.spec.proxy.address);
             Some(binding.unwrap_or_else(|error| panic!("{file}: {error}")))
+        }
+        "ProxyAddress" => {
+            assert_same::<ProxyAddress>(file, object);
+            None
         }
         "ServiceAccount" => {
             assert_same::<ServiceAccount>(file, object);
