@@ -114,12 +114,15 @@ impl Drop for RecordedRequest {
 }
 
 /// The resources that the operator uses. The label of all others is `other`, so that no path becomes a label.
-const RESOURCES: [&str; 8] = [
+const RESOURCES: [&str; 11] = [
     "addressbindings",
     "conversations",
     "conversations/status",
     "events",
     "leases",
+    "namespaces",
+    "proxyaddresses",
+    "proxyaddresses/status",
     "secrets",
     "subjectaccessreviews",
     "validatingwebhookconfigurations",
@@ -225,12 +228,13 @@ mod tests {
             ),
             (Method::POST, "/apis/switchboard.dev/v1alpha1/addressbindings?", ("create", "addressbindings")),
             (Method::DELETE, "/apis/switchboard.dev/v1alpha1/addressbindings/sms-a", ("delete", "addressbindings")),
+            (Method::GET, "/api/v1/namespaces/sales", ("get", "namespaces")),
             (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/s/leases/switchboard?", ("update", "leases")),
             (Method::GET, "/api/v1/namespaces/s/secrets/switchboard-webhook-tls", ("get", "secrets")),
             // A namespace, or an object, that is called like a resource.
             (Method::GET, "/api/v1/namespaces/secrets/secrets/leases", ("get", "secrets")),
             (Method::GET, "/version", ("list", "other")),
-            (Method::GET, "/api/v1/namespaces/sales", ("get", "other")),
+            (Method::GET, "/api/v1/nodes/node-1", ("get", "other")),
         ] {
             assert_eq!(call_of(&method, &uri.parse().unwrap()), expected, "{method} {uri}");
         }

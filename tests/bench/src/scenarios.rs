@@ -6,6 +6,7 @@ mod creates;
 mod deadlines;
 mod latency;
 mod memory;
+mod proxy_addresses;
 mod races;
 mod ready;
 mod restart;
@@ -33,4 +34,5 @@ pub const ALL: &[Scenario] = &[
     Scenario { number: 7, title: "deadlines", run: deadlines::run },
     Scenario { number: 8, title: "API calls", run: calls::run },
     Scenario { number: 9, title: "alternatives", run: alternatives::run },
+    Scenario { number: 10, title: "proxy addresses", run: proxy_addresses::run },
 ];

@@ -182,8 +182,8 @@ fn upgrade_and_uninstall_keep_data_and_do_not_block_creates() {
     );
     wait_until_webhook_blocks(&conversation);
     helm(&["uninstall", "switchboard"]);
-    let kept =
-        ["addressbindings", "conversations"].map(|kind| format!("CustomResourceDefinition/{kind}.switchboard.dev"));
+    let kept = ["addressbindings", "conversations", "proxyaddresses"]
+        .map(|kind| format!("CustomResourceDefinition/{kind}.switchboard.dev"));
     assert_eq!(found(), kept.into());
     eventually(control_plane(&FOR_RELEASES).kubectl().args(["create", "--filename"]).arg(&conversation));
 
