@@ -59,7 +59,7 @@ bench-check: require ## That each scenario of the benchmark works, with numbers 
 
 model: require ## The exhaustive check of the protocol, in its large configurations (four minutes on two cores, once compiled)
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
-	cargo test --release --locked --test integration -- --ignored --nocapture pure::claims_model
+	cargo test --locked --package model -- --ignored --nocapture
 
 soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 50 creates (an hour for 10,000 on two cores)
 	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."

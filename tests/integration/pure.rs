@@ -1,7 +1,6 @@
 //! Tests that need no process and no network.
 
 mod api_reference;
-mod claims_model;
 mod examples;
 mod names;
 mod oracle;

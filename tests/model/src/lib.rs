@@ -1,6 +1,8 @@
 //! Exhaustive checks of the claim protocol: every order of events, within bounds. Tier: pure.
 //! `make test` checks the small configurations and `make model` the large ones. Both print the number of visited states.
 
+#![cfg(test)]
+
 mod model;
 
 use model::{
