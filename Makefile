@@ -35,13 +35,14 @@ test: require ## Everything that must hold: format, spelling, lints, docs, tests
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
 	$(call stage,licences,.ci/cargo-tool deny --locked check licenses bans sources)
 
-e2e: require ## The same product as pods on two nodes: root, Linux (25 minutes on two cores; QUICK=1 for 6 minutes, ONLY=name, KEEP=1)
+e2e: require ## The same product as pods on two nodes: root, Linux (half an hour on two cores; QUICK=1 for 6 minutes, ONLY=name, KEEP=1)
 	@echo "Compiles the operator, builds the parts of two nodes from source, installs the chart on them and tries what users meet there."
-	@echo "The first time takes about 20 minutes more on two cores."
+	@echo "The first time takes about 28 minutes more on two cores."
 	$(call stage,compile,cargo build --locked --package nodes --package control-plane --bins)
 	@"$(TARGET)/debug/e2e"
 	$(call stage,nodes,"$(TARGET)/debug/build-control-plane" nodes)
 	$(if $(QUICK)$(ONLY),,$(call stage,cert-manager,"$(TARGET)/debug/build-control-plane" cert-manager))
+	$(if $(QUICK)$(ONLY),,$(call stage,flux,"$(TARGET)/debug/build-control-plane" flux))
 	$(call stage,image,image/program > "$(TARGET)/program")
 	@"$(TARGET)/debug/e2e" "$$(cat "$(TARGET)/program")"
 

@@ -1,6 +1,6 @@
 //! Builds the components of Kubernetes, etcd and helm with Go, once per machine, and keeps them in the cache directory of the user. It also
-//! builds older API servers, and the tools that document and check the chart. `go.mod` and `go.sum` of this crate and of `kubernetes-*`,
-//! `chart-tools`, `health-tools` and `gitops-tools` pin their versions. It downloads no binaries.
+//! builds older API servers, the tools that document and check the chart, and other operators that the tests install. The `go.mod` and
+//! `go.sum` of each module pin their versions. It downloads no binaries.
 
 use std::{
     env, fmt,
@@ -117,6 +117,24 @@ static CERT_MANAGER: Module = Module {
     flags: |_| flags(&[], ""),
 };
 
+/// A separate module, because it needs other versions of its dependencies.
+static FLUX: Module = Module {
+    directory: "tests/nodes/flux",
+    go_mod: include_str!("../../nodes/flux/go.mod"),
+    go_sum: include_str!("../../nodes/flux/go.sum"),
+    source: None,
+    flags: |_| flags(&[], ""),
+};
+
+/// Our own tool, which uses only the standard library.
+static GIT_SERVER: Module = Module {
+    directory: "tests/nodes/git-server",
+    go_mod: include_str!("../../nodes/git-server/go.mod"),
+    go_sum: "",
+    source: Some(include_str!("../../nodes/git-server/main.go")),
+    flags: |_| flags(&[], ""),
+};
+
 /// A component of the control plane, a client of it, or a tool that documents or checks the chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
@@ -144,6 +162,12 @@ pub enum Tool {
     CertManagerCainjector,
     /// Validates the objects of cert-manager.
     CertManagerWebhook,
+    /// Flux's controller that fetches Git repositories.
+    SourceController,
+    /// Flux's controller that applies manifests.
+    KustomizeController,
+    /// Serves Git repositories over HTTP.
+    GitServer,
     /// Writes a chart's README from the comments in its values.
     HelmDocs,
     /// Checks and tests rules of Prometheus.
@@ -185,6 +209,9 @@ impl Tool {
     pub const CERT_MANAGER: [Self; 3] =
         [Self::CertManagerController, Self::CertManagerCainjector, Self::CertManagerWebhook];
 
+    /// The controllers of Flux, and the server of the repositories that they fetch.
+    pub const FLUX: [Self; 3] = [Self::SourceController, Self::KustomizeController, Self::GitServer];
+
     /// The tools for `make run` and `make test-versions`.
     pub const PLAYGROUND: [Self; 4] = [Self::KubeApiserver, Self::Etcd, Self::Kubectl, Self::Helm];
 
@@ -204,6 +231,9 @@ impl Tool {
             Self::CertManagerController => "cert-manager-controller",
             Self::CertManagerCainjector => "cert-manager-cainjector",
             Self::CertManagerWebhook => "cert-manager-webhook",
+            Self::SourceController => "source-controller",
+            Self::KustomizeController => "kustomize-controller",
+            Self::GitServer => "git-server",
             Self::HelmDocs => "helm-docs",
             Self::Promtool => "promtool",
             Self::Health => "health",
@@ -224,6 +254,8 @@ impl Tool {
             | Self::KubeProxy => &CONTROL_PLANE,
             Self::Pause => &PAUSE,
             Self::CertManagerController | Self::CertManagerCainjector | Self::CertManagerWebhook => &CERT_MANAGER,
+            Self::SourceController | Self::KustomizeController => &FLUX,
+            Self::GitServer => &GIT_SERVER,
             Self::HelmDocs | Self::Promtool => &CHART_TOOLS,
             Self::Health => &HEALTH_TOOLS,
             Self::FluxApply => &GITOPS_TOOLS,
@@ -243,9 +275,11 @@ impl Tool {
             Self::CertManagerController => "github.com/cert-manager/cert-manager/cmd/controller",
             Self::CertManagerCainjector => "github.com/cert-manager/cert-manager/cmd/cainjector",
             Self::CertManagerWebhook => "github.com/cert-manager/cert-manager/cmd/webhook",
+            Self::SourceController => "github.com/fluxcd/source-controller",
+            Self::KustomizeController => "github.com/fluxcd/kustomize-controller",
             Self::HelmDocs => "github.com/norwoodj/helm-docs/cmd/helm-docs",
             Self::Promtool => "github.com/prometheus/prometheus/cmd/promtool",
-            Self::Health | Self::FluxApply | Self::Pause => ".",
+            Self::Health | Self::FluxApply | Self::Pause | Self::GitServer => ".",
         }
     }
 
@@ -254,9 +288,10 @@ impl Tool {
         Duration::from_secs(match self {
             Self::KubeApiserver => 390,
             Self::Pause => 5,
+            Self::SourceController => 300,
             Self::CertManagerCainjector | Self::CertManagerWebhook => 10,
-            Self::Etcd | Self::HelmDocs => 15,
-            Self::KubeControllerManager | Self::CertManagerController => 110,
+            Self::Etcd | Self::HelmDocs | Self::GitServer => 15,
+            Self::KubeControllerManager | Self::CertManagerController | Self::KustomizeController => 110,
             Self::Kubectl | Self::Helm | Self::Health | Self::KubeScheduler | Self::Kubelet | Self::KubeProxy => 30,
             Self::FluxApply => 80,
             Self::Promtool => 120,
@@ -270,13 +305,12 @@ impl fmt::Display for Tool {
     }
 }
 
-/// Returns the directory of cert-manager's module, which contains its chart and its CRDs.
-pub fn cert_manager_source() -> Result<PathBuf, Error> {
+/// Returns the directory of the module whose package a tool is. It contains what belongs to the tool: manifests, CRDs, a chart.
+pub fn source_of(tool: Tool) -> Result<PathBuf, Error> {
     let mut command = Command::new("go");
-    command.args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", "github.com/cert-manager/cert-manager"]);
-    let directory = process::run(
-        command.current_dir(repository::root()?.join(CERT_MANAGER.directory)).env("GOFLAGS", "").env("GOWORK", "off"),
-    )?;
+    command.args(["list", "-f", "{{.Module.Dir}}", tool.package()]);
+    let module = repository::root()?.join(tool.module(Kubernetes::current()).directory);
+    let directory = process::run(command.current_dir(module).env("GOFLAGS", "").env("GOWORK", "off"))?;
     Ok(PathBuf::from(directory.trim()))
 }
 
@@ -301,7 +335,8 @@ pub(crate) fn ensure_with<const N: usize>(
     };
     let module_of = |tool: Tool| tool.module(kubernetes.unwrap_or_else(Kubernetes::current));
     let mut paths = tools.map(|tool| asset(tool).unwrap_or_default());
-    let modules = [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &GITOPS_TOOLS, &PAUSE, &CERT_MANAGER];
+    let modules =
+        [&CONTROL_PLANE, &CHART_TOOLS, &HEALTH_TOOLS, &GITOPS_TOOLS, &PAUSE, &CERT_MANAGER, &FLUX, &GIT_SERVER];
     for module in modules.into_iter().chain(&OLDER_API_SERVERS) {
         let wanted = |tool: Tool| asset(tool).is_none() && ptr::eq(module_of(tool), module);
         if !tools.iter().any(|tool| wanted(*tool)) {
@@ -473,7 +508,7 @@ fn key([go_mod, go_sum]: [&str; 2], flags: &[String], go_version: &[u8], source:
 
 #[cfg(test)]
 mod tests {
-    use super::{CONTROL_PLANE, OLDER_API_SERVERS, key};
+    use super::{CONTROL_PLANE, FLUX, GITOPS_TOOLS, Module, OLDER_API_SERVERS, key};
 
     #[test]
     fn cache_key_depends_on_every_input_of_a_build() {
@@ -505,6 +540,19 @@ mod tests {
             let numbers = format!(".gitMajor=1 -X k8s.io/component-base/version.gitMinor={minor}");
             assert!(linker.ends_with(&numbers), "{linker}");
         }
+    }
+
+    #[test]
+    fn flux_apply_has_the_libraries_of_flux() {
+        let libraries = ["github.com/fluxcd/pkg/ssa ", "github.com/fluxcd/cli-utils ", "k8s.io/client-go "];
+        let versions = |module: &'static Module| {
+            libraries.map(|library| {
+                module.go_mod.lines().find_map(|line| line.trim().strip_prefix(library)?.split(' ').next())
+            })
+        };
+        let [ours, flux] = [&GITOPS_TOOLS, &FLUX].map(versions);
+        assert!(ours.iter().all(Option::is_some), "{ours:?}");
+        assert_eq!(ours, flux);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use image::build as build_image;
 pub use namespaces::Namespaces;
+pub use network::STATIC_SERVICE;
 pub use node::Node;
 
 /// Calls `check` until it succeeds, and returns its result.

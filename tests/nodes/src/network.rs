@@ -11,6 +11,8 @@ use crate::{Result, namespaces::Namespaces};
 pub const SERVICES: &str = "10.79.0.0/24";
 /// The address of the Service `kubernetes`.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
+/// An address for a Service that needs a fixed one. The API server assigns the first sixteen addresses last.
+pub const STATIC_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 10);
 /// The addresses of the pods of all nodes.
 pub const PODS: &str = "10.78.0.0/16";
 

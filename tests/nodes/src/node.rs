@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -119,6 +120,12 @@ impl Node {
         &self.name
     }
 
+    /// Its address in the network of the nodes. Pods reach it too.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        network::address(self.number)
+    }
+
     /// Creates its namespaces. Nothing runs in them yet.
     pub(crate) fn power_on(&self) -> Result<Namespaces> {
         Namespaces::new(&self.name, &self.directory, self.log("namespaces"), &self.binaries.pause)
@@ -140,7 +147,7 @@ impl Node {
             .arg(flag("config", &file("kubelet.yaml")))
             .arg(flag("kubeconfig", &file("kubelet.kubeconfig")))
             .arg(format!("--hostname-override={}", self.name))
-            .arg(format!("--node-ip={}", network::address(self.number)));
+            .arg(format!("--node-ip={}", self.address()));
         let kubelet = self.process("kubelet", kubelet)?;
         let mut kube_proxy = namespaces.command(&self.binaries.kube_proxy);
         kube_proxy.arg(flag("config", &file("kube-proxy.yaml"))).arg(format!("--hostname-override={}", self.name));

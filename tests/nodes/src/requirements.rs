@@ -5,7 +5,7 @@ use std::{env, fs, io, path::Path, process::Command};
 use control_plane::output;
 
 /// Programs, each with its Debian package.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("containerd", "containerd"),
@@ -15,6 +15,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("conntrack", "conntrack"),
     ("buildah", "buildah"),
     ("curl", "curl"),
+    ("git", "git"),
     ("prometheus", "prometheus"),
 ];
 

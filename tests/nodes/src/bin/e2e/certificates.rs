@@ -3,9 +3,9 @@
 use std::{fs, time::Instant};
 
 use control_plane::{Tool, copy_directory, run, tools};
-use nodes::{Error, Result, build_image, load::Load, wait};
+use nodes::{Error, Result, load::Load, wait};
 
-use crate::world::{CREATE_INTERVAL, NAMESPACE, RELEASE, TIMEOUT, World, expect, output_of};
+use crate::world::{CREATE_INTERVAL, NAMESPACE, OTHER_TAG, RELEASE, TIMEOUT, World, expect, output_of};
 
 const REGISTRATION: &str = "validatingwebhookconfiguration";
 
@@ -132,20 +132,12 @@ fn served(world: &World) -> Result<Vec<String>> {
 }
 
 fn install_cert_manager(world: &World) -> Result<()> {
-    const IMAGE: &str = "localhost/cert-manager";
     let binaries = tools::ensure(Tool::CERT_MANAGER)?;
-    let source = tools::cert_manager_source()?;
+    let source = tools::source_of(Tool::CertManagerController)?;
     let directory = world.cluster.directory().path();
     let failed = |error| Error::io("prepare the chart of cert-manager", error);
     for (binary, name) in binaries.iter().zip(["controller", "cainjector", "webhook"]) {
-        let context = directory.join(format!("cert-manager-{name}"));
-        fs::create_dir_all(&context).map_err(failed)?;
-        fs::copy(binary, context.join("program")).map_err(failed)?;
-        let containerfile = context.join("Containerfile");
-        let text = "FROM scratch\nCOPY --chmod=0555 program /program\nUSER 1000\nENTRYPOINT [\"/program\"]\n";
-        fs::write(&containerfile, text).map_err(failed)?;
-        let image = format!("{IMAGE}-{name}:e2e");
-        world.cluster.import(&build_image(&context, &containerfile, &image, world.cluster.directory())?)?;
+        world.import_program(&format!("cert-manager-{name}"), binary)?;
     }
     // Copies the CRDs into the templates of the chart, as the release process of cert-manager does.
     let chart = directory.join("cert-manager-chart");
@@ -165,7 +157,8 @@ fn install_cert_manager(world: &World) -> Result<()> {
         "--create-namespace",
     ]);
     for (part, name) in [("", "controller"), ("cainjector.", "cainjector"), ("webhook.", "webhook")] {
-        helm.args(["--set", &format!("{part}image.repository={IMAGE}-{name},{part}image.tag=e2e")]);
+        let image = format!("{part}image.repository=localhost/cert-manager-{name},{part}image.tag={OTHER_TAG}");
+        helm.args(["--set", &image]);
     }
     run(helm.args(["--set", "startupapicheck.enabled=false", "--wait", "--timeout=5m"]))?;
     Ok(())

@@ -8,6 +8,8 @@
 mod certificates;
 mod creates;
 mod faults;
+mod flux;
+mod gitops;
 mod installation;
 mod monitoring;
 mod world;
@@ -39,7 +41,7 @@ const fn quick(name: &'static str, run: fn(&mut World) -> Result<String>) -> Sce
 }
 
 /// The scenarios in their order. Each leaves the chart installed and both replicas ready.
-const SCENARIOS: [Scenario; 21] = [
+const SCENARIOS: [Scenario; 22] = [
     quick("chart_installs_under_restricted_without_a_warning", installation::installs_under_restricted),
     quick("second_open_conversation_is_refused_via_the_service", installation::refuses_the_second),
     quick("helm_test_succeeds", installation::helm_test),
@@ -54,6 +56,7 @@ const SCENARIOS: [Scenario; 21] = [
     scenario("force_replaced_release_is_repaired_immediately", certificates::force_replaced_release),
     scenario("deleted_secret_loses_no_create", certificates::deleted_secret),
     scenario("alert_fires_and_resolves_in_prometheus", monitoring::alert),
+    scenario("flux_applies_each_transition_in_one_commit", gitops::transitions),
     scenario("out_of_memory_stops_the_rollout_but_no_create", faults::out_of_memory),
     scenario("pods_wait_for_an_absent_kube_proxy", faults::absent_kube_proxy),
     scenario("power_cut_of_both_nodes_loses_no_conversation", faults::power_cut),

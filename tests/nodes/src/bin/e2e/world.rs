@@ -24,6 +24,8 @@ pub const CREATE_INTERVAL: Duration = Duration::from_millis(50);
 /// The directory of the chart. The working directory is the root of the repository.
 const CHART: &str = "charts/switchboard";
 const IMAGE: &str = "localhost/switchboard";
+/// The tag of the images of other programs.
+pub const OTHER_TAG: &str = "e2e";
 /// The tags of the image: an upgrade goes from the first to the second.
 pub const TAGS: [&str; 2] = ["e2e-1", "e2e-2"];
 
@@ -69,6 +71,19 @@ impl World {
             cluster.import(&build_image(&context, containerfile, &format!("{IMAGE}:{tag}"), cluster.directory())?)?;
         }
         Ok(Self { cluster, is_quick, sets: 0 })
+    }
+
+    /// Imports a program that needs no other files, as the image `localhost/NAME` with the tag [`OTHER_TAG`].
+    pub fn import_program(&self, name: &str, program: &Path) -> Result<()> {
+        let context = self.cluster.directory().path().join(name);
+        let failed = |error| Error::io(format!("package {name}"), error);
+        fs::create_dir_all(&context).map_err(failed)?;
+        fs::copy(program, context.join("program")).map_err(failed)?;
+        let containerfile = context.join("Containerfile");
+        let text = "FROM scratch\nCOPY --chmod=0555 program /program\nUSER 1000\nENTRYPOINT [\"/program\"]\n";
+        fs::write(&containerfile, text).map_err(failed)?;
+        let image = format!("localhost/{name}:{OTHER_TAG}");
+        self.cluster.import(&build_image(&context, &containerfile, &image, self.cluster.directory())?)
     }
 
     /// Makes sure that the chart is installed and ready, whatever state the previous scenario left.
@@ -128,9 +143,15 @@ impl World {
         self.cluster.kubectl_run(&[&["--namespace", NAMESPACE], arguments].concat())
     }
 
-    /// Returns the output of `kubectl get` as JSON.
+    /// Returns the output of `kubectl get` in the namespace of the release as JSON.
     pub fn get(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
+        self.get_in(NAMESPACE, arguments)
+    }
+
+    /// Returns the output of `kubectl get` in this namespace as JSON.
+    pub fn get_in(&self, namespace: &str, arguments: &[&str]) -> Result<Value> {
+        let text =
+            self.cluster.kubectl_run(&[&["--namespace", namespace, "get", "--output=json"], arguments].concat())?;
         serde_json::from_str(&text)
             .map_err(|error| Error::Unexpected(format!("the output of kubectl is not JSON: {error}")))
     }
@@ -224,13 +245,15 @@ impl World {
         Ok(started.elapsed())
     }
 
-    /// Keeps the logs, and returns their directory.
+    /// Keeps the logs of all components and pods, and returns their directory.
     pub fn keep_logs(&self) -> PathBuf {
         let logs = self.cluster.keep_logs();
-        for pod in self.pods().unwrap_or_default() {
+        let path = r#"--output=jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name}{"\n"}{end}"#;
+        let pods = self.cluster.kubectl_run(&["get", "pods", "--all-namespaces", path]).unwrap_or_default();
+        for (namespace, pod) in pods.lines().filter_map(|line| line.split_once(' ')) {
             for (suffix, previous) in [("", "--previous=false"), ("-before", "--previous=true")] {
-                if let Ok(text) = self.kubectl(&["logs", &pod.name, previous]) {
-                    let _ = fs::write(logs.join(format!("{}{suffix}.log", pod.name)), text);
+                if let Ok(text) = self.cluster.kubectl_run(&["--namespace", namespace, "logs", pod, previous]) {
+                    let _ = fs::write(logs.join(format!("{pod}{suffix}.log")), text);
                 }
             }
         }
