@@ -4,6 +4,8 @@ pub mod examples;
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use switchboard::api::Channel;
+use switchboard::core::address::{Address, InvalidAddress, Role};
 
 /// The root of the repository, in which cargo runs tests.
 pub fn root() -> &'static Path {
@@ -163,6 +165,13 @@ pub fn addresses() -> Vec<AddressCase> {
         }
     }
     cases
+}
+
+/// Parses an address of a row.
+pub fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, InvalidAddress> {
+    let channel: Channel = serde_json::from_value(json!(channel)).unwrap();
+    let role = if role == "contact" { Role::Contact } else { Role::Proxy };
+    Address::parse(channel, role, address)
 }
 
 /// One row of `durations.yaml`.
