@@ -17,6 +17,12 @@ const IDENTITY: &str = "[!-~](?:[ -~]{0,254}[!-~])?";
 pub(super) const INSTANT: &str =
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
 
+/// RFC 3339, with the days that each month has. The format `date-time` cannot be used beside it: the API server words its refusal, and
+/// CEL then sees no text.
+const REPORTED_INSTANT: &str = "^(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))\
+     |(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)\
+     T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:[.][0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])$";
+
 /// Whether the stored status is Closed, at the root of the object.
 const WAS_CLOSED: &str = "has(oldSelf.status) && has(oldSelf.status.state) && oldSelf.status.state == 'Closed'";
 
@@ -58,6 +64,14 @@ pub(super) fn spec() -> Value {
 
 pub(super) fn display_name() -> Value {
     json!([rule(r"self.matches('^\\P{Cc}*$')", "must not contain control characters")])
+}
+
+/// The rule of an instant that clients other than the operator write.
+pub(super) fn reported_instant() -> Value {
+    json!([rule(
+        format!("self.matches('{REPORTED_INSTANT}')"),
+        "must be a time in the format of RFC 3339, with seconds and with Z or an offset, such as 2026-01-01T10:00:00Z"
+    )])
 }
 
 pub(super) fn identity() -> Value {

@@ -78,7 +78,7 @@ impl Field<'_> {
         let number_or_code = format!("^(?:{E164}|{})$", self.short_code());
         format!(
             "{} && !{} && ({channel} != 'SMS' || {} || {}) && ({channel} != 'Email' || {address}.size() <= 254)",
-            self.matches(&self.by_channel(|channel| self.format(channel))),
+            self.matches(&by_channel(|channel| self.format(channel))),
             has_scheme(address),
             matches(address, "[A-Za-z]"),
             matches(address, &number_or_code),
@@ -107,21 +107,6 @@ impl Field<'_> {
     fn matches(&self, pattern: &str) -> String {
         let Self { channel, address, .. } = self;
         matches(&format!("({channel} + '|' + {address})"), pattern)
-    }
-
-    /// A pattern for `CHANNEL|ADDRESS`, from the pattern of the address on each channel.
-    fn by_channel(&self, pattern: impl Fn(Channel) -> String) -> String {
-        let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
-        for channel in Channel::VARIANTS {
-            let pattern = pattern(*channel);
-            match groups.iter_mut().find(|(known, _)| *known == pattern) {
-                Some((_, channels)) => channels.push(channel.as_str()),
-                None => groups.push((pattern, vec![channel.as_str()])),
-            }
-        }
-        let groups = groups.iter().filter(|(pattern, _)| !pattern.is_empty());
-        let groups = groups.map(|(pattern, channels)| format!(r"(?:{})\|(?:{pattern})", channels.join("|")));
-        format!("^(?:{})$", groups.collect::<Vec<_>>().join("|"))
     }
 
     /// The message: the format on the channel, the mistake if it is known, and the canonical spelling if it can be computed.
@@ -157,8 +142,8 @@ impl Field<'_> {
         let address = &self.address;
         let character = format!("{address}.find('[^ -~]')");
         let unseen = || UNSEEN.iter().flat_map(|(first, last)| *first..=*last);
-        let table: String = unseen().map(|character| format!("\\u{:04x}", u32::from(character))).collect();
-        let names: String = unseen().map(|character| format!("{:04X}", u32::from(character))).collect();
+        let table = unseen().map(|character| format!("\\u{:04x}", u32::from(character))).collect::<Vec<_>>().concat();
+        let names = unseen().map(|character| format!("{:04X}", u32::from(character))).collect::<Vec<_>>().concat();
         let ranges =
             UNSEEN.iter().map(|(first, last)| format!(r"\x{{{:x}}}-\x{{{:x}}}", u32::from(*first), u32::from(*last)));
         let is_unseen = matches(&character, &format!("[{}]", ranges.collect::<String>()));
@@ -186,7 +171,7 @@ impl Field<'_> {
             format!("(?i:(?:{}):)?", schemes.join("|"))
         };
         let spelled_out = format!(r"[ (]*\+[0-9{}]*", SEPARATORS.replace('-', r"\-"));
-        let is_number = self.by_channel(|channel| {
+        let is_number = by_channel(|channel| {
             if is_telephone(channel) { format!("{}{spelled_out}", optional_schemes(channel)) } else { String::new() }
         });
         // `~` stands for a bracketed trunk prefix.
@@ -205,7 +190,7 @@ impl Field<'_> {
         );
         // A URI can have escapes and parameters after the address.
         let is_uri = matches(address, "[%?]");
-        let with_scheme = self.by_channel(|channel| {
+        let with_scheme = by_channel(|channel| {
             let format = match channel {
                 // A number with letters can be meant.
                 Channel::Sms => format!("{}|[A-Za-z](?:[0-9A-Za-z+_& -]{{0,9}}{SENDER})?", self.short_code()),
@@ -230,6 +215,21 @@ impl Field<'_> {
             has_scheme(address),
         )
     }
+}
+
+/// A pattern for `CHANNEL|ADDRESS`, from the pattern of the address on each channel.
+fn by_channel(pattern: impl Fn(Channel) -> String) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for channel in Channel::VARIANTS {
+        let pattern = pattern(*channel);
+        match groups.iter_mut().find(|(known, _)| *known == pattern) {
+            Some((_, channels)) => channels.push(channel.as_str()),
+            None => groups.push((pattern, vec![channel.as_str()])),
+        }
+    }
+    let groups = groups.iter().filter(|(pattern, _)| !pattern.is_empty());
+    let groups = groups.map(|(pattern, channels)| format!(r"(?:{})\|(?:{pattern})", channels.join("|")));
+    format!("^(?:{})$", groups.collect::<Vec<_>>().join("|"))
 }
 
 /// Whether the expression `text` matches `pattern`.
