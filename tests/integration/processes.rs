@@ -24,4 +24,5 @@ mod shutdown;
 mod start;
 mod test_cluster;
 mod transitions;
+mod upgrade;
 mod waiting;
