@@ -615,7 +615,8 @@ async fn stored_conversations_stay_writable_after_a_crd_upgrade() {
 #[tokio::test]
 async fn stored_addresses_stay_editable_after_an_upgrade() {
     let ns = SchemaNamespace::new().await;
-    let group = "addresses.example.com";
+    // kubectl takes the kind in the first group, which is that of the other tests.
+    let group = "upgrade-of-addresses.example.com";
     let apply = |crd: Value| {
         let path = common::shared_control_plane().data_dir().join("addresses-crd.json");
         std::fs::write(&path, in_group(group, crd).to_string()).unwrap();
@@ -627,14 +628,12 @@ async fn stored_addresses_stay_editable_after_an_upgrade() {
     let of_group = |object: Value| with(object, "/apiVersion", json!(format!("{group}/v1alpha1")));
     apply(testdata::former_conversation_crd());
     // All that the former schema admits is stored.
-    let mut stored = Vec::new();
-    for (number, case) in testdata::addresses().into_iter().enumerate() {
+    let creates = stream::iter(testdata::addresses().into_iter().enumerate()).map(async |(number, case)| {
         let name = format!("c{number}");
         let object = of_group(with(conversation(&name), "/spec", case.spec()));
-        if ns.write(Verb::Create, &object).await.is_ok() {
-            stored.push((name, case));
-        }
-    }
+        ns.write(Verb::Create, &object).await.is_ok().then_some((name, case))
+    });
+    let stored: Vec<_> = creates.buffer_unordered(CONCURRENCY).filter_map(async |stored| stored).collect().await;
     apply(serde_json::to_value(switchboard::api::conversation_crd().unwrap()).unwrap());
     let spec = json!({"channel": "Chat", "contact": {"address": "tel:1"}, "proxy": {"address": "desk"}});
     let refused = of_group(with(conversation("refused"), "/spec", spec));
