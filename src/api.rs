@@ -3,6 +3,7 @@
 //! This module has no logic beyond reading and writing the types, and imports nothing from the rest of the crate.
 
 mod address_binding;
+pub(crate) mod address_format;
 mod condition;
 mod conversation;
 mod duration;

@@ -170,13 +170,13 @@ pub enum OnConflict {
     strum::VariantArray,
 )]
 pub enum Channel {
-    /// SMS. Addresses are E.164 numbers; a proxy address can also be a short code of 3 to 8 digits.
+    /// SMS. Addresses are E.164 numbers, short codes or alphanumeric sender IDs.
     #[serde(rename = "SMS")]
     #[strum(serialize = "SMS")]
     Sms,
-    /// WhatsApp. Addresses are E.164 numbers.
+    /// WhatsApp. Addresses are E.164 numbers; a contact address can also be a business-scoped user ID.
     WhatsApp,
-    /// RCS. Addresses are E.164 numbers.
+    /// RCS. Contact addresses are E.164 numbers; proxy addresses are agent IDs or E.164 numbers.
     #[serde(rename = "RCS")]
     #[strum(serialize = "RCS")]
     Rcs,
@@ -240,10 +240,12 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Contact {
-    /// Address of the contact on the channel, from 1 to 256 characters. It must be in canonical form: an E.164 number on SMS,
-    /// WhatsApp and RCS; lower-case `local@domain` of at most 254 characters on Email; an identity on Chat, in printable ASCII
-    /// without leading or trailing spaces; on all other channels the ID issued by the platform, in printable ASCII without
-    /// spaces. It must differ from the proxy address.
+    /// Address of the contact on the channel, from 1 to 256 characters. It must be in canonical form, without a scheme such as
+    /// `tel:` in front: an E.164 number on SMS, WhatsApp and RCS; on SMS also a short code of 3 to 6 digits, or a sender ID of at
+    /// most 11 letters, digits, inner spaces, `-`, `+`, `_` and `&`, with at least one letter; on WhatsApp also a business-scoped
+    /// user ID, such as `US.13491208655302741918`; lower-case `local@domain` of at most 254 characters on Email; an identity on
+    /// Chat, in printable ASCII without leading or trailing spaces; on all other channels the ID issued by the platform, in
+    /// printable ASCII without spaces. It must differ from the proxy address.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub address: String,
     /// Name of the contact that is shown to participants. At most 256 characters, without control characters.
@@ -256,7 +258,8 @@ pub struct Contact {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Proxy {
     /// Proxy address, from 1 to 256 characters. It must be in the canonical form that the channel requires of a contact
-    /// address; on SMS it can also be a short code of 3 to 8 digits.
+    /// address, with these differences: on SMS a short code can have up to 8 digits; on WhatsApp it is an E.164 number; on RCS it
+    /// can also be the ID of an agent, as its carrier spells it, in printable ASCII without spaces and without `+` in front.
     #[schemars(length(min = 1, max = MAX_ADDRESS_LENGTH))]
     pub address: String,
 }
@@ -309,10 +312,11 @@ pub struct ConversationStatus {
     /// Time at which switchboard changed the state. It can be later than the deadline of the timer that caused the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_transition_time: Option<Time>,
-    /// Time of the last message, set by the messaging gateway. It is the only field of the status that clients other than
-    /// switchboard can write. Future times are clamped to the time of observation.
+    /// Time of the last message, set by the messaging gateway: RFC 3339 with seconds, such as `2026-01-01T10:00:00Z`. It is the
+    /// only field of the status that clients other than switchboard can write. Future times are clamped to the time of
+    /// observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), extend("format" = "date-time"))]
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = rules::reported_instant()))]
     pub reported_activity_time: Option<String>,
     /// Value of `reportedActivityTime` that was clamped, because it was in the future when it was observed. It is stored so that
     /// the same value is not counted as activity again.

@@ -33,17 +33,33 @@ pub enum InvalidBinding {
 pub struct BindingName(Arc<str>);
 
 impl Binding {
-    /// The binding of two addresses on a channel.
+    /// The binding of two addresses on a channel, as a create requires them.
     ///
     /// # Errors
     /// If an address is not canonical, or both are equal.
     pub fn parse(channel: Channel, contact: &str, proxy: &str) -> Result<Self, InvalidBinding> {
-        let contact = Address::parse(channel, Role::Contact, contact).map_err(InvalidBinding::Contact)?;
-        let proxy = Address::parse(channel, Role::Proxy, proxy).map_err(InvalidBinding::Proxy)?;
+        Self::new(channel, Address::parse(channel, Role::Contact, contact), Address::parse(channel, Role::Proxy, proxy))
+    }
+
+    /// The binding of two addresses in a stored object.
+    ///
+    /// # Errors
+    /// If no version of the schema admits an address, or both are equal.
+    pub fn stored(channel: Channel, contact: &str, proxy: &str) -> Result<Self, InvalidBinding> {
+        Self::new(channel, Address::stored(contact), Address::stored(proxy))
+    }
+
+    fn new(
+        channel: Channel,
+        contact: Result<Address, InvalidAddress>,
+        proxy: Result<Address, InvalidAddress>,
+    ) -> Result<Self, InvalidBinding> {
+        let contact = contact.map_err(InvalidBinding::Contact)?;
+        let proxy = proxy.map_err(InvalidBinding::Proxy)?;
         if contact == proxy { Err(InvalidBinding::Equal) } else { Ok(Self { channel, contact, proxy }) }
     }
 
-    /// The binding that a conversation with this spec needs while it is open, or `None` if it has no contact.
+    /// The binding that a new conversation with this spec needs, or `None` if it has no contact.
     ///
     /// # Errors
     /// As [`Binding::parse`].
@@ -52,12 +68,21 @@ impl Binding {
         spec.contact.as_ref().map(parse).transpose()
     }
 
+    /// The binding that a stored conversation with this spec needs while it is open, or `None` if it has no contact.
+    ///
+    /// # Errors
+    /// As [`Binding::stored`].
+    pub fn of_stored(spec: &ConversationSpec) -> Result<Option<Self>, InvalidBinding> {
+        let stored = |contact: &crate::api::Contact| Self::stored(spec.channel, &contact.address, &spec.proxy.address);
+        spec.contact.as_ref().map(stored).transpose()
+    }
+
     /// The binding that an `AddressBinding` claims.
     ///
     /// # Errors
-    /// As [`Binding::parse`].
+    /// As [`Binding::stored`].
     pub fn claimed(spec: &AddressBindingSpec) -> Result<Self, InvalidBinding> {
-        Self::parse(spec.channel, &spec.contact_address, &spec.proxy_address)
+        Self::stored(spec.channel, &spec.contact_address, &spec.proxy_address)
     }
 
     /// The channel of both addresses.
@@ -149,6 +174,17 @@ mod tests {
         assert!(matches!(Binding::parse(Channel::Sms, "1", "+49"), Err(InvalidBinding::Contact(_))));
         assert!(matches!(Binding::parse(Channel::Sms, "+49", "1"), Err(InvalidBinding::Proxy(_))));
         assert_eq!(Binding::parse(Channel::Sms, "+49", "+49"), Err(InvalidBinding::Equal));
+        assert!(matches!(Binding::stored(Channel::Sms, "ü", "+49"), Err(InvalidBinding::Contact(_))));
+        assert!(matches!(Binding::stored(Channel::Sms, "+49", ""), Err(InvalidBinding::Proxy(_))));
+        assert_eq!(Binding::stored(Channel::Sms, "+49", "+49"), Err(InvalidBinding::Equal));
+    }
+
+    #[test]
+    fn stored_binding_may_have_addresses_that_a_create_may_not() {
+        let stored = |contact: &str, proxy: &str| Binding::stored(Channel::Messenger, contact, proxy).unwrap().name();
+        assert!(Binding::parse(Channel::Messenger, "messenger:7036", "desk").is_err());
+        assert_ne!(stored("messenger:7036", "desk"), stored("7036", "desk"), "the spelling is the name");
+        assert_eq!(stored("7036", "desk").to_string(), name(Channel::Messenger, "7036", "desk"));
     }
 
     #[test]

@@ -55,8 +55,8 @@ pub struct LiveConversation {
 }
 
 impl LiveConversation {
-    /// The view of a conversation that the protocol uses. A conversation whose addresses are not canonical, which the schema
-    /// excludes, holds no binding, since no message can be routed to it.
+    /// The view of a conversation that the protocol uses. A conversation whose addresses no version of the schema
+    /// admits holds no binding, since no message can be routed to it.
     #[must_use]
     pub fn of(conversation: &Conversation) -> Self {
         let spec = &conversation.spec;

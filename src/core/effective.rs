@@ -26,7 +26,7 @@ pub fn needed_binding<B>(binding: Option<B>, state: State, is_being_deleted: boo
 pub fn stored_binding(conversation: &Conversation) -> Result<Option<Binding>, InvalidBinding> {
     let Conversation { metadata, spec, status } = conversation;
     let state = state_in_effect(spec.state, status.as_ref().and_then(|status| status.state));
-    needed_binding(Some(spec), state, metadata.deletion_timestamp.is_some()).map_or(Ok(None), Binding::of)
+    needed_binding(Some(spec), state, metadata.deletion_timestamp.is_some()).map_or(Ok(None), Binding::of_stored)
 }
 
 #[cfg(test)]

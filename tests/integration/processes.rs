@@ -25,4 +25,5 @@ mod shutdown;
 mod start;
 mod test_cluster;
 mod transitions;
+mod upgrade;
 mod waiting;

@@ -5,3 +5,4 @@ mod examples;
 mod names;
 mod oracle;
 mod schema;
+mod telephone_numbers;

@@ -4,6 +4,8 @@ pub mod examples;
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use switchboard::api::Channel;
+use switchboard::core::address::{Address, InvalidAddress, Role};
 
 /// The root of the repository, in which cargo runs tests.
 pub fn root() -> &'static Path {
@@ -134,6 +136,38 @@ pub struct AddressCase {
     pub write: Option<String>,
 }
 
+impl AddressCase {
+    /// The spec of a conversation that has the address on its side, and a valid address on the other.
+    pub fn spec(&self) -> Value {
+        let Self { channel, role, address, .. } = self;
+        let proxy = match (*role, channel.as_str()) {
+            ("proxy", _) => address,
+            (_, "SMS" | "WhatsApp" | "RCS") => "+15017122661",
+            (_, "Email") => "desk@example.org",
+            _ => "desk",
+        };
+        let contact = (*role == "contact").then(|| json!({"address": address}));
+        without_nulls(&json!({"channel": channel, "contact": contact, "proxy": {"address": proxy}}))
+    }
+}
+
+/// The CRD of conversations with the rules of addresses and times that it had before those of `addresses.yaml`.
+pub fn former_conversation_crd() -> Value {
+    let mut crd = serde_json::to_value(switchboard::api::conversation_crd().unwrap()).unwrap();
+    let former: Value =
+        serde_saphyr::from_str(&std::fs::read_to_string(directory().join("former-rules.yaml")).unwrap()).unwrap();
+    let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    for rule in schema["spec"]["x-kubernetes-validations"].as_array_mut().unwrap() {
+        if let Some((code, _)) = rule["message"].as_str().unwrap().split_once(':')
+            && let Some(former) = former["spec"].get(code)
+        {
+            *rule = json!({"rule": former, "message": rule["message"], "fieldPath": rule["fieldPath"]});
+        }
+    }
+    schema["status"]["properties"]["reportedActivityTime"] = former["reportedActivityTime"].clone();
+    crd
+}
+
 /// The rows of `addresses.yaml`, multiplied by their channels and roles.
 pub fn addresses() -> Vec<AddressCase> {
     let mut cases = Vec::new();
@@ -163,6 +197,13 @@ pub fn addresses() -> Vec<AddressCase> {
         }
     }
     cases
+}
+
+/// Parses an address of a row.
+pub fn parse_address(channel: &str, role: &str, address: &str) -> Result<Address, InvalidAddress> {
+    let channel: Channel = serde_json::from_value(json!(channel)).unwrap();
+    let role = if role == "contact" { Role::Contact } else { Role::Proxy };
+    Address::parse(channel, role, address)
 }
 
 /// One row of `durations.yaml`.

@@ -1,6 +1,6 @@
 //! The validation rules of a ProxyAddress, in CEL.
 
-use super::{at, forbidden, identity, remedy, rule, rule_with_remedy, well_formed};
+use super::{address, at, forbidden, identity, rule};
 use crate::api::{MAX_ADDRESS_LENGTH, MAX_PARTICIPANTS};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
@@ -19,14 +19,7 @@ const MAX_VALUES: usize = 256;
 /// Rules that compare fields of one spec, and a spec with the previous one.
 pub fn proxy_address() -> Value {
     json!([
-        at(
-            ".address",
-            rule_with_remedy(
-                well_formed("self.address", true),
-                "48026: the proxy address must be valid for the channel",
-                &remedy("48026", "proxy", "self.address", true),
-            )
-        ),
+        address::rule(&address::PROXY, "channel", "address"),
         at(
             ".channel",
             forbidden(rule(

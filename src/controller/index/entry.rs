@@ -137,7 +137,7 @@ impl ClaimEntry {
         let (contact, proxy) = self.addresses.split_once('\n')?;
         let admissions = self.admissions.iter();
         Some(Claim {
-            binding: Binding::parse(self.channel, contact, proxy).ok()?,
+            binding: Binding::stored(self.channel, contact, proxy).ok()?,
             name: name.clone(),
             uid: self.uid.to_string(),
             resource_version: self.version.to_string(),

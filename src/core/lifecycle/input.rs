@@ -69,7 +69,7 @@ impl LifecycleInput {
     /// The input of a stored conversation.
     ///
     /// # Errors
-    /// If it is open and its addresses are not canonical, which the schema excludes.
+    /// If it is open and its addresses form no binding, which every version of the schema excludes.
     pub fn of(conversation: &Conversation) -> Result<Self, InvalidBinding> {
         let spec = &conversation.spec;
         let timers = spec.timers.unwrap_or_default();

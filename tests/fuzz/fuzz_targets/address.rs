@@ -1,4 +1,5 @@
-//! The parser of addresses never panics. An accepted address is printable ASCII with a bounded length, and is its own canonical form.
+//! The parser of addresses never panics. An accepted address is printable ASCII with a bounded length, is its own canonical form, and is
+//! accepted as a stored one. A proposal is accepted.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -25,8 +26,16 @@ fuzz_target!(|text: &str| {
                     assert!(!canonical.is_empty() && canonical.len() <= 256, "{canonical:?}");
                     assert!(canonical.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{canonical:?}");
                     assert_eq!(Address::parse(channel, role, canonical).as_ref(), Ok(&address));
+                    assert_eq!(Address::stored(canonical).as_ref(), Ok(&address));
                 }
-                Err(error) => drop(error.to_string()),
+                Err(error) => {
+                    let message = error.to_string();
+                    if let Some(proposal) = error.canonical {
+                        assert!(message.ends_with(&format!("; write {proposal}")), "{message:?}");
+                        assert_ne!(proposal, text);
+                        assert!(Address::parse(channel, role, &proposal).is_ok(), "{text:?} {proposal:?}");
+                    }
+                }
             }
         }
     }

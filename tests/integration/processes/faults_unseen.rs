@@ -24,17 +24,25 @@ async fn unseen_namespace(cluster: &FaultCluster) -> (TestNamespace, HistoryChec
 
 /// Creates these conversations, in this order, while no webhook is installed.
 pub(super) async fn create_unseen(cluster: &FaultCluster, ns: &TestNamespace, names: &[&str]) {
+    without_webhook(cluster, async || {
+        for name in names {
+            ns.create(name, json!({})).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Runs `work` while no webhook is installed.
+pub(super) async fn without_webhook(cluster: &FaultCluster, work: impl AsyncFnOnce()) {
     // Dry runs for the binding of this namespace show whether the API server calls the webhook.
     let (guard, _) = cluster.checked_namespace().await;
     guard.create("guard", json!({})).await.unwrap();
-    let configurations = Api::<ValidatingWebhookConfiguration>::all(ns.client.clone());
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(guard.client.clone());
     let mut configuration = configurations.get("switchboard").await.unwrap();
     configurations.delete("switchboard", &DeleteParams::default()).await.unwrap();
     // The API server still calls the webhook for a moment.
     wait_until_webhook_is_called(&guard, false).await;
-    for name in names {
-        ns.create(name, json!({})).await.unwrap();
-    }
+    work().await;
     configuration.metadata.resource_version = None;
     configuration.metadata.uid = None;
     configurations.create(&PostParams::default(), &configuration).await.unwrap();
