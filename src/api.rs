@@ -17,7 +17,7 @@ pub use address_binding::{AddressBinding, AddressBindingSpec, Admission, Convers
 pub use condition::{Condition, ConditionReason, ConditionStatus, ConditionType};
 pub use conversation::{
     Channel, Contact, Conversation, ConversationSpec, ConversationStatus, Deadlines, OnConflict, Participant, Proxy,
-    State, StateReason, Timers,
+    State, StateReason, Timers, TimersInEffect,
 };
 pub use duration::{Duration, DurationError};
 pub use proxy_address::{

@@ -69,6 +69,12 @@ impl Claims {
         self.grace_period
     }
 
+    /// The clock by which it decides.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Claims the binding for a create, or decides why not. Nothing is written after `deadline`.
     pub async fn admit(&self, request: &Request, deadline: Instant) -> Decision {
         let started = self.clock.monotonic();

@@ -1,8 +1,9 @@
 //! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It makes no
 //! requests to an API server.
 
-use crate::api;
+use crate::api::{self, Timer, Timers};
 use crate::certificates::{self, Clients, Files};
+use crate::core::lifecycle::is_contradiction;
 use crate::export::Selection;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::logs;
@@ -23,6 +24,9 @@ use std::time::Duration;
 /// The minimum grace period. An API server stores an admitted create within min(34 s, `--request-timeout`) plus the time of an etcd commit, or
 /// never. With a shorter grace period, a second holder could be admitted.
 const MIN_GRACE_PERIOD: Duration = Duration::from_secs(40);
+
+/// The minimum delay of a close by a changed default timer, so that a mistake can be corrected.
+const MIN_DEFAULTS_DELAY: Duration = Duration::from_mins(10);
 
 /// The minimum lease duration. A Lease records whole seconds.
 const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
@@ -169,6 +173,23 @@ struct Run {
     /// Deny the create of a conversation whose proxy address no ProxyAddress declares. If not set, every namespace may use such an address.
     #[arg(long, env = "SWITCHBOARD_REQUIRE_PROXY_ADDRESSES")]
     require_proxy_addresses: bool,
+    /// Default of the timer inactiveAfter, such as 30m, or never. It applies to conversations without one of their own, and without one of
+    /// their ProxyAddress. If not set, there is no default.
+    #[arg(long, env = "SWITCHBOARD_DEFAULT_INACTIVE_AFTER")]
+    default_inactive_after: Option<Timer>,
+    /// Default of the timer closeAfter, such as 24h, or never. It must be longer than that of inactiveAfter.
+    #[arg(long, env = "SWITCHBOARD_DEFAULT_CLOSE_AFTER")]
+    default_close_after: Option<Timer>,
+    /// Default of the timer closeUnassignedAfter, such as 1h, or never.
+    #[arg(long, env = "SWITCHBOARD_DEFAULT_CLOSE_UNASSIGNED_AFTER")]
+    default_close_unassigned_after: Option<Timer>,
+    /// Duration for which a new or changed default timer closes no conversation, at least 10m. A mistake can be corrected within it. After a
+    /// start, all defaults count as new.
+    #[arg(long, env = "SWITCHBOARD_DEFAULTS_DELAY", default_value = "10m", value_parser = duration)]
+    defaults_delay: Duration,
+    /// Accept a delay of default timers below 10m, for tests. Unsafe: a mistake in a default closes conversations at once, which is final.
+    #[arg(long, env = "SWITCHBOARD_UNSAFE_DEFAULTS_DELAY")]
+    unsafe_defaults_delay: bool,
     /// Duration for which new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
     #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
     drain_delay: Duration,
@@ -224,6 +245,24 @@ impl Run {
                     .into(),
             );
         }
+        if self.defaults_delay < MIN_DEFAULTS_DELAY && !self.unsafe_defaults_delay {
+            return Err("--defaults-delay must be at least 10m: a close is final, and a mistake in a default timer can only be \
+                        corrected before it closes conversations"
+                .into());
+        }
+        let default_timers = Timers {
+            inactive_after: self.default_inactive_after,
+            close_after: self.default_close_after,
+            close_unassigned_after: self.default_close_unassigned_after,
+        };
+        if default_timers
+            .close_after
+            .is_some_and(|close_after| is_contradiction(default_timers.inactive_after, close_after))
+        {
+            return Err("--default-close-after must be longer than --default-inactive-after, since both are counted from the last \
+                        activity; set another one, or never"
+                .into());
+        }
         if self.lease_duration < MIN_LEASE_DURATION || self.lease_duration.subsec_nanos() != 0 {
             return Err(
                 "--lease-duration must be whole seconds, at least 2s: the leader renews the lease several times within it"
@@ -267,6 +306,8 @@ impl Run {
             },
             grace_period: self.grace_period,
             requires_proxy_addresses: self.require_proxy_addresses,
+            default_timers,
+            defaults_delay: self.defaults_delay,
             drain_delay: self.drain_delay,
         };
         let ended = runtime.block_on(run::run(settings));
@@ -362,6 +403,11 @@ mod tests {
             "--lease-duration=999s",
             "--grace-period=40s",
             "--grace-period=9999s",
+            "--defaults-delay=10m",
+            "--defaults-delay=9999m",
+            "--default-inactive-after=1s",
+            "--default-close-after=87600h",
+            "--default-close-unassigned-after=never",
             "--otlp-endpoint=http://c",
             "--otlp-endpoint=http://[fd00::1]:4318/v1",
         ] {

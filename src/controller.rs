@@ -1,5 +1,5 @@
-//! The controller: watches the conversations and the claims, decides, writes and schedules. It must not depend on the webhook; the
-//! two share `core` and `claims`.
+//! The controller: watches the conversations, the claims and the ProxyAddresses, decides, writes and schedules. It must not depend on
+//! the webhook; the two share `core`, `claims` and `proxy_addresses`.
 //!
 //! One task owns the index and the queue, and nothing else changes them. It receives watch events and the results of jobs, and starts
 //! jobs, which call the API server, in a limited number of other tasks. Every replica maintains the index; only the leader processes
@@ -12,6 +12,7 @@ mod index;
 mod keys;
 mod metrics;
 mod plan;
+mod proxy_addresses;
 mod queue;
 mod stats;
 mod task;
@@ -21,19 +22,22 @@ pub use events::EventPublisher;
 pub use metrics::ControllerMetrics;
 
 use crate::admin::Readiness;
-use crate::api::Time;
+use crate::api::{Time, Timers};
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::leader::Leadership;
+use crate::proxy_addresses::{Catalog, ProxyAddresses};
 use deadlines::Deadlines;
 use dispatch::{AddressBindings, ClosedConversations, OpenConversations, dispatch, watch_for};
 use events::EventRecorder;
 use futures::StreamExt;
-use index::Index;
-use keys::NamespacedName;
+use index::{DefaultTimers, Index};
+use keys::{NamespacedName, ProxyKey};
 use kube::Client;
-use plan::{Job, Moment, Plan, plan_all, plan_claim, plan_conversation};
-use queue::Queue;
+use plan::{Job, LeaderWork, Moment, Plan, plan_all, plan_claim, plan_conversation, plan_each};
+use proxy_addresses::{affected, plan_proxy_address};
+use queue::{Backoff, Queue};
+use std::sync::Arc;
 use std::time::Duration;
 use task::Task;
 use tokio::task::{JoinError, JoinSet};
@@ -54,12 +58,25 @@ const EVENT_BACKFILL_WINDOW: Duration = Duration::from_mins(2);
 /// The longest sleep if there is no deadline.
 const MAX_IDLE: Duration = Duration::from_hours(1);
 
+/// The settings of the controller.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The name of the replica in Events.
+    pub instance: String,
+    /// The default timers of the installation.
+    pub default_timers: Timers,
+    /// The time from the observation of a default timer until it closes a conversation.
+    pub defaults_delay: Duration,
+}
+
 /// The controller.
 pub struct Controller {
     client: Client,
     clock: Clock,
     leadership: Leadership,
     readiness: Readiness,
+    proxy_addresses: ProxyAddresses,
+    metrics: ControllerMetrics,
     index: Index,
     queue: Queue<Task>,
     deadlines: Deadlines<NamespacedName>,
@@ -73,27 +90,30 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller that writes while this replica is the leader. `instance` names the replica in Events; `readiness` is set once
-    /// the index has synced; `metrics` serves the counts of the index.
+    /// A controller that writes while this replica is the leader. `readiness` is set once the index has synced; `metrics` serves the
+    /// counts of the index.
     #[must_use]
     pub fn new(
+        settings: Settings,
         client: Client,
         claims: Claims,
-        clock: Clock,
+        proxy_addresses: ProxyAddresses,
         leadership: Leadership,
-        instance: String,
         readiness: Readiness,
         metrics: ControllerMetrics,
     ) -> Self {
-        let grace_period = claims.grace_period();
-        let index = Index::new(metrics.stats().clone());
-        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics);
+        let Settings { instance, default_timers, defaults_delay } = settings;
+        let (grace_period, clock) = (claims.grace_period(), claims.clock());
+        let index = Index::new(metrics.stats().clone(), DefaultTimers::new(default_timers, defaults_delay));
+        let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics.clone());
         let event_recorder = EventRecorder::new(client.clone(), instance);
         Self {
             client,
             clock,
             leadership,
             readiness,
+            proxy_addresses,
+            metrics,
             index,
             queue: Queue::default(),
             deadlines: Deadlines::default(),
@@ -137,6 +157,11 @@ impl Controller {
                     let tasks = dispatch(ClosedConversations { index: &mut self.index, backfill_since }, event);
                     self.enqueue(tasks);
                 }
+                catalog = self.proxy_addresses.changed() => {
+                    if let Some(catalog) = catalog {
+                        self.catalog_changed(catalog);
+                    }
+                }
                 Some(result) = jobs.join_next() => self.job_finished(result?),
                 () = self.event_recorder.progress() => {}
                 () = self.leadership.changed() => {}
@@ -152,6 +177,7 @@ impl Controller {
                 self.promote_due();
                 self.process_queue(&mut jobs);
             }
+            self.metrics.stats().set_deferred(self.queue.background_len());
         }
         // The Events of the last writes are recorded too. For a deleted conversation, the next leader could not derive it from a status.
         while let Some(result) = jobs.join_next().await {
@@ -167,13 +193,8 @@ impl Controller {
             let grace_period = if self.leadership.follows_another() { self.grace_period } else { Duration::ZERO };
             self.earlier_writes_until = self.clock.monotonic() + grace_period;
             self.index.leadership_started();
-            let (tasks, deadlines) = plan_all(&self.index, |key| self.is_in_progress(key), self.moment());
-            for task in tasks {
-                self.queue.add_due(task);
-            }
-            for (key, deadline) in deadlines {
-                self.deadlines.set(&key, Some(deadline));
-            }
+            let work = plan_all(&self.index, |key| self.is_in_progress(key), self.moment());
+            self.take_up(work);
             let since = self.clock.now().before(EVENT_BACKFILL_WINDOW);
             for key in self.index.recently_changed(since) {
                 self.event_recorder.backfill_since(key, since);
@@ -181,6 +202,30 @@ impl Controller {
         } else if was_leader && !self.is_leader {
             self.queue.clear();
             self.deadlines = Deadlines::default();
+        }
+    }
+
+    /// Takes up changed ProxyAddresses. The timers of the conversations behind them run at once; the statuses in which only deadlines
+    /// change follow in the background: creates go first.
+    fn catalog_changed(&mut self, catalog: Arc<Catalog>) {
+        let proxy_addresses = affected(self.index.defaults.catalog().map(Arc::as_ref), &catalog);
+        let conversations = self.index.catalog_changed(catalog, self.clock.now(), self.clock.monotonic());
+        if self.is_leader {
+            let work = plan_each(&self.index, conversations.iter(), |key| self.is_in_progress(key), self.moment());
+            self.take_up(work);
+        }
+        self.enqueue(proxy_addresses);
+    }
+
+    fn take_up(&mut self, LeaderWork { tasks, background, deadlines }: LeaderWork) {
+        for task in tasks {
+            self.queue.add_due(task);
+        }
+        for task in background {
+            self.queue.add_background(task);
+        }
+        for (key, deadline) in deadlines {
+            self.deadlines.set(&key, Some(deadline));
         }
     }
 
@@ -230,6 +275,18 @@ impl Controller {
                 self.enqueue(blocked_on);
                 self.mark_succeeded(&task);
             }
+            Plan::AwaitLiveRead { until, proxy } => {
+                self.set_deadline(&task, until);
+                let live_read = Task::Defaults(proxy.clone());
+                if let Task::Conversation(key) = &task {
+                    self.index.defaults.await_live_read(proxy, key.clone());
+                }
+                // A read in progress is for all that wait, and one that failed is retried after its backoff.
+                if !self.queue.is_in_progress(&live_read) && !self.queue.has_failed(&live_read) {
+                    self.queue.add_due(live_read);
+                }
+                self.mark_succeeded(&task);
+            }
             Plan::Record(pending_event) => {
                 self.event_recorder.record(pending_event);
                 self.mark_succeeded(&task);
@@ -256,6 +313,11 @@ impl Controller {
                 plan_conversation(&self.index, key, |other| self.is_in_progress(other), self.moment())
             }
             Task::Claim(name) => plan_claim(&self.index, name, self.grace_period, self.clock.monotonic()),
+            Task::ProxyAddress(name) => match self.index.defaults.catalog() {
+                Some(catalog) => plan_proxy_address(catalog, name, self.clock.now()),
+                None => Plan::Wait { until: None, blocked_on: Vec::new() },
+            },
+            Task::Defaults(proxy) => Plan::Run(Job::ReadDefaults(proxy.clone())),
         }
     }
 
@@ -307,12 +369,22 @@ impl Controller {
             let claimant = self.index.claimant(key);
             self.enqueue(claimant.into_iter().collect());
         }
+        if let Task::Defaults(proxy) = &task
+            && !self.defaults_read(proxy, &outcome)
+            && matches!(outcome, JobOutcome::Defaults(_))
+        {
+            outcome = JobOutcome::Retry { backoff: Backoff::Transient, failed_write: None };
+        }
         if let JobOutcome::Retry { backoff, .. } = outcome {
             return self.queue.add_rate_limited(task, backoff, self.clock.monotonic());
         }
         self.queue.forget(&task);
         match outcome {
-            JobOutcome::Done | JobOutcome::Outdated(_) | JobOutcome::Deleted { .. } | JobOutcome::Retry { .. } => {}
+            JobOutcome::Done
+            | JobOutcome::Outdated(_)
+            | JobOutcome::Deleted { .. }
+            | JobOutcome::Defaults(_)
+            | JobOutcome::Retry { .. } => {}
             JobOutcome::UpToDate(next) | JobOutcome::Written { next, .. } => self.set_deadline(&task, next),
             JobOutcome::Enqueue(other) => self.queue.add(other),
             JobOutcome::AwaitGrace => {
@@ -323,5 +395,24 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Takes up a live read of the default timers of `proxy`. Returns whether they are the same as those that the watch has shown.
+    fn defaults_read(&mut self, proxy: &ProxyKey, outcome: &JobOutcome) -> bool {
+        let timers = match outcome {
+            JobOutcome::Defaults(timers) => Some(*timers),
+            _ => None,
+        };
+        let (is_same, affected) = self.index.defaults.live_read(proxy, timers, self.clock.monotonic());
+        if timers.is_some() && !is_same {
+            tracing::warn!(
+                channel = proxy.channel().as_str(),
+                "the watch of the ProxyAddresses is late; no default timer of the address closes a conversation until it has caught up"
+            );
+        }
+        for key in affected {
+            self.queue.add_due(Task::Conversation(key));
+        }
+        is_same
     }
 }

@@ -57,8 +57,7 @@ impl Catalog {
     /// The default timers of the conversations behind an address, according to its ProxyAddress.
     #[must_use]
     pub fn default_timers(&self, channel: Channel, address: &str) -> Timers {
-        let declared = self.in_effect(channel, address).and_then(|declared| declared.spec.defaults.as_ref());
-        declared.and_then(|defaults| defaults.timers).unwrap_or_default()
+        default_timers(self.in_effect(channel, address))
     }
 
     /// The labels of a namespace; `None` if there is no such namespace.
@@ -95,9 +94,26 @@ impl Catalog {
         }
     }
 
+    /// The same catalog without the ProxyAddress of this name.
+    #[cfg(test)]
+    pub(crate) fn without(&self, name: &str) -> Self {
+        let mut catalog = self.clone();
+        catalog.remove(name);
+        catalog
+    }
+
     fn clear(&mut self) {
         self.by_name.clear();
         self.by_address.clear();
+    }
+}
+
+/// The catalog of these ProxyAddresses, and of no namespaces.
+impl FromIterator<ProxyAddress> for Catalog {
+    fn from_iter<I: IntoIterator<Item = ProxyAddress>>(proxy_addresses: I) -> Self {
+        let mut catalog = Self::default();
+        proxy_addresses.into_iter().for_each(|proxy_address| catalog.insert(proxy_address));
+        catalog
     }
 }
 
@@ -120,6 +136,13 @@ impl ProxyAddresses {
         }
         self.0.borrow_and_update().clone()
     }
+}
+
+/// The default timers of the conversations behind an address that `in_effect` declares.
+#[must_use]
+pub fn default_timers(in_effect: Option<&ProxyAddress>) -> Timers {
+    let defaults = in_effect.and_then(|declared| declared.spec.defaults.as_ref());
+    defaults.and_then(|defaults| defaults.timers).unwrap_or_default()
 }
 
 /// The ProxyAddress that is in effect for an address, read live. If the kind is not installed, there is none. `known` is the name of the

@@ -1,11 +1,12 @@
 //! Assembles the components into one supervised process. If a component ends, the process exits.
 
 use crate::admin::{self, Readiness};
+use crate::api::Timers;
 use crate::certificates::{self, CertificateMetrics, Clients, Files, Publisher, SelfManagedCertificate, TlsError};
 use crate::claims::{ClaimMetrics, Claims};
 use crate::client::{self, ApiServer, ClientMetrics};
 use crate::clock::Clock;
-use crate::controller::{Controller, ControllerMetrics};
+use crate::controller::{self, Controller, ControllerMetrics};
 use crate::export;
 use crate::leader::{self, LeaderElector};
 use crate::listener;
@@ -44,6 +45,10 @@ pub struct Settings {
     pub grace_period: Duration,
     /// Whether an address must be declared by a ProxyAddress to be used.
     pub requires_proxy_addresses: bool,
+    /// The default timers of the conversations.
+    pub default_timers: Timers,
+    /// The time from the observation of a default timer until it closes a conversation.
+    pub defaults_delay: Duration,
     /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica.
     pub drain_delay: Duration,
 }
@@ -144,15 +149,19 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let claims = |client| Claims::new(client, clock, settings.grace_period, claim_metrics.clone());
     let (proxy_address_watcher, proxy_addresses) = ProxyAddressWatcher::new(client.clone(), clock);
     let retrying = api_server.retrying;
-    let grants = Grants::new(retrying.clone(), proxy_addresses, settings.requires_proxy_addresses);
+    let grants = Grants::new(retrying.clone(), proxy_addresses.clone(), settings.requires_proxy_addresses);
     let handler = AdmissionHandler::new(retrying.clone(), claims(retrying), grants);
     let claims = claims(client.clone());
     let controller = Controller::new(
+        controller::Settings {
+            instance,
+            default_timers: settings.default_timers,
+            defaults_delay: settings.defaults_delay,
+        },
         client.clone(),
         claims.clone(),
-        clock,
+        proxy_addresses,
         leadership.clone(),
-        instance,
         readiness.clone(),
         controller_metrics,
     );

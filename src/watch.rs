@@ -11,7 +11,7 @@ use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -55,15 +55,17 @@ impl Watched for AddressBinding {
 }
 
 /// A newer version may have written fields that this one cannot decode. The address stays declared, and its namespaces granted, as long as
-/// these two can be decoded: otherwise it would be open to everybody.
+/// these two can be decoded: otherwise it would be open to everybody. Defaults that cannot be decoded close nothing.
 impl Watched for ProxyAddress {
     fn assemble(metadata: ObjectMeta, mut spec: Value, status: Value) -> Result<Self, String> {
         let mut whole = parse("spec", spec.clone());
-        for unreadable in ["inbound", "defaults"] {
+        let never =
+            json!({"timers": {"inactiveAfter": "never", "closeAfter": "never", "closeUnassignedAfter": "never"}});
+        for (unreadable, substitute) in [("inbound", Value::Null), ("defaults", never)] {
             if whole.is_err()
                 && let Some(fields) = spec.as_object_mut()
             {
-                fields.remove(unreadable);
+                fields.insert(unreadable.to_owned(), substitute);
                 whole = parse("spec", spec.clone());
             }
         }
@@ -218,7 +220,7 @@ fn rejected_as_invalid(error: &watcher::Error) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::api::Timer;
 
     fn stored(spec: &Value) -> Guarded<Conversation> {
         let metadata =
@@ -249,7 +251,9 @@ mod tests {
         let status = json!({"conditions": [{"type": "Unheard"}]});
         let newer = read(with("inbound", json!({"sources": 7})), status).unwrap();
         assert!(newer.spec.inbound.is_none() && newer.spec.defaults.is_some() && newer.status.is_none());
-        assert!(read(with("defaults", json!({"timers": 7})), json!(null)).unwrap().spec.defaults.is_none());
+        let newer = read(with("defaults", json!({"timers": 7})), json!(null)).unwrap();
+        let timers = newer.spec.defaults.and_then(|defaults| defaults.timers).unwrap();
+        assert_eq!(timers.close_after, Some(Timer::Never), "no other default may close its conversations");
         assert!(read(with("namespaces", json!(7)), json!(null)).is_err());
     }
 

@@ -95,6 +95,13 @@ use serde::{Deserialize, Serialize};
         description = "Time at which a timer will make the Conversation Inactive."
     ),
     printcolumn(
+        name = "Close-After",
+        type_ = "string",
+        json_path = ".status.timers.closeAfter",
+        priority = 1,
+        description = "Timer closeAfter in effect."
+    ),
+    printcolumn(
         name = "Binding",
         type_ = "string",
         json_path = ".status.addressBindingName",
@@ -330,6 +337,10 @@ pub struct ConversationStatus {
     /// participants. If participants may have come and gone unobserved, it is the time of observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unassigned_time: Option<Time>,
+    /// Timers in effect: those of the spec and, for each one that is absent there, the default of the ProxyAddress, or else that of the
+    /// installation. A default that contradicts a timer of the spec does not apply. Absent if there are none, and once it is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers: Option<TimersInEffect>,
     /// Times at which timers will change the state. Absent if no timer is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadlines: Option<Deadlines>,
@@ -344,6 +355,21 @@ pub struct ConversationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Timers that are in effect for a Conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TimersInEffect {
+    /// Timer `inactiveAfter` in effect. Absent if inactivity does not make the Conversation Inactive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inactive_after: Option<Duration>,
+    /// Timer `closeAfter` in effect. Absent if inactivity does not close the Conversation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_after: Option<Duration>,
+    /// Timer `closeUnassignedAfter` in effect. Absent if a Conversation without participants stays open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub close_unassigned_after: Option<Duration>,
 }
 
 /// Reason for the state in effect.
@@ -369,7 +395,8 @@ pub struct Deadlines {
     /// Time at which the Conversation becomes Inactive. Absent if it is not Active or has no timer `inactiveAfter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inactive_time: Option<Time>,
-    /// Time at which the Conversation becomes Closed: the earlier of the deadlines of `closeAfter` and `closeUnassignedAfter`.
+    /// Time at which the Conversation becomes Closed: the earlier of the deadlines of `closeAfter` and `closeUnassignedAfter`. A
+    /// default does not close it within ten minutes of a change of the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_time: Option<Time>,
 }

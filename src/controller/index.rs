@@ -3,22 +3,26 @@
 //! It stores the input of decisions, not the objects. Every replica stores the whole index, so the entries are small. It has no client
 //! and no async code, and the time is passed in.
 
+mod defaults;
 mod entry;
 mod tombstones;
 
+pub use defaults::{DefaultTimers, Permission};
 pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
 
-use super::keys::{NamespacedName, Uid, Version};
+use super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use super::stats::{Stats, StatsKey};
 use super::task::Task;
 use crate::api::{Conversation, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::Claim;
 use crate::core::lifecycle::{LifecycleInput, invalid_object};
+use crate::proxy_addresses::Catalog;
 use crate::watch::InvalidObject;
 use entry::identity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tombstones::Tombstones;
@@ -27,6 +31,10 @@ use tombstones::Tombstones;
 #[derive(Debug, Default)]
 pub struct Index {
     conversations: HashMap<NamespacedName, Box<Entry>>,
+    /// The proxy addresses of the open conversations, and the number of conversations behind each.
+    proxies: HashMap<ProxyKey, usize>,
+    /// The default timers of the proxy addresses.
+    pub defaults: DefaultTimers,
     /// The bindings that are claimed or that an open conversation needs.
     bindings: HashMap<BindingName, Box<BindingEntry>>,
     /// The closed conversations that need work or have a time to live, which are few. The others are not stored.
@@ -58,14 +66,14 @@ impl ListEpoch {
 }
 
 impl Index {
-    /// Whether the watches of the open conversations and of the claims have each completed a list.
+    /// Whether the watches of the open conversations, of the claims and of the ProxyAddresses have each completed a list.
     pub fn has_synced(&self) -> bool {
-        self.conversation_list.is_complete && self.claim_list.is_complete
+        self.conversation_list.is_complete && self.claim_list.is_complete && self.defaults.has_synced()
     }
 
-    /// An empty index, which keeps the counts of the stored conversations in `stats`.
-    pub fn new(stats: Stats) -> Self {
-        Self { stats, ..Self::default() }
+    /// An empty index with these default timers, which keeps the counts of the stored conversations in `stats`.
+    pub fn new(stats: Stats, defaults: DefaultTimers) -> Self {
+        Self { defaults, stats, ..Self::default() }
     }
 
     /// All known conversations.
@@ -195,6 +203,7 @@ impl Index {
         let binding = input.contended_binding().cloned();
         let fingerprint = conversation.status.as_ref().map_or(0, fingerprint);
         let mut entry = Entry::new(uid, version, input, fingerprint, self.conversation_list.number);
+        entry.proxy = Some(self.add_proxy(ProxyKey::new(conversation.spec.channel, &conversation.spec.proxy.address)));
         self.stats.add(StatsKey::of(&entry.input));
         if let Some(before) = self.conversations.get(&key) {
             entry.follow(before);
@@ -202,6 +211,7 @@ impl Index {
         let before = self.conversations.insert(key.clone(), Box::new(entry));
         if let Some(before) = &before {
             self.stats.remove(StatsKey::of(&before.input));
+            self.remove_proxy(before.proxy.as_ref());
         }
         let before = before.and_then(|before| before.input.contended_binding().cloned());
         if before != binding {
@@ -233,6 +243,37 @@ impl Index {
         }
         let claimed = binding.and_then(|name| self.claim(name)).map(|claim| claim.holder.clone());
         claimed.filter(|holder| *holder == key).unwrap_or(key)
+    }
+
+    /// Counts a conversation behind `proxy`. Returns the equal key that the index contains already, so that its text is stored only once.
+    fn add_proxy(&mut self, proxy: ProxyKey) -> ProxyKey {
+        let entry = self.proxies.entry(proxy);
+        let shared = entry.key().clone();
+        *entry.or_default() += 1;
+        shared
+    }
+
+    fn remove_proxy(&mut self, proxy: Option<&ProxyKey>) {
+        if let Some(proxy) = proxy
+            && let Some(count) = self.proxies.get_mut(proxy)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.proxies.remove(proxy);
+            }
+        }
+    }
+
+    /// The watch of the ProxyAddresses shows `catalog`. Returns the open conversations whose default timers have changed.
+    pub fn catalog_changed(&mut self, catalog: Arc<Catalog>, time: Time, now: Instant) -> Vec<NamespacedName> {
+        let changed = self.defaults.catalog_changed(catalog, time, now);
+        self.sync_stats();
+        let in_use: HashSet<ProxyKey> = changed.into_iter().filter(|proxy| self.proxies.contains_key(proxy)).collect();
+        if in_use.is_empty() {
+            return Vec::new();
+        }
+        let is_affected = |entry: &Entry| entry.proxy.as_ref().is_some_and(|proxy| in_use.contains(proxy));
+        self.conversations.iter().filter(|(_, entry)| is_affected(entry)).map(|(key, _)| key.clone()).collect()
     }
 
     /// A conversation cannot be decoded: only its metadata is known.
@@ -274,6 +315,7 @@ impl Index {
 
     /// This replica starts to lead. Writes of an earlier leader may still take effect.
     pub fn leadership_started(&mut self) {
+        self.defaults.leadership_started();
         for entry in self.conversations.values_mut() {
             entry.was_written = false;
             entry.is_refused = false;
@@ -298,6 +340,7 @@ impl Index {
             return Vec::new();
         };
         self.stats.remove(StatsKey::of(&entry.input));
+        self.remove_proxy(entry.proxy.as_ref());
         let binding = entry.input.contended_binding().cloned();
         self.tombstones.insert(entry.uid, now);
         let mut affected = binding.map(|name| self.remove_candidate(key, &name)).unwrap_or_default();
@@ -533,6 +576,35 @@ mod tests {
     use super::fixtures::{NAME, UID, claim, conversation, index, key};
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn index_has_synced_only_with_the_proxy_addresses() {
+        let mut index = index();
+        assert!(!index.has_synced());
+        index.catalog_changed(Arc::default(), Time::EPOCH, Instant::now());
+        assert!(index.has_synced());
+    }
+
+    #[test]
+    fn open_conversations_share_the_text_of_their_proxy_address() {
+        let (mut index, now) = (index(), Instant::now());
+        for name in ["alice", "bob"] {
+            index.conversation_applied(&conversation(name, name, json!({"contact": null})), now);
+            index.conversation_applied(&conversation(name, name, json!({"contact": null})), now);
+        }
+        let proxy = |name: &str| index.open(&key(name)).unwrap().proxy.clone().unwrap();
+        assert!(proxy("alice").is_same_text(&proxy("bob")));
+        assert_eq!(index.proxies.values().collect::<Vec<_>>(), [&2]);
+        for name in ["alice", "bob"] {
+            index.conversation_deleted(&conversation(name, name, json!({})).metadata, now);
+        }
+        assert!(index.proxies.is_empty(), "an unused address takes no memory");
+    }
+
+    #[test]
+    fn entry_of_an_open_conversation_is_small() {
+        assert!(size_of::<Entry>() <= 320, "{}", size_of::<Entry>());
+    }
 
     #[test]
     fn claim_is_returned_unchanged() {

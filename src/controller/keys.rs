@@ -1,6 +1,6 @@
-//! Compact names, UIDs and versions: the index stores hundreds of thousands of them.
+//! Compact names, addresses, UIDs and versions: the index stores hundreds of thousands of them.
 
-use crate::api::ConversationReference;
+use crate::api::{Channel, ConversationReference};
 use data_encoding::HEXLOWER;
 use std::fmt::{Display, Formatter, Result};
 use std::sync::Arc;
@@ -44,6 +44,36 @@ impl From<&ConversationReference> for NamespacedName {
 impl Display for NamespacedName {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str(&self.0)
+    }
+}
+
+/// A proxy address and its channel. Clones share the text, and take 8 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProxyKey(Arc<(Channel, Box<str>)>);
+
+impl ProxyKey {
+    /// The proxy address `address` on `channel`.
+    #[must_use]
+    pub fn new(channel: Channel, address: &str) -> Self {
+        Self(Arc::new((channel, address.into())))
+    }
+
+    /// The channel.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.0.0
+    }
+
+    /// Whether both share one text.
+    #[cfg(test)]
+    pub fn is_same_text(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The address.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.0.1
     }
 }
 

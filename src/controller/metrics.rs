@@ -23,6 +23,10 @@ pub enum TaskKind {
     Conversation,
     /// A claim.
     Claim,
+    /// A ProxyAddress.
+    ProxyAddress,
+    /// The default timers of a proxy address.
+    Defaults,
 }
 
 /// The class of the error of a reconciliation.

@@ -1,13 +1,14 @@
 //! The plan for a task: a pure function of the index and the time.
 
 use super::events::PendingEvent;
-use super::index::{AdmissionEntry, Entry, Index, InvalidEntry, fingerprint};
-use super::keys::{NamespacedName, Uid, Version};
+use super::index::{AdmissionEntry, Entry, Index, InvalidEntry, Permission, fingerprint};
+use super::keys::{NamespacedName, ProxyKey, Uid, Version};
+use super::proxy_addresses::{ProxyAddressWrite, affected};
 use super::task::Task;
-use crate::api::{ConversationStatus, Time};
+use crate::api::{ConversationStatus, State, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::{Claim, CreateStatus};
-use crate::core::lifecycle::{BindingStatus, Decision, Notice, decide, due, new_notices};
+use crate::core::lifecycle::{BindingStatus, Decision, Defaults, Notice, decide, due, new_notices};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -21,6 +22,13 @@ pub enum Plan {
         until: Option<Time>,
         /// The tasks to process first.
         blocked_on: Vec<Task>,
+    },
+    /// Wait for a live read of the default timers that are due to close the conversation.
+    AwaitLiveRead {
+        /// The next deadline of the conversation.
+        until: Option<Time>,
+        /// The proxy address whose defaults must be read.
+        proxy: ProxyKey,
     },
     /// Record an Event.
     Record(PendingEvent),
@@ -39,6 +47,10 @@ pub enum Job {
     Resolve(Box<ConversationLookup>),
     /// Read the conversation of a claim live, and release or prune the claim if possible.
     Release(Box<Release>),
+    /// Write the status of a ProxyAddress.
+    WriteProxyAddress(Box<ProxyAddressWrite>),
+    /// Read the default timers of a proxy address live.
+    ReadDefaults(ProxyKey),
 }
 
 /// A write of a status. The version of the conversation that the decision is based on is its precondition.
@@ -52,7 +64,7 @@ pub struct StatusWrite {
     pub version: Version,
     /// The notices to record once the status is written.
     pub notices: Vec<Notice>,
-    /// Whether the write only records activity, and may be delayed until there is more.
+    /// Whether the write only records activity and deadlines, and may be delayed until there is more.
     pub is_routine: bool,
     /// The status, without the field that gateways own.
     pub status: ConversationStatus,
@@ -66,15 +78,16 @@ pub struct StatusWrite {
 
 impl StatusWrite {
     /// The write that stores `decision`; `None` if it is stored already.
-    pub fn of(key: &NamespacedName, entry: &Entry, decision: Decision) -> Option<Box<Self>> {
-        let Decision { status, next } = decision;
+    pub fn of(key: &NamespacedName, entry: &Entry, defaults: &Defaults, decision: Decision) -> Option<Box<Self>> {
+        let Decision { status, next, is_closed_by_default: _ } = decision;
+        let next = next.filter(|_| status.state != Some(State::Closed));
         (fingerprint(&status) != entry.fingerprint).then(|| {
             Box::new(Self {
                 key: key.clone(),
                 uid: entry.uid.clone(),
                 version: entry.version.clone(),
                 notices: new_notices(&entry.input.status, &status),
-                due: due(&entry.input, &status),
+                due: due(&entry.input, defaults, &status),
                 is_routine: entry.input.is_routine(&status),
                 is_bound: status.address_binding_name.is_some(),
                 status,
@@ -104,6 +117,8 @@ pub struct ConversationLookup {
     pub key: NamespacedName,
     /// Its entry in the index.
     pub entry: Entry,
+    /// The defaults of its proxy address.
+    pub defaults: Defaults,
     /// Whether it is the first of the candidates for the binding.
     pub is_first: bool,
 }
@@ -130,29 +145,60 @@ pub struct Moment {
     pub earlier_writes_until: Instant,
 }
 
-/// The work of a new leader. Returns the tasks: first the conversations with a deadline, in the order of their deadlines, then the
-/// others, then the claims. Also returns the deadlines of the conversations that need no work, which are nearly all.
-pub fn plan_all(
+/// The work of a new leader, or after a change of many conversations at once.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LeaderWork {
+    /// The tasks: first the conversations with a deadline, in the order of their deadlines, then the others, then those of a new leader:
+    /// the claims and the ProxyAddresses.
+    pub tasks: Vec<Task>,
+    /// The conversations whose status has outdated deadlines and nothing else to change.
+    pub background: Vec<Task>,
+    /// The deadlines of the conversations that need no work now, which are nearly all.
+    pub deadlines: Vec<(NamespacedName, Time)>,
+}
+
+/// The work of a new leader.
+pub fn plan_all(index: &Index, is_in_progress: impl Fn(&NamespacedName) -> bool, moment: Moment) -> LeaderWork {
+    let mut work = plan_each(index, index.keys(), is_in_progress, moment);
+    let proxy_addresses = index.defaults.catalog().map(|catalog| affected(None, catalog)).unwrap_or_default();
+    work.tasks.extend(index.unsettled().chain(proxy_addresses));
+    work
+}
+
+/// The work of many conversations.
+pub fn plan_each<'a>(
     index: &Index,
+    keys: impl Iterator<Item = &'a NamespacedName>,
     is_in_progress: impl Fn(&NamespacedName) -> bool,
     moment: Moment,
-) -> (Vec<Task>, Vec<(NamespacedName, Time)>) {
-    let (mut to_do, mut asleep) = (Vec::new(), Vec::new());
-    for key in index.keys() {
+) -> LeaderWork {
+    let mut work = LeaderWork::default();
+    let mut to_do = Vec::new();
+    for key in keys {
         match plan_conversation(index, key, &is_in_progress, moment) {
             Plan::Wait { until, blocked_on } if blocked_on.is_empty() => {
-                asleep.extend(until.map(|until| (key.clone(), until)));
+                work.deadlines.extend(until.map(|until| (key.clone(), until)));
+            }
+            Plan::Run(Job::WriteStatus(write)) if write.is_routine => {
+                // Its timers run meanwhile.
+                work.deadlines.extend(write.next.map(|next| (key.clone(), next)));
+                work.background.push(Task::Conversation(key.clone()));
             }
             _ => to_do.push(key),
         }
     }
     // A decision for the year 1970 has the next deadline even if that has passed by now.
-    let deadline = |key: &NamespacedName| decide(&index.open(key)?.input, None, Time::EPOCH).next;
+    let deadline = |key: &NamespacedName| {
+        let entry = index.open(key)?;
+        let (defaults, _) = index.defaults.of(entry.proxy.as_ref(), moment.instant);
+        decide(&entry.input, &defaults, None, Time::EPOCH).next
+    };
     to_do.sort_by_cached_key(|key| {
         let deadline = deadline(key);
         (deadline.is_none(), deadline)
     });
-    (to_do.into_iter().cloned().map(Task::Conversation).chain(index.unsettled()).collect(), asleep)
+    work.tasks = to_do.into_iter().cloned().map(Task::Conversation).collect();
+    work
 }
 
 /// The plan for a conversation. `is_in_progress` returns whether another conversation is being written.
@@ -167,27 +213,29 @@ pub fn plan_conversation(
         return Plan::Record(PendingEvent { key: key.clone(), uid: uid.clone(), notice: notice.clone() });
     }
     let Some(entry) = index.open(key) else {
-        return plan_closed(index, key, now);
+        return plan_closed(index, key, moment);
     };
-    let unheld = decide(&entry.input, None, now);
+    let (defaults, permission) = index.defaults.of(entry.proxy.as_ref(), moment.instant);
+    let plan_status = |decision| plan_status(key, entry, &defaults, permission, decision, moment);
+    let unheld = decide(&entry.input, &defaults, None, now);
     if entry.awaiting_watch {
         // A decision would be based on an outdated version. The watch event with the new version adds this task again.
         return wait(unheld.next);
     }
     let Some(name) = entry.input.needed_binding() else {
-        return plan_status(key, entry, unheld);
+        return plan_status(unheld);
     };
     let Some(claim) = index.claim(name).filter(|claim| claim.holder == *key) else {
-        return plan_unbound(index, key, entry, name, now);
+        return plan_unbound(index, key, entry, name, &defaults, plan_status, now);
     };
     let Some(admission) = claim.admissions.iter().find(|admission| admission.uid == entry.uid) else {
         // The claim is not its claim until it records its UID.
         return Plan::Wait { until: None, blocked_on: vec![Task::Claim(name.clone())] };
     };
     let held = BindingStatus::Held { name: name.clone(), since: admission.time };
-    let bound = decide(&entry.input, Some(&held), now);
+    let bound = decide(&entry.input, &defaults, Some(&held), now);
     if entry.input.is_bound() || bound.status.address_binding_name.is_none() {
-        return plan_status(key, entry, bound);
+        return plan_status(bound);
     }
     // There must never be two conversations with Bound=True, even if somebody bypasses the admission policy: the condition of the
     // other conversation is changed first. A write that is in progress, that the watch has yet to show, or whose outcome is unknown
@@ -209,24 +257,36 @@ pub fn plan_conversation(
     if let Some(until) = rivals().filter_map(in_doubt_until).max().filter(|until| *until > moment.instant) {
         return wait(Some(now.after(until.saturating_duration_since(moment.instant))));
     }
-    plan_status(key, entry, bound)
+    plan_status(bound)
 }
 
 /// The plan for a conversation that needs the binding `name`, whose claim, if there is one, names another conversation.
-fn plan_unbound(index: &Index, key: &NamespacedName, entry: &Entry, name: &BindingName, now: Time) -> Plan {
+fn plan_unbound(
+    index: &Index,
+    key: &NamespacedName,
+    entry: &Entry,
+    name: &BindingName,
+    defaults: &Defaults,
+    plan_status: impl FnOnce(Decision) -> Plan,
+    now: Time,
+) -> Plan {
     let is_first = index.claim(name).is_none() && index.next_candidate(name, None) == Some(key);
-    let waiting = decide(&entry.input, Some(&BindingStatus::HeldByAnother), now);
+    let waiting = decide(&entry.input, defaults, Some(&BindingStatus::HeldByAnother), now);
     if !is_first && entry.input.waiting_since().is_some() {
         // It was told that it waits, and still does. Nothing has to be read for that, however many wait.
-        return plan_status(key, entry, waiting);
+        return plan_status(waiting);
     }
-    Plan::Run(Job::Resolve(Box::new(ConversationLookup { key: key.clone(), entry: entry.clone(), is_first })))
+    let (key, entry, defaults) = (key.clone(), entry.clone(), *defaults);
+    Plan::Run(Job::Resolve(Box::new(ConversationLookup { key, entry, defaults, is_first })))
 }
 
-fn plan_closed(index: &Index, key: &NamespacedName, now: Time) -> Plan {
+fn plan_closed(index: &Index, key: &NamespacedName, moment: Moment) -> Plan {
     let Some(entry) = index.closed(key) else { return wait(None) };
+    let now = moment.now;
     if !entry.input.is_observed() {
-        return plan_status(key, entry, decide(&entry.input, None, now));
+        let defaults = Defaults::default();
+        let decision = decide(&entry.input, &defaults, None, now);
+        return plan_status(key, entry, &defaults, Permission::Granted, decision, moment);
     }
     match entry.input.expiry() {
         Some(expiry) if expiry <= now && !entry.input.is_being_deleted => Plan::Run(Job::Delete(Deletion {
@@ -239,9 +299,35 @@ fn plan_closed(index: &Index, key: &NamespacedName, now: Time) -> Plan {
     }
 }
 
-fn plan_status(key: &NamespacedName, entry: &Entry, decision: Decision) -> Plan {
-    let next = decision.next;
-    StatusWrite::of(key, entry, decision).map_or_else(|| wait(next), |write| Plan::Run(Job::WriteStatus(write)))
+/// The plan to store `decision`. `permission` tells whether `defaults` may close the conversation.
+fn plan_status(
+    key: &NamespacedName,
+    entry: &Entry,
+    defaults: &Defaults,
+    permission: Permission,
+    decision: Decision,
+    moment: Moment,
+) -> Plan {
+    let (until, is_closed_by_default) = (decision.next, decision.is_closed_by_default);
+    let await_live_read = || entry.proxy.clone().map(|proxy| Plan::AwaitLiveRead { until, proxy });
+    if is_closed_by_default
+        && permission == Permission::Unconfirmed
+        && let Some(plan) = await_live_read()
+    {
+        return plan;
+    }
+    if let Some(write) = StatusWrite::of(key, entry, defaults, decision) {
+        return Plan::Run(Job::WriteStatus(write));
+    }
+    match permission {
+        Permission::Withheld if is_closed_by_default => await_live_read().unwrap_or_else(|| wait(until)),
+        Permission::NotBefore(instant) if is_closed_by_default => {
+            // The wall clock was set forward.
+            let left = instant.saturating_duration_since(moment.instant) + Duration::from_millis(1);
+            wait(until.into_iter().chain([moment.now.after(left)]).min())
+        }
+        _ => wait(until),
+    }
 }
 
 fn wait(until: Option<Time>) -> Plan {
@@ -276,7 +362,6 @@ pub fn plan_claim(index: &Index, name: &BindingName, grace_period: Duration, now
 mod tests {
     use super::super::index::fixtures::{NAME, UID, claim, conversation, index, invalid, key};
     use super::*;
-    use crate::api::State;
     use serde_json::json;
 
     /// A moment at `now`, long after this replica started to lead.
@@ -294,7 +379,7 @@ mod tests {
         let (name, task) = (BindingName::existing(NAME.into()), Task::Conversation(key("alice")));
         let affected = index.conversation_invalid(&invalid("alice"), now);
         assert!(affected.contains(&Task::Claim(name.clone())) && affected.contains(&task), "{affected:?}");
-        assert!(plan_all(&index, |_| false, at(Time::EPOCH)).0.contains(&task));
+        assert!(plan_all(&index, |_| false, at(Time::EPOCH)).tasks.contains(&task));
         let Plan::Record(pending) = plan_conversation(&index, &key("alice"), |_| false, at(Time::EPOCH)) else {
             panic!("no Event is planned");
         };
@@ -317,7 +402,8 @@ mod tests {
             index.conversation_applied(&conversation(number, number, spec), now);
         }
         let expected = ["10m", "20m", "30m", "1h", "none"].map(|name| Task::Conversation(key(name)));
-        assert_eq!(plan_all(&index, |_| false, at(Time::EPOCH)), (expected.to_vec(), Vec::new()));
+        let expected = LeaderWork { tasks: expected.to_vec(), ..LeaderWork::default() };
+        assert_eq!(plan_all(&index, |_| false, at(Time::EPOCH)), expected);
     }
 
     #[test]
@@ -333,8 +419,106 @@ mod tests {
         alice.status = Some(write.status);
         index.conversation_applied(&alice, now);
         let due = created.after(Duration::from_mins(10));
-        assert_eq!(plan_all(&index, |_| false, at(created)), (Vec::new(), vec![(key("alice"), due)]));
-        assert_eq!(plan_all(&index, |_| false, at(due)), (vec![Task::Conversation(key("alice"))], Vec::new()));
+        let asleep = LeaderWork { deadlines: vec![(key("alice"), due)], ..LeaderWork::default() };
+        assert_eq!(plan_all(&index, |_| false, at(created)), asleep);
+        let overdue = LeaderWork { tasks: vec![Task::Conversation(key("alice"))], ..LeaderWork::default() };
+        assert_eq!(plan_all(&index, |_| false, at(due)), overdue);
+    }
+
+    /// An index with the catalog of one ProxyAddress with these default timers, in effect for as long as need be.
+    fn index_with_defaults(timers: &serde_json::Value) -> Index {
+        let mut index = index();
+        index.catalog_changed(catalog(timers), Time::EPOCH, Instant::now());
+        index
+    }
+
+    fn catalog(timers: &serde_json::Value) -> std::sync::Arc<crate::proxy_addresses::Catalog> {
+        let spec = json!({"channel": "SMS", "address": "+15017122661", "defaults": {"timers": timers}});
+        let sales = serde_json::from_value(json!({"metadata": {"name": "sales"}, "spec": spec})).unwrap();
+        std::sync::Arc::new([sales].into_iter().collect())
+    }
+
+    /// Plans for alice, and stores the status that is written.
+    fn store_planned_status(index: &mut Index, alice: &mut crate::api::Conversation, moment: Moment) {
+        let plan = plan_conversation(index, &key("alice"), |_| false, moment);
+        let Plan::Run(Job::WriteStatus(write)) = plan else { panic!("no write is planned: {plan:?}") };
+        alice.status = Some(write.status);
+        index.conversation_applied(alice, Instant::now());
+    }
+
+    #[test]
+    fn close_by_a_default_is_planned_only_after_a_live_read() {
+        let timers: crate::api::Timers = serde_json::from_value(json!({"closeAfter": "10m"})).unwrap();
+        let mut index = index_with_defaults(&json!(timers));
+        let mut alice = conversation("alice", UID, json!({"contact": null}));
+        let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
+        index.conversation_applied(&alice, Instant::now());
+        store_planned_status(&mut index, &mut alice, at(created));
+        let due = at(created.after(Duration::from_mins(10)));
+        let plan = |index: &Index| plan_conversation(index, &key("alice"), |_| false, due);
+        let Plan::AwaitLiveRead { proxy, until: None } = plan(&index) else { panic!("{:?}", plan(&index)) };
+        index.defaults.await_live_read(proxy.clone(), key("alice"));
+        let (is_same, affected) = index.defaults.live_read(&proxy, None, due.instant);
+        assert!(!is_same && affected.contains(&key("alice")));
+        assert!(matches!(plan(&index), Plan::AwaitLiveRead { .. }), "the read failed");
+        let mut edited = alice.clone();
+        edited.metadata.generation = Some(2);
+        index.conversation_applied(&edited, Instant::now());
+        let Plan::Run(Job::WriteStatus(write)) = plan(&index) else { panic!("the edit is not observed") };
+        assert_eq!((write.status.state, write.next), (Some(State::Active), None));
+        index.conversation_applied(&alice, Instant::now());
+        index.defaults.live_read(&proxy, Some(timers), due.instant);
+        let Plan::Run(Job::WriteStatus(write)) = plan(&index) else { panic!("no close is planned") };
+        assert_eq!(write.status.state, Some(State::Closed));
+    }
+
+    #[test]
+    fn close_by_its_own_timer_needs_no_live_read() {
+        let mut index = index_with_defaults(&json!({"closeAfter": "10m"}));
+        let alice = conversation("alice", UID, json!({"contact": null, "timers": {"closeAfter": "5m"}}));
+        index.conversation_applied(&alice, Instant::now());
+        let due = at("2026-11-24T10:10:00Z".parse().unwrap());
+        let plan = plan_conversation(&index, &key("alice"), |_| false, due);
+        assert!(matches!(&plan, Plan::Run(Job::WriteStatus(write)) if write.status.state == Some(State::Closed)));
+    }
+
+    #[test]
+    fn default_does_not_close_early_after_a_jump_of_the_wall_clock() {
+        let delay = Duration::from_mins(10);
+        let (mut index, start) = (index(), Instant::now());
+        index.defaults = super::super::index::DefaultTimers::new(crate::api::Timers::default(), delay);
+        let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
+        index.catalog_changed(catalog(&json!({"closeAfter": "1s"})), created, start);
+        let mut alice = conversation("alice", UID, json!({"contact": null}));
+        index.conversation_applied(&alice, start);
+        let after = |minutes| Moment { instant: start + minutes, ..at(created.after(Duration::from_hours(1))) };
+        store_planned_status(&mut index, &mut alice, after(Duration::from_mins(9)));
+        let Plan::Wait { until, .. } =
+            plan_conversation(&index, &key("alice"), |_| false, after(Duration::from_mins(9)))
+        else {
+            panic!("it is closed early")
+        };
+        assert!(until.is_some_and(|until| until > created.after(Duration::from_mins(61))), "{until:?}");
+        let later = plan_conversation(&index, &key("alice"), |_| false, after(delay));
+        assert!(matches!(later, Plan::AwaitLiveRead { .. }), "{later:?}");
+    }
+
+    #[test]
+    fn outdated_deadlines_are_background_work_of_a_new_leader() {
+        let (mut index, created) = (index(), "2026-11-24T10:00:00Z".parse::<Time>().unwrap());
+        let mut alice = conversation("alice", UID, json!({"contact": null}));
+        index.conversation_applied(&alice, Instant::now());
+        store_planned_status(&mut index, &mut alice, at(created));
+        let affected = index.catalog_changed(catalog(&json!({"closeAfter": "1h"})), Time::EPOCH, Instant::now());
+        assert_eq!(affected, [key("alice")]);
+        let work = plan_all(&index, |_| false, at(created));
+        assert_eq!(work.background, [Task::Conversation(key("alice"))]);
+        assert_eq!(
+            work.deadlines,
+            [(key("alice"), created.after(Duration::from_hours(1)))],
+            "its timers run meanwhile"
+        );
+        assert_eq!(work.tasks, [Task::ProxyAddress("sales".into())]);
     }
 
     #[test]
@@ -365,7 +549,7 @@ mod tests {
         index.claim_applied(&claim("alice", &[UID]), now);
         let store = |index: &mut Index, mut object: crate::api::Conversation, status: BindingStatus| {
             let input = crate::core::lifecycle::LifecycleInput::of(&object).unwrap();
-            object.status = Some(decide(&input, Some(&status), Time::EPOCH).status);
+            object.status = Some(decide(&input, &Defaults::default(), Some(&status), Time::EPOCH).status);
             index.conversation_applied(&object, now);
         };
         let held = BindingStatus::Held { name: BindingName::existing(NAME.into()), since: Time::EPOCH };
@@ -410,7 +594,8 @@ mod tests {
         let mut edited = conversation("waiting-0000", "waiting-0000", json!({"onConflict": "Refuse"}));
         edited.metadata.generation = Some(2);
         let input = crate::core::lifecycle::LifecycleInput { generation: 1, ..entry.input };
-        edited.status = Some(decide(&input, Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
+        edited.status =
+            Some(decide(&input, &Defaults::default(), Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
         index.conversation_applied(&edited, Instant::now());
         let plan = plan_conversation(&index, &key("waiting-0000"), |_| false, at(Time::EPOCH));
         let Plan::Run(Job::WriteStatus(write)) = plan else { panic!("{plan:?}") };
@@ -425,7 +610,7 @@ mod tests {
         let mut alice = conversation("alice", UID, json!({}));
         let input = crate::core::lifecycle::LifecycleInput::of(&alice).unwrap();
         let held = BindingStatus::Held { name: BindingName::existing(NAME.into()), since: Time::EPOCH };
-        alice.status = Some(decide(&input, Some(&held), Time::EPOCH).status);
+        alice.status = Some(decide(&input, &Defaults::default(), Some(&held), Time::EPOCH).status);
         let closed = {
             let mut closed = alice.clone();
             closed.spec.state = Some(State::Closed);
@@ -460,7 +645,8 @@ mod tests {
         // alice lost the binding by a manual deletion of her claim, and her status says so; a write of the old one is under way.
         let mut alice = conversation("alice", UID, json!({}));
         let input = crate::core::lifecycle::LifecycleInput::of(&alice).unwrap();
-        alice.status = Some(decide(&input, Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
+        alice.status =
+            Some(decide(&input, &Defaults::default(), Some(&BindingStatus::HeldByAnother), Time::EPOCH).status);
         index.conversation_applied(&alice, now);
         let minute = Duration::from_mins(1);
         let at = |instant: Instant, leader_since: Instant| Moment {

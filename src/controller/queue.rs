@@ -1,5 +1,6 @@
 //! A work queue modelled on client-go's workqueue. No key is processed by two jobs at the same time. Failed keys are retried with
-//! backoff. Due keys and new keys take turns, so that neither delays the other. The queue is generic over its keys.
+//! backoff. Due keys and new keys take turns, so that neither delays the other; keys in the background are taken one at a time, if no
+//! other key waits. The queue is generic over its keys.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -10,13 +11,19 @@ use tokio::time::Instant;
 /// The capacity that an empty queue retains, so that a burst does not hold memory forever.
 const RETAINED_CAPACITY: usize = 1024;
 
-/// The lane in which a key waits. The lanes take turns, so that a long one does not delay the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The maximum number of keys of the background lane that are in progress at the same time.
+const MAX_BACKGROUND: usize = 1;
+
+/// The lane in which a key waits, in ascending order of urgency. A waiting key can move to a more urgent lane only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
+    /// Keys that can wait for all others. A key is taken from this lane only if the other lanes are empty.
+    Background,
+    /// Keys that are due, and the work that a new leader finds. This lane and the next one take turns, so that a long one does not delay
+    /// the other.
+    Due,
     /// Keys added because of an event.
     New,
-    /// Keys that are due, and the work that a new leader finds.
-    Due,
 }
 
 /// How a failed key is retried.
@@ -44,12 +51,17 @@ impl Backoff {
 pub struct Queue<K> {
     new: VecDeque<K>,
     due: VecDeque<K>,
+    background: VecDeque<K>,
     /// Whether the last key was taken from the lane of due keys.
     was_due: bool,
     /// The waiting keys and their lanes. If a lane contains a key that has another lane here, the key has moved, and is skipped.
     queued: HashMap<K, Lane>,
-    /// The keys in progress, and whether they were added again meanwhile.
-    in_progress: HashMap<K, bool>,
+    /// The number of waiting keys in the background lane.
+    background_waiting: usize,
+    /// The keys in progress.
+    in_progress: HashMap<K, InProgress>,
+    /// The number of keys in progress that were taken from the background lane.
+    background_in_progress: usize,
     /// The keys to add at an instant.
     delayed: BTreeSet<(Instant, K)>,
     /// The number of consecutive failures, by key.
@@ -61,14 +73,26 @@ pub struct Queue<K> {
     random: RandomState,
 }
 
+/// A key in progress.
+#[derive(Clone, Copy, Debug)]
+struct InProgress {
+    /// Whether it was added again meanwhile.
+    again: bool,
+    /// The lane from which it was taken.
+    lane: Lane,
+}
+
 impl<K> Default for Queue<K> {
     fn default() -> Self {
         Self {
             new: VecDeque::new(),
             due: VecDeque::new(),
+            background: VecDeque::new(),
             was_due: false,
             queued: HashMap::new(),
+            background_waiting: 0,
             in_progress: HashMap::new(),
+            background_in_progress: 0,
             delayed: BTreeSet::new(),
             failures: HashMap::new(),
             cooldowns: HashMap::new(),
@@ -89,21 +113,31 @@ impl<K: Clone + Hash + Ord> Queue<K> {
         self.add_to(Lane::Due, key);
     }
 
+    /// Adds `key` to the background lane, which does not delay the others.
+    pub fn add_background(&mut self, key: K) {
+        self.add_to(Lane::Background, key);
+    }
+
     fn add_to(&mut self, lane: Lane, key: K) {
-        if let Some(again) = self.in_progress.get_mut(&key) {
-            *again = true;
+        if let Some(in_progress) = self.in_progress.get_mut(&key) {
+            in_progress.again = true;
             return;
         }
-        match self.queued.get(&key) {
-            Some(Lane::New) => return,
-            Some(Lane::Due) if lane == Lane::Due => return,
-            // A due key that is added as new moves to the other lane.
-            Some(Lane::Due) | None => {}
+        let before = self.queued.get(&key).copied();
+        if before >= Some(lane) {
+            return;
         }
+        self.background_waiting -= usize::from(before == Some(Lane::Background));
+        self.background_waiting += usize::from(lane == Lane::Background);
         self.queued.insert(key.clone(), lane);
+        self.waiting_in(lane).push_back(key);
+    }
+
+    fn waiting_in(&mut self, lane: Lane) -> &mut VecDeque<K> {
         match lane {
-            Lane::New => self.new.push_back(key),
-            Lane::Due => self.due.push_back(key),
+            Lane::New => &mut self.new,
+            Lane::Due => &mut self.due,
+            Lane::Background => &mut self.background,
         }
     }
 
@@ -119,37 +153,44 @@ impl<K: Clone + Hash + Ord> Queue<K> {
 
     /// Takes the next key, which is in progress until [`Queue::done`].
     pub fn get(&mut self) -> Option<K> {
-        let first = if self.was_due { Lane::New } else { Lane::Due };
-        let second = if self.was_due { Lane::Due } else { Lane::New };
-        let taken = self.take(first).map(|key| (first, key)).or_else(|| Some((second, self.take(second)?)));
-        let Some((lane, key)) = taken else {
+        let mut lanes = [Lane::Due, Lane::New, Lane::Background];
+        if self.was_due {
+            lanes.swap(0, 1);
+        }
+        let allowed = if self.background_in_progress < MAX_BACKGROUND { &lanes[..] } else { &lanes[..2] };
+        let Some((lane, key)) = allowed.iter().find_map(|lane| Some((*lane, self.take(*lane)?))) else {
             self.queued.shrink_to(RETAINED_CAPACITY);
-            self.new.shrink_to(RETAINED_CAPACITY);
-            self.due.shrink_to(RETAINED_CAPACITY);
+            for waiting in [&mut self.new, &mut self.due, &mut self.background] {
+                waiting.shrink_to(RETAINED_CAPACITY);
+            }
             return None;
         };
         self.was_due = lane == Lane::Due;
-        self.in_progress.insert(key.clone(), false);
+        self.background_in_progress += usize::from(lane == Lane::Background);
+        self.in_progress.insert(key.clone(), InProgress { again: false, lane });
         Some(key)
     }
 
     fn take(&mut self, lane: Lane) -> Option<K> {
-        let waiting = match lane {
-            Lane::New => &mut self.new,
-            Lane::Due => &mut self.due,
-        };
-        while let Some(key) = waiting.pop_front() {
+        while let Some(key) = self.waiting_in(lane).pop_front() {
             if self.queued.get(&key) == Some(&lane) {
                 self.queued.remove(&key);
+                self.background_waiting -= usize::from(lane == Lane::Background);
                 return Some(key);
             }
         }
         None
     }
 
-    /// Whether a key is waiting.
+    /// Whether a key is waiting that [`Queue::get`] returns now.
     pub fn has_waiting(&self) -> bool {
-        !self.queued.is_empty()
+        let allowed = if self.background_in_progress < MAX_BACKGROUND { 0 } else { self.background_waiting };
+        self.queued.len() > allowed
+    }
+
+    /// The number of keys of the background lane that wait or are in progress.
+    pub fn background_len(&self) -> usize {
+        self.background_waiting + self.background_in_progress
     }
 
     /// Whether `key` was taken and is not done.
@@ -159,8 +200,11 @@ impl<K: Clone + Hash + Ord> Queue<K> {
 
     /// Marks `key` as processed, and adds it again if it was added meanwhile.
     pub fn done(&mut self, key: &K) {
-        if self.in_progress.remove(key) == Some(true) {
-            self.add(key.clone());
+        if let Some(InProgress { again, lane }) = self.in_progress.remove(key) {
+            self.background_in_progress -= usize::from(lane == Lane::Background);
+            if again {
+                self.add(key.clone());
+            }
         }
     }
 
@@ -213,8 +257,11 @@ impl<K: Clone + Hash + Ord> Queue<K> {
 
     /// Removes everything except the keys in progress.
     pub fn clear(&mut self) {
-        let in_progress = std::mem::take(&mut self.in_progress);
-        *self = Self { in_progress: in_progress.into_keys().map(|key| (key, false)).collect(), ..Self::default() };
+        let mut in_progress = std::mem::take(&mut self.in_progress);
+        for in_progress in in_progress.values_mut() {
+            in_progress.again = false;
+        }
+        *self = Self { in_progress, background_in_progress: self.background_in_progress, ..Self::default() };
     }
 }
 
@@ -273,6 +320,41 @@ mod tests {
         queue.add_due("d3");
         assert_eq!(in_turn(&mut queue), ["d1", "d3", "d2"]);
         assert!(!queue.has_waiting());
+    }
+
+    #[test]
+    fn background_key_is_taken_only_if_no_other_waits() {
+        let mut queue = Queue::default();
+        for key in ["b1", "b2"] {
+            queue.add_background(key);
+        }
+        queue.add_due("d1");
+        queue.add("n1");
+        assert_eq!(queue.background_len(), 2);
+        assert_eq!(in_turn(&mut queue), ["d1", "n1", "b1"], "one at a time");
+        assert!(!queue.has_waiting(), "nothing can be taken now");
+        queue.add("n2");
+        assert!(queue.has_waiting());
+        queue.done(&"b1");
+        assert_eq!(in_turn(&mut queue), ["n2", "b2"]);
+        queue.done(&"b2");
+        assert_eq!(queue.background_len(), 0);
+    }
+
+    #[test]
+    fn background_key_moves_to_the_lane_it_is_added_to() {
+        let mut queue = Queue::default();
+        for key in ["b1", "b2", "b3"] {
+            queue.add_background(key);
+        }
+        queue.add_due("b3");
+        queue.add("b2");
+        queue.add_background("b2");
+        assert_eq!(queue.background_len(), 1);
+        assert_eq!(in_turn(&mut queue), ["b3", "b2", "b1"]);
+        queue.add("b1");
+        queue.done(&"b1");
+        assert_eq!((queue.background_len(), queue.get()), (0, Some("b1")), "its input may have changed");
     }
 
     #[test]
@@ -344,7 +426,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_added_key_is_taken_and_never_twice_at_once(
-            steps in prop::collection::vec((0_u8..6, 0_u8..5), 0..200),
+            steps in prop::collection::vec((0_u8..7, 0_u8..5), 0..200),
         ) {
             let (mut queue, mut deadlines) = (Queue::default(), Deadlines::default());
             let mut in_progress = Vec::new();
@@ -361,7 +443,8 @@ mod tests {
                         }
                         wanted.insert(key);
                     }
-                    3 => if let Some(next) = queue.get() {
+                    3 => { queue.add_background(key); wanted.insert(key); }
+                    4 => if let Some(next) = queue.get() {
                         prop_assert!(!in_progress.contains(&next), "twice at once");
                         prop_assert!(wanted.remove(&next), "it was not added");
                         in_progress.push(next);
@@ -372,8 +455,13 @@ mod tests {
             for ended in in_progress.drain(..) {
                 queue.done(&ended);
             }
-            let rest: std::collections::BTreeSet<_> = in_turn(&mut queue).into_iter().collect();
+            let mut rest = std::collections::BTreeSet::new();
+            while let Some(next) = queue.get() {
+                queue.done(&next);
+                rest.insert(next);
+            }
             prop_assert_eq!(rest, wanted);
+            prop_assert_eq!((queue.background_len(), queue.has_waiting()), (0, false));
         }
     }
 }

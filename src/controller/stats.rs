@@ -43,6 +43,7 @@ struct Counts {
     unassigned: Ages,
     waiting: Ages,
     invalid: usize,
+    deferred: usize,
     has_synced: bool,
 }
 
@@ -112,6 +113,11 @@ impl Stats {
         self.counts().invalid = count;
     }
 
+    /// Sets the number of conversations whose status the leader updates in the background.
+    pub fn set_deferred(&self, count: usize) {
+        self.counts().deferred = count;
+    }
+
     /// Marks the counts as complete. Until then a scrape reports no conversations, because the counts would be too low.
     pub fn set_synced(&self) {
         self.counts().has_synced = true;
@@ -172,6 +178,11 @@ impl Collector for StatsCollector {
             "invalid_conversations",
             "Stored conversations that cannot be decoded, and are not reconciled until they are corrected",
             number(counts.invalid),
+        )?;
+        gauge(
+            "deferred_conversations",
+            "Conversations whose timers and deadlines in the status are outdated, and are updated in the background by the leader",
+            number(counts.deferred),
         )
     }
 }
@@ -240,10 +251,12 @@ mod tests {
         };
         stats.add(key);
         stats.set_invalid(2);
+        stats.set_deferred(3);
         let unsynced = [
             "switchboard_unassigned_conversations 0",
             "switchboard_waiting_conversations 0",
             "switchboard_invalid_conversations 0",
+            "switchboard_deferred_conversations 0",
         ];
         assert_eq!(scrape(), unsynced);
         stats.set_synced();
@@ -252,6 +265,7 @@ mod tests {
             "switchboard_unassigned_conversations 1",
             "switchboard_waiting_conversations 0",
             "switchboard_invalid_conversations 2",
+            "switchboard_deferred_conversations 3",
         ];
         assert_eq!(scrape(), synced);
     }

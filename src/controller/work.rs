@@ -3,12 +3,13 @@
 
 use super::events::PendingEvent;
 use super::index::Entry;
-use super::keys::{NamespacedName, Uid, Version};
+use super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
+use super::proxy_addresses::ProxyAddressWrite;
 use super::queue::Backoff;
 use super::task::Task;
-use crate::api::{Conversation, FIELD_MANAGER, OnConflict, State, Time};
+use crate::api::{Conversation, FIELD_MANAGER, OnConflict, ProxyAddress, State, Time, Timers};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
@@ -16,7 +17,9 @@ use crate::core::effective::stored_binding;
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
 use crate::kube_error;
 use crate::leader::Leadership;
+use crate::proxy_addresses::{default_timers, read_in_effect};
 use crate::telemetry::error_chain::ErrorChain;
+use crate::watch::Guarded;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource};
 use std::time::Duration;
@@ -24,6 +27,8 @@ use tokio::time::timeout;
 
 /// The timeout of a job.
 const JOB_TIMEOUT: Duration = Duration::from_secs(8);
+/// The timeout of a live read of default timers, so that its answer is not outdated when it arrives.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs jobs.
 #[derive(Clone)]
@@ -65,6 +70,8 @@ pub enum JobOutcome {
         /// The Events to record.
         pending_events: Vec<PendingEvent>,
     },
+    /// The default timers of a proxy address, read live.
+    Defaults(Timers),
     /// Another task must be processed.
     Enqueue(Task),
     /// The status was not written, since a newer version than this one is stored.
@@ -157,12 +164,14 @@ impl Worker {
         let written_on = match &job {
             Job::WriteStatus(write) => Some(write.version.clone()),
             Job::Resolve(lookup) => Some(lookup.entry.version.clone()),
-            Job::Delete(_) | Job::Release(_) => None,
+            Job::Delete(_) | Job::Release(_) | Job::WriteProxyAddress(_) | Job::ReadDefaults(_) => None,
         };
         let result = timeout(JOB_TIMEOUT, self.attempt(job)).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
             Task::Conversation(_) => TaskKind::Conversation,
             Task::Claim(_) => TaskKind::Claim,
+            Task::ProxyAddress(_) => TaskKind::ProxyAddress,
+            Task::Defaults(_) => TaskKind::Defaults,
         };
         let took = self.clock.monotonic().duration_since(started);
         self.metrics.reconciled(kind, took, result.as_ref().err().map(Error::class));
@@ -187,7 +196,35 @@ impl Worker {
             Job::Delete(deletion) => self.delete(deletion).await,
             Job::Resolve(lookup) => self.resolve(*lookup).await,
             Job::Release(to_release) => self.release(*to_release).await,
+            Job::WriteProxyAddress(write) => self.write_proxy_address(*write).await,
+            Job::ReadDefaults(proxy) => self.read_defaults(&proxy).await,
         }
+    }
+
+    async fn write_proxy_address(&self, write: ProxyAddressWrite) -> Result<JobOutcome, Error> {
+        let ProxyAddressWrite { name, version, status } = write;
+        if !self.leadership.is_leader() {
+            return Ok(JobOutcome::Done);
+        }
+        let patch = serde_json::json!({
+            "apiVersion": ProxyAddress::api_version(&()),
+            "kind": ProxyAddress::kind(&()),
+            "metadata": {"name": name, "resourceVersion": version},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        // The answer may have fields of a newer version.
+        let proxy_addresses = Api::<Guarded<ProxyAddress>>::all(self.client.clone());
+        match proxy_addresses.patch_status(&name, &parameters, &Patch::Apply(patch)).await {
+            Ok(_) => Ok(JobOutcome::Done),
+            Err(error) => unless_outdated(error),
+        }
+    }
+
+    async fn read_defaults(&self, proxy: &ProxyKey) -> Result<JobOutcome, Error> {
+        let read = read_in_effect(self.client.clone(), proxy.channel(), proxy.address(), None);
+        let in_effect = timeout(READ_TIMEOUT, read).await.map_err(|_| Error::TimedOut)??;
+        Ok(JobOutcome::Defaults(default_timers(in_effect.as_ref())))
     }
 
     async fn write_status(&self, write: StatusWrite) -> Result<JobOutcome, Error> {
@@ -244,7 +281,7 @@ impl Worker {
     /// Finds the holder of the conversation's binding, and writes the status that follows.
     async fn resolve(
         &self,
-        ConversationLookup { key, entry, is_first }: ConversationLookup,
+        ConversationLookup { key, entry, defaults, is_first }: ConversationLookup,
     ) -> Result<JobOutcome, Error> {
         let Some(name) = entry.input.needed_binding().cloned() else {
             return Ok(JobOutcome::Done);
@@ -262,9 +299,9 @@ impl Worker {
             return Ok(JobOutcome::Enqueue(Task::Claim(name)));
         }
         // One that may wait is told so at once. The event of its status adds the task of a claim that is not held.
-        let decision = decide(&entry.input, Some(&BindingStatus::HeldByAnother), self.clock.now());
+        let decision = decide(&entry.input, &defaults, Some(&BindingStatus::HeldByAnother), self.clock.now());
         let next = decision.next;
-        match StatusWrite::of(&key, &entry, decision) {
+        match StatusWrite::of(&key, &entry, &defaults, decision) {
             Some(write) => self.write_status(*write).await,
             None => Ok(JobOutcome::UpToDate(next)),
         }

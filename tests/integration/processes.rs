@@ -4,6 +4,7 @@ mod admission;
 mod apply;
 mod certificates;
 mod cli;
+mod defaults;
 mod faults_claims;
 mod faults_create;
 mod faults_lifecycle;

@@ -160,6 +160,22 @@ The flags of `switchboard run` as environment variables. All other flags keep th
 - name: SWITCHBOARD_REQUIRE_PROXY_ADDRESSES
   value: "true"
 {{- end }}
+- name: SWITCHBOARD_DEFAULTS_DELAY
+  value: {{ .Values.defaults.delay }}
+{{- with .Values.defaults.timers }}
+{{- with .inactiveAfter }}
+- name: SWITCHBOARD_DEFAULT_INACTIVE_AFTER
+  value: {{ . | quote }}
+{{- end }}
+{{- with .closeAfter }}
+- name: SWITCHBOARD_DEFAULT_CLOSE_AFTER
+  value: {{ . | quote }}
+{{- end }}
+{{- with .closeUnassignedAfter }}
+- name: SWITCHBOARD_DEFAULT_CLOSE_UNASSIGNED_AFTER
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
 - name: SWITCHBOARD_LOG_FORMAT
   value: {{ .Values.log.format }}
 {{- with .Values.log.filter }}

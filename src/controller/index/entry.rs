@@ -1,6 +1,6 @@
 //! The entries of the index. Every replica stores one for each open conversation and each claim, so they are small.
 
-use super::super::keys::{NamespacedName, Uid, Version};
+use super::super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use crate::api::{Admission, Channel, ConversationStatus, Time};
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::Claim;
@@ -18,6 +18,8 @@ pub struct Entry {
     pub version: Version,
     /// The input of its lifecycle.
     pub input: LifecycleInput,
+    /// Its proxy address, whose defaults apply to it; `None` once it is closed.
+    pub proxy: Option<ProxyKey>,
     /// The fingerprint of its stored status, to find out whether a decision changes it.
     pub fingerprint: u64,
     /// The number of the last list that contained it.
@@ -39,6 +41,7 @@ impl Entry {
             uid,
             version,
             input,
+            proxy: None,
             fingerprint,
             list,
             awaiting_watch: false,

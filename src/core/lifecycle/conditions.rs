@@ -114,9 +114,9 @@ fn conflict(on_conflict: OnConflict, name: &BindingName) -> (ConditionReason, St
 
 #[cfg(test)]
 mod tests {
-    use super::super::decide;
     use super::super::fixtures::{at, condition, decide_at, input, live};
     use super::super::input::PreviousStatus;
+    use super::super::{Defaults, decide};
     use super::*;
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(status.address_binding_name, None);
 
         let another = BindingStatus::HeldByAnother;
-        let status = decide(&input(), Some(&another), at(1)).status;
+        let status = decide(&input(), &Defaults::default(), Some(&another), at(1)).status;
         for (type_, expected) in [(T::Ready, S::False), (T::Bound, S::False), (T::Stalled, S::True)] {
             assert_eq!(condition(&status, type_), (expected, R::AddressAlreadyBound));
         }
@@ -150,7 +150,7 @@ mod tests {
     fn closed_or_unbound_conversation_is_never_stalled() {
         let another = BindingStatus::HeldByAnother;
         for input in [LifecycleInput { state: State::Closed, ..input() }, LifecycleInput { binding: None, ..input() }] {
-            let status = decide(&input, Some(&another), at(1)).status;
+            let status = decide(&input, &Defaults::default(), Some(&another), at(1)).status;
             assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled), "{status:?}");
         }
     }
@@ -159,7 +159,7 @@ mod tests {
     fn stalled_is_present_only_while_true() {
         let mut input = input();
         let another = BindingStatus::HeldByAnother;
-        input.status = PreviousStatus::of(&decide(&input, Some(&another), at(1)).status);
+        input.status = PreviousStatus::of(&decide(&input, &Defaults::default(), Some(&another), at(1)).status);
         let status = decide_at(&input, 2).status;
         assert!(status.conditions.iter().all(|condition| condition.type_ != ConditionType::Stalled));
         let bound = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Bound).unwrap();

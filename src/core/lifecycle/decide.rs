@@ -2,7 +2,8 @@
 
 use super::conditions::{BindingStatus, conditions};
 use super::input::{LifecycleInput, PreviousStatus, end};
-use crate::api::{ConversationStatus, Deadlines, Duration, State, StateReason, Time};
+use super::timers::{Defaults, in_effect};
+use crate::api::{ConversationStatus, Deadlines, Duration, State, StateReason, Time, TimersInEffect};
 
 /// The longest time from the creation time, which has whole seconds, until a create that does not wait is admitted.
 const MAX_ADMISSION_TIME: std::time::Duration = std::time::Duration::from_secs(3);
@@ -14,11 +15,20 @@ pub struct Decision {
     pub status: ConversationStatus,
     /// The next deadline: the time at which a timer changes the state, unless activity or the spec changes first.
     pub next: Option<Time>,
+    /// Whether only a default closes the conversation, or would if it were not withheld: no timer of its own is due, and its spec does
+    /// not request it.
+    pub is_closed_by_default: bool,
 }
 
-/// The status in effect at `now`. `binding_status` matters only while the conversation is open and has a contact.
+/// The status in effect at `now`. `defaults` apply to the timers that the conversation does not set. `binding_status` matters only while
+/// the conversation is open and has a contact.
 #[must_use]
-pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, now: Time) -> Decision {
+pub fn decide(
+    input: &LifecycleInput,
+    defaults: &Defaults,
+    binding_status: Option<&BindingStatus>,
+    now: Time,
+) -> Decision {
     let before = &input.status;
     if before.state == Some(State::Closed) {
         return closed(input, before, now);
@@ -44,21 +54,25 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
     let unassigned_time =
         input.is_unassigned.then(|| input.known_unassigned_since().filter(|_| !starts_anew).unwrap_or(now));
     let has_timers = !waits && !input.is_being_deleted;
-    let after = |timer: Option<Duration>| timer.filter(|_| has_timers);
-    let inactive_due = after(input.inactive_after).map(|after| end(base, after));
-    let close_due = after(input.close_after).map(|after| end(base, after));
-    let unassigned_due =
-        unassigned_time.zip(after(input.close_unassigned_after)).map(|(since, after)| end(since, after));
+    let timers = in_effect(input.own_timers(), defaults.timers);
+    let inactive_due = inactive_due(&timers, base).filter(|_| has_timers);
+    let closes = [
+        CloseTimer::after_activity(input, defaults, &timers, base),
+        unassigned_time.and_then(|since| CloseTimer::after_unassigned(input, defaults, &timers, since)),
+    ];
+    let closes = closes.map(|close| close.filter(|_| has_timers));
     let is_due = |due: Option<Time>| due.is_some_and(|due| due <= now);
+    let due_closes = || closes.iter().flatten().filter(|close| close.due <= now);
+    let is_closed_by_default =
+        input.state != State::Closed && due_closes().next().is_some() && due_closes().all(|close| close.is_default);
+    // A timer of its own that is due needs no default.
+    let may_close = |close: &&CloseTimer| !close.is_default || (is_closed_by_default && !defaults.are_withheld);
+    let closed_by = due_closes().filter(may_close).min_by_key(|close| close.due);
 
     let (state, reason) = if input.state == State::Closed {
         (State::Closed, StateReason::Spec)
-    } else if is_due(close_due) || is_due(unassigned_due) {
-        let first = [(close_due, StateReason::CloseTimer), (unassigned_due, StateReason::UnassignedTimer)]
-            .into_iter()
-            .filter_map(|(due, reason)| Some((due?, reason)))
-            .min_by_key(|(due, _)| *due);
-        (State::Closed, first.map_or(StateReason::CloseTimer, |(_, reason)| reason))
+    } else if let Some(close) = closed_by {
+        (State::Closed, close.reason)
     } else if input.state == State::Inactive {
         (State::Inactive, StateReason::Spec)
     } else {
@@ -76,7 +90,8 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
 
     let is_closed = state == State::Closed;
     let inactive_time = inactive_due.filter(|_| state == State::Active);
-    let close_time = [close_due, unassigned_due].into_iter().flatten().min().filter(|_| !is_closed);
+    let close_times = closes.iter().flatten().map(|close| close.due);
+    let close_time = close_times.clone().min().filter(|_| !is_closed);
     let deadlines = Deadlines { inactive_time, close_time };
     let held = match binding_status {
         Some(BindingStatus::Held { name, .. }) if !is_closed && !input.is_being_deleted => {
@@ -94,29 +109,83 @@ pub fn decide(input: &LifecycleInput, binding_status: Option<&BindingStatus>, no
         counted_activity_time,
         last_activity_time,
         unassigned_time,
+        timers: Some(timers).filter(|timers| !is_closed && *timers != TimersInEffect::default()),
         deadlines: Some(deadlines).filter(|deadlines| *deadlines != Deadlines::default()),
         closed_time: is_closed.then_some(now),
         address_binding_name: held,
         conditions: conditions(input, state, binding_status, now),
     };
-    Decision { status, next: [inactive_time, close_time].into_iter().flatten().min() }
+    // A close that is due and withheld has no deadline: it waits for something else than time. Meanwhile, the other timers run.
+    let is_settled = is_closed && !is_closed_by_default;
+    let next = inactive_time.into_iter().chain(close_times).filter(|due| *due > now && !is_settled).min();
+    Decision { status, next, is_closed_by_default }
+}
+
+/// A timer that closes a conversation.
+struct CloseTimer {
+    due: Time,
+    reason: StateReason,
+    /// Whether the conversation does not set it itself.
+    is_default: bool,
+}
+
+impl CloseTimer {
+    /// The timer `closeAfter` of a conversation whose last activity was at `activity`.
+    fn after_activity(
+        input: &LifecycleInput,
+        defaults: &Defaults,
+        timers: &TimersInEffect,
+        activity: Time,
+    ) -> Option<Self> {
+        let is_default = input.close_after.is_none();
+        Self::of(timers.close_after, activity, StateReason::CloseTimer, is_default, defaults)
+    }
+
+    /// The timer `closeUnassignedAfter` of a conversation that has been unassigned since `since`.
+    fn after_unassigned(
+        input: &LifecycleInput,
+        defaults: &Defaults,
+        timers: &TimersInEffect,
+        since: Time,
+    ) -> Option<Self> {
+        let is_default = input.close_unassigned_after.is_none();
+        Self::of(timers.close_unassigned_after, since, StateReason::UnassignedTimer, is_default, defaults)
+    }
+
+    fn of(
+        timer: Option<Duration>,
+        since: Time,
+        reason: StateReason,
+        is_default: bool,
+        defaults: &Defaults,
+    ) -> Option<Self> {
+        let due = end(since, timer?);
+        let due = if is_default { Some(due).max(defaults.closes_from).unwrap_or(due) } else { due };
+        Some(Self { due, reason, is_default })
+    }
+}
+
+/// The deadline of the timer `inactiveAfter` of a conversation whose last activity was at `activity`.
+fn inactive_due(timers: &TimersInEffect, activity: Time) -> Option<Time> {
+    timers.inactive_after.map(|after| end(activity, after))
 }
 
 /// The deadline of the timer that changes the state from the previous one to that of `status`; `None` if the state is the same, or no
 /// timer changes it.
 #[must_use]
-pub fn due(input: &LifecycleInput, status: &ConversationStatus) -> Option<Time> {
+pub fn due(input: &LifecycleInput, defaults: &Defaults, status: &ConversationStatus) -> Option<Time> {
     if status.state == input.status.state {
         return None;
     }
     let activity = status.last_activity_time.unwrap_or(input.creation_time);
-    let (since, after) = match status.state_reason? {
-        StateReason::InactiveTimer => (activity, input.inactive_after?),
-        StateReason::CloseTimer => (activity, input.close_after?),
-        StateReason::UnassignedTimer => (status.unassigned_time?, input.close_unassigned_after?),
-        StateReason::Spec | StateReason::Activity => return None,
+    let timers = in_effect(input.own_timers(), defaults.timers);
+    let close = match status.state_reason? {
+        StateReason::InactiveTimer => return inactive_due(&timers, activity),
+        StateReason::CloseTimer => CloseTimer::after_activity(input, defaults, &timers, activity),
+        StateReason::UnassignedTimer => CloseTimer::after_unassigned(input, defaults, &timers, status.unassigned_time?),
+        StateReason::Spec | StateReason::Activity => None,
     };
-    Some(end(since, after))
+    close.map(|close| close.due)
 }
 
 /// The status of a closed conversation. It is final, except for the conditions and the observed generation.
@@ -130,12 +199,13 @@ fn closed(input: &LifecycleInput, before: &PreviousStatus, now: Time) -> Decisio
         counted_activity_time: before.counted_activity_time,
         last_activity_time: before.last_activity_time,
         unassigned_time: before.unassigned_time,
+        timers: None,
         deadlines: None,
         closed_time: before.closed_time,
         address_binding_name: None,
         conditions: conditions(input, State::Closed, None, now),
     };
-    Decision { status, next: None }
+    Decision { status, next: None, is_closed_by_default: false }
 }
 
 /// The last activity in effect, and the report that was clamped to `now` because it was in the future. The latter is stored so that
@@ -155,9 +225,10 @@ fn activity(input: &LifecycleInput, now: Time) -> (Option<Time>, Option<Time>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{at, condition, decide_at, held, input, live, seconds};
+    use super::super::fixtures::{at, condition, decide_at, decide_with, held, input, live, seconds};
+    use super::super::timers::with_defaults;
     use super::*;
-    use crate::api::{ConditionReason, ConditionStatus, ConditionType, OnConflict};
+    use crate::api::{ConditionReason, ConditionStatus, ConditionType, OnConflict, Timer, Timers};
     use proptest::prelude::*;
 
     #[test]
@@ -332,12 +403,12 @@ mod tests {
             is_unassigned: true,
             ..input()
         };
-        assert_eq!(due(&input, &decide_at(&input, 12).status), Some(at(10)));
-        assert_eq!(due(&input, &decide_at(&input, 99).status), Some(at(15)));
+        assert_eq!(due(&input, &Defaults::default(), &decide_at(&input, 12).status), Some(at(10)));
+        assert_eq!(due(&input, &Defaults::default(), &decide_at(&input, 99).status), Some(at(15)));
         let assigned = LifecycleInput { is_unassigned: false, ..input.clone() };
-        assert_eq!(due(&assigned, &decide_at(&assigned, 99).status), Some(at(20)));
+        assert_eq!(due(&assigned, &Defaults::default(), &decide_at(&assigned, 99).status), Some(at(20)));
         let closed = LifecycleInput { state: State::Closed, ..input };
-        assert_eq!(due(&closed, &decide_at(&closed, 99).status), None);
+        assert_eq!(due(&closed, &Defaults::default(), &decide_at(&closed, 99).status), None);
     }
 
     #[test]
@@ -354,7 +425,7 @@ mod tests {
 
     /// Stores the status of a conversation whose binding another one holds.
     fn wait_for_binding(input: &mut LifecycleInput, second: u64) -> ConversationStatus {
-        let status = decide(input, Some(&BindingStatus::HeldByAnother), at(second)).status;
+        let status = decide(input, &Defaults::default(), Some(&BindingStatus::HeldByAnother), at(second)).status;
         input.status = PreviousStatus::of(&status);
         status
     }
@@ -373,7 +444,11 @@ mod tests {
             let status = wait_for_binding(&mut input, second);
             assert_eq!((status.state, &status.deadlines), (Some(State::Active), &None));
             assert_eq!(condition(&status, ConditionType::Bound).1, ConditionReason::WaitingForBinding);
-            assert_eq!(decide(&input, None, at(second + 1)).next, None, "nothing happens by itself");
+            assert_eq!(
+                decide(&input, &Defaults::default(), None, at(second + 1)).next,
+                None,
+                "nothing happens by itself"
+            );
         }
         let status = live(&mut input, 2_000);
         assert_eq!((status.last_activity_time, status.unassigned_time), (Some(at(2_000)), Some(at(2_000))));
@@ -398,7 +473,7 @@ mod tests {
         let name = input.binding.clone().unwrap();
         let decide_since = |since| {
             let held = BindingStatus::Held { name: name.clone(), since: at(since) };
-            decide(&input, Some(&held), at(1_000)).status
+            decide(&input, &Defaults::default(), Some(&held), at(1_000)).status
         };
         assert_eq!(decide_since(1).state, Some(State::Closed), "it was admitted at its creation");
         let status = decide_since(900);
@@ -458,7 +533,118 @@ mod tests {
         }
     }
 
+    prop_compose! {
+        fn any_defaults()(
+            inactive_after in prop::option::of(1_u64..100),
+            close_after in prop::option::of(1_u64..100),
+            close_unassigned_after in prop::option::of(1_u64..100),
+            closes_from in prop::option::of(0_u64..200),
+            are_withheld in any::<bool>(),
+        ) -> Defaults {
+            let timers = Timers {
+                inactive_after: inactive_after.and_then(seconds),
+                close_after: close_after.and_then(seconds),
+                close_unassigned_after: close_unassigned_after.and_then(seconds),
+            };
+            Defaults { timers: with_defaults(timers, Timers::default()), closes_from: closes_from.map(at), are_withheld }
+        }
+    }
+
+    #[test]
+    fn default_timers_are_in_the_status_until_closed() {
+        let timers =
+            Timers { close_after: seconds(20), close_unassigned_after: Some(Timer::Never), ..Timers::default() };
+        let defaults = Defaults { timers, ..Defaults::default() };
+        let input = LifecycleInput { inactive_after: seconds(10), ..input() };
+        let Decision { status, next, .. } = decide_with(&input, &defaults, 1);
+        let [inactive_after, close_after] = ["10s", "20s"].map(|text| text.parse().ok());
+        let in_effect = TimersInEffect { inactive_after, close_after, close_unassigned_after: None };
+        assert_eq!((status.timers, next), (Some(in_effect), Some(at(10))));
+        let closed = decide_with(&input, &defaults, 20);
+        assert_eq!((closed.status.state, closed.status.timers), (Some(State::Closed), None));
+        assert_eq!((closed.is_closed_by_default, due(&input, &defaults, &closed.status)), (true, Some(at(20))));
+        assert_eq!(decide_at(&super::super::fixtures::input(), 1).status.timers, None, "there are none");
+    }
+
+    #[test]
+    fn default_closes_nothing_before_its_time() {
+        let timers = Timers { close_after: seconds(20), ..Timers::default() };
+        let defaults = Defaults { timers, closes_from: Some(at(600)), ..Defaults::default() };
+        let early = decide_with(&input(), &defaults, 599);
+        assert_eq!((early.status.state, early.next), (Some(State::Active), Some(at(600))));
+        assert_eq!(early.status.deadlines.unwrap().close_time, Some(at(600)));
+        let closed = decide_with(&input(), &defaults, 600);
+        assert_eq!(
+            (closed.status.state, due(&input(), &defaults, &closed.status)),
+            (Some(State::Closed), Some(at(600)))
+        );
+        let own = LifecycleInput { close_after: seconds(30), ..input() };
+        assert_eq!(decide_with(&own, &defaults, 30).status.state, Some(State::Closed), "its own timer is not delayed");
+    }
+
+    #[test]
+    fn withheld_default_waits_without_a_deadline() {
+        let timers = Timers { close_after: seconds(20), ..Timers::default() };
+        let defaults = Defaults { timers, are_withheld: true, ..Defaults::default() };
+        let overdue = decide_with(&input(), &defaults, 50);
+        assert_eq!((overdue.status.state, overdue.next), (Some(State::Active), None));
+        assert!(overdue.is_closed_by_default);
+        assert_eq!(overdue.status.deadlines.unwrap().close_time, Some(at(20)));
+        let unassigned = LifecycleInput { is_unassigned: true, close_unassigned_after: seconds(60), ..input() };
+        let own_next = decide_with(&unassigned, &defaults, 50);
+        assert_eq!((own_next.status.state, own_next.next), (Some(State::Active), Some(at(60))));
+        let usual = Defaults { are_withheld: false, ..defaults };
+        let closed = decide_with(&unassigned, &usual, 50);
+        assert_eq!((closed.status.state, closed.next), (Some(State::Closed), Some(at(60))), "its own timer runs on");
+        let own_due = decide_with(&unassigned, &defaults, 60);
+        assert!(!own_due.is_closed_by_default);
+        assert_eq!(own_due.status.state_reason, Some(StateReason::UnassignedTimer));
+    }
+
     proptest! {
+        #[test]
+        fn defaults_act_as_timers_of_the_conversation(
+            base in any_input(), defaults in any_defaults(), first in 0_u64..200, later in 0_u64..200,
+        ) {
+            let defaults = Defaults { closes_from: None, are_withheld: false, ..defaults };
+            let mut input = base;
+            live(&mut input, first);
+            let Timers { inactive_after, close_after, close_unassigned_after } =
+                with_defaults(input.own_timers(), defaults.timers);
+            let explicit = LifecycleInput { inactive_after, close_after, close_unassigned_after, ..input.clone() };
+            let (by_default, mut by_spec) =
+                (decide_with(&input, &defaults, first + later), decide_at(&explicit, first + later));
+            if !by_default.is_closed_by_default && by_spec.status.state == Some(State::Closed) {
+                // If both are due, its own timer is the reason.
+                by_spec.status.state_reason = by_default.status.state_reason;
+            }
+            let next = by_default.next.filter(|_| by_default.status.state != Some(State::Closed));
+            prop_assert_eq!((by_default.status, next), (by_spec.status, by_spec.next));
+        }
+
+        #[test]
+        fn defaults_close_nothing_early_or_while_withheld(
+            base in any_input(), defaults in any_defaults(), second in 0_u64..400,
+        ) {
+            let Decision { status, is_closed_by_default, next } = decide_with(&base, &defaults, second);
+            let without = decide_at(&base, second).status;
+            let is_closed = status.state == Some(State::Closed);
+            let may_close = !defaults.are_withheld && defaults.closes_from.is_none_or(|from| from <= at(second));
+            prop_assert!(may_close || !is_closed || without.state == Some(State::Closed));
+            prop_assert_eq!(is_closed && without.state != Some(State::Closed), is_closed_by_default && !defaults.are_withheld);
+            prop_assert!(next.is_none_or(|next| next > at(second)), "a deadline in the past would be due for ever");
+        }
+
+        #[test]
+        fn withheld_default_changes_no_other_timer(base in any_input(), defaults in any_defaults(), second in 0_u64..400) {
+            let decided = |are_withheld| decide_with(&base, &Defaults { are_withheld, ..defaults }, second);
+            let (withheld, usual) = (decided(true), decided(false));
+            prop_assert_eq!(withheld.is_closed_by_default, usual.is_closed_by_default);
+            if !usual.is_closed_by_default {
+                prop_assert_eq!(withheld, usual);
+            }
+        }
+
         #[test]
         fn decision_is_idempotent(base in any_input(), first in 0_u64..200, later in 0_u64..200) {
             let mut input = base;
@@ -476,9 +662,9 @@ mod tests {
                 None => prop_assert_eq!(live(&mut input, 100_000), status),
                 Some(next) => {
                     let binding_status = held(&input);
-                    let before = decide(&input, binding_status.as_ref(), next.before(std::time::Duration::from_millis(1)));
+                    let before = decide(&input, &Defaults::default(), binding_status.as_ref(), next.before(std::time::Duration::from_millis(1)));
                     prop_assert_eq!(before.status.state, status.state);
-                    prop_assert_ne!(decide(&input, binding_status.as_ref(), next).status.state, status.state);
+                    prop_assert_ne!(decide(&input, &Defaults::default(), binding_status.as_ref(), next).status.state, status.state);
                 }
             }
         }
@@ -524,8 +710,8 @@ mod tests {
                 LifecycleInput { binding, status: PreviousStatus { reported_activity, ..input.status }, ..then };
             let status = live(&mut then, first + later);
             let (now, activity) = (at(first + later), status.last_activity_time.unwrap_or(then.creation_time));
-            let is_over = |since: Time, after: Option<Duration>| {
-                after.is_some_and(|after| since.after(after.as_std()) <= now)
+            let is_over = |since: Time, timer: Option<Timer>| {
+                timer.and_then(Timer::after).is_some_and(|after| since.after(after.as_std()) <= now)
             };
             let was = |state| before.state == Some(state);
 
@@ -590,7 +776,7 @@ mod tests {
             let status = decide_at(&input, first + later).status;
             // Activity counted in between moves the deadlines.
             if status.last_activity_time == before.last_activity_time
-                && let Some(due) = due(&input, &status)
+                && let Some(due) = due(&input, &Defaults::default(), &status)
             {
                 let deadlines = before.deadlines.unwrap_or_default();
                 let expected = if status.state == Some(State::Closed) { deadlines.close_time } else { deadlines.inactive_time };

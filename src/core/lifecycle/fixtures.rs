@@ -1,8 +1,8 @@
 //! Inputs and helpers that the tests of the lifecycle share.
 
-use super::{BindingStatus, Decision, LifecycleInput, PreviousStatus, decide};
+use super::{BindingStatus, Decision, Defaults, LifecycleInput, PreviousStatus, decide};
 use crate::api::{
-    Channel, ConditionReason, ConditionStatus, ConditionType, ConversationStatus, Duration, OnConflict, State, Time,
+    Channel, ConditionReason, ConditionStatus, ConditionType, ConversationStatus, OnConflict, State, Time, Timer,
 };
 use crate::core::binding::Binding;
 
@@ -31,7 +31,7 @@ pub fn input() -> LifecycleInput {
 }
 
 /// A timer of `seconds` seconds; `None` for 0.
-pub fn seconds(seconds: u64) -> Option<Duration> {
+pub fn seconds(seconds: u64) -> Option<Timer> {
     format!("{seconds}s").parse().ok()
 }
 
@@ -40,9 +40,14 @@ pub fn held(input: &LifecycleInput) -> Option<BindingStatus> {
     input.binding.clone().map(|name| BindingStatus::Held { name, since: input.creation_time })
 }
 
-/// The decision `second` seconds after the creation.
+/// The decision `second` seconds after the creation, without defaults.
 pub fn decide_at(input: &LifecycleInput, second: u64) -> Decision {
-    decide(input, held(input).as_ref(), at(second))
+    decide_with(input, &Defaults::default(), second)
+}
+
+/// The decision `second` seconds after the creation, with `defaults`.
+pub fn decide_with(input: &LifecycleInput, defaults: &Defaults, second: u64) -> Decision {
+    decide(input, defaults, held(input).as_ref(), at(second))
 }
 
 /// Decides, and stores the status as the API server would: the field that gateways own is kept.

@@ -2,7 +2,7 @@
 
 use crate::api::{
     Channel, ConditionStatus, ConditionType, Conversation, ConversationStatus, Duration, OnConflict, State,
-    StateReason, Time, Timer,
+    StateReason, Time, Timer, Timers,
 };
 use crate::core::binding::{Binding, BindingName, InvalidBinding};
 use crate::core::effective::{self, stored_binding};
@@ -27,11 +27,11 @@ pub struct LifecycleInput {
     /// Whether the conversation has no participant.
     pub is_unassigned: bool,
     /// `timers.inactiveAfter`.
-    pub inactive_after: Option<Duration>,
+    pub inactive_after: Option<Timer>,
     /// `timers.closeAfter`.
-    pub close_after: Option<Duration>,
+    pub close_after: Option<Timer>,
     /// `timers.closeUnassignedAfter`.
-    pub close_unassigned_after: Option<Duration>,
+    pub close_unassigned_after: Option<Timer>,
     /// `ttlAfterClosed`.
     pub ttl_after_closed: Option<Duration>,
     /// The previous status.
@@ -83,12 +83,18 @@ impl LifecycleInput {
             channel: spec.channel,
             binding: stored_binding(conversation)?.as_ref().map(Binding::name),
             is_unassigned: spec.participants.as_ref().is_none_or(Vec::is_empty),
-            inactive_after: timers.inactive_after.and_then(Timer::after),
-            close_after: timers.close_after.and_then(Timer::after),
-            close_unassigned_after: timers.close_unassigned_after.and_then(Timer::after),
+            inactive_after: timers.inactive_after,
+            close_after: timers.close_after,
+            close_unassigned_after: timers.close_unassigned_after,
             ttl_after_closed: spec.ttl_after_closed,
             status: conversation.status.as_ref().map(PreviousStatus::of).unwrap_or_default(),
         })
+    }
+
+    /// The timers that the conversation sets itself.
+    pub(super) fn own_timers(&self) -> Timers {
+        let &Self { inactive_after, close_after, close_unassigned_after, .. } = self;
+        Timers { inactive_after, close_after, close_unassigned_after }
     }
 
     /// The binding that the conversation needs, according to its stored spec and status.
@@ -162,8 +168,8 @@ impl LifecycleInput {
         self.status.since(ConditionType::Bound, ConditionStatus::True).is_some()
     }
 
-    /// Whether `status` differs from the stored one only in the last activity and the deadlines computed from it. The write of such
-    /// a status may be delayed: nothing waits for it, and more activity is likely to follow.
+    /// Whether `status` differs from the stored one only in the last activity, the timers in effect, and the deadlines computed from
+    /// them. The write of such a status may be delayed: nothing waits for it, and more activity is likely to follow.
     #[must_use]
     pub fn is_routine(&self, status: &ConversationStatus) -> bool {
         let before = &self.status;
@@ -259,7 +265,8 @@ mod tests {
 
     #[test]
     fn closed_conversation_expires_after_its_ttl() {
-        let mut input = LifecycleInput { close_after: seconds(10), ttl_after_closed: seconds(100), ..input() };
+        let ttl_after_closed = "100s".parse().ok();
+        let mut input = LifecycleInput { close_after: seconds(10), ttl_after_closed, ..input() };
         live(&mut input, 1);
         assert_eq!(input.expiry(), None, "it is open");
         live(&mut input, 12);

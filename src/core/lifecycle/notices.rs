@@ -135,7 +135,7 @@ pub fn expired(expiry: Time, finalizers: &[String]) -> Notice {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{at, input, live, seconds};
-    use super::super::{BindingStatus, LifecycleInput, decide};
+    use super::super::{BindingStatus, Defaults, LifecycleInput, decide};
     use super::*;
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn note_names_the_cause_but_no_address() {
         let another = BindingStatus::HeldByAnother;
-        let status = decide(&input(), Some(&another), at(1)).status;
+        let status = decide(&input(), &Defaults::default(), Some(&another), at(1)).status;
         let [notice] = &new_notices(&PreviousStatus::default(), &status)[..] else { panic!("{status:?}") };
         assert_eq!(notice.reason, NoticeReason::AddressAlreadyBound);
         assert!(

@@ -10,7 +10,7 @@ use switchboard::api::{Conversation, ConversationReference, State, Time};
 use switchboard::core::binding::Binding;
 use switchboard::core::claim::{LiveConversation, Observation, Request, admit};
 use switchboard::core::denial::{Denial, Disclosure, already_bound};
-use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
+use switchboard::core::lifecycle::{BindingStatus, Defaults, LifecycleInput, decide};
 use switchboard::webhook::{Review, ReviewKind, respond};
 
 /// A review from an API server: 3 KB, mostly `managedFields`.
@@ -101,5 +101,5 @@ fn lifecycle_1_input(bencher: Bencher) {
 fn lifecycle_2_decide(bencher: Bencher) {
     let input = LifecycleInput::of(&conversation()).unwrap();
     let binding_status = BindingStatus::Held { name: request().binding.name(), since: switchboard::api::Time::EPOCH };
-    bencher.bench(|| decide(black_box(&input), Some(&binding_status), Time::EPOCH));
+    bencher.bench(|| decide(black_box(&input), &Defaults::default(), Some(&binding_status), Time::EPOCH));
 }

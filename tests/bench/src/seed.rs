@@ -15,7 +15,7 @@ use ring::digest;
 use serde_json::{Value, json};
 use switchboard::{
     api::{Conversation, State, Time},
-    core::lifecycle::{BindingStatus, LifecycleInput, decide},
+    core::lifecycle::{BindingStatus, Defaults, LifecycleInput, decide},
 };
 
 use crate::{
@@ -208,7 +208,8 @@ fn decided(conversation: &Conversation) -> Result<Value> {
     let input = LifecycleInput::of(&Conversation { metadata, ..conversation.clone() });
     let input = input.map_err(|error| Error::Unexpected(error.to_string()))?;
     let binding_status = BindingStatus::Held { name: binding(conversation)?.name(), since: Time::EPOCH };
-    Ok(serde_json::to_value(decide(&input, Some(&binding_status), Time::EPOCH).status)?)
+    let decision = decide(&input, &Defaults::default(), Some(&binding_status), Time::EPOCH);
+    Ok(serde_json::to_value(decision.status)?)
 }
 
 fn apply_crds(control_plane: &ControlPlane) -> Result<()> {

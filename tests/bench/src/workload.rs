@@ -19,7 +19,7 @@ use switchboard::{
     core::{
         binding::Binding,
         claim::Write,
-        lifecycle::{BindingStatus, LifecycleInput, decide, new_notices},
+        lifecycle::{BindingStatus, Defaults, LifecycleInput, decide, new_notices},
     },
     telemetry::metrics,
 };
@@ -163,7 +163,7 @@ impl BareClient {
         let input = LifecycleInput::of(stored).map_err(|error| Error::Unexpected(error.to_string()))?;
         let binding_status =
             BindingStatus::Held { name: binding(stored)?.name(), since: switchboard::api::Time::EPOCH };
-        let status = decide(&input, Some(&binding_status), Clock.now()).status;
+        let status = decide(&input, &Defaults::default(), Some(&binding_status), Clock.now()).status;
         let new_notices = new_notices(&input.status, &status);
         let metadata = &stored.metadata;
         let reference = ConversationReference {

@@ -823,7 +823,8 @@ async fn kubectl_get_shows_the_printer_columns() {
 
     let wide = common::succeed(&mut ns.kubectl(&["get", "conv", "alice", "--output", "wide"]));
     let wide = table(&wide);
-    assert_eq!(wide[0][9..], ["UNASSIGNED", "STATE-REASON", "LAST-ACTIVITY", "INACTIVE-AT", "BINDING"]);
+    let columns = ["UNASSIGNED", "STATE-REASON", "LAST-ACTIVITY", "INACTIVE-AT", "CLOSE-AFTER", "BINDING"];
+    assert_eq!(wide[0][9..], columns);
     assert_eq!(wide[1][9..], ["False", "Spec", "2026-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "chat-shown"]);
 
     let category = common::succeed(&mut ns.kubectl(&["get", "switchboard", "--output", "name"]));

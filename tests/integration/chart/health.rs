@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use switchboard::api::{ConditionStatus, ConditionType, Conversation};
-use switchboard::core::lifecycle::{BindingStatus, LifecycleInput, decide};
+use switchboard::core::lifecycle::{BindingStatus, Defaults, LifecycleInput, decide};
 
 /// The health of an object according to kstatus and to Argo CD, and the message that Argo CD shows.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +65,8 @@ fn health_testdata_has_the_status_that_the_operator_writes() {
         let held = input.binding.clone().map(|name| BindingStatus::Held { name, since: input.creation_time });
         let binding_status = if is_unbound(&stored) { Some(BindingStatus::HeldByAnother) } else { held };
         let status = stored.status.clone().unwrap();
-        let decided = decide(&input, binding_status.as_ref(), status.state_transition_time.unwrap());
+        let time = status.state_transition_time.unwrap();
+        let decided = decide(&input, &Defaults::default(), binding_status.as_ref(), time);
         assert_eq!(decided.status, status, "{}", path.display());
     }
 }

@@ -122,6 +122,26 @@ fn grace_period_that_permits_two_holders_is_refused() {
 }
 
 #[test]
+fn delay_that_permits_closes_by_mistake_is_refused() {
+    let text = complaint(&switchboard(&["run", "--defaults-delay=599s"]));
+    assert!(text.contains("at least 10m"), "{text}");
+}
+
+#[test]
+fn contradicting_default_timers_are_refused() {
+    let timers = |close_after: &str| {
+        let close_after = format!("--default-close-after={close_after}");
+        complaint(&switchboard(&["run", "--default-inactive-after=30m", &close_after, "--log=no=such=level"]))
+    };
+    for close_after in ["30m", "1s"] {
+        assert!(timers(close_after).contains("must be longer than --default-inactive-after"), "{close_after}");
+    }
+    for close_after in ["31m", "never"] {
+        assert!(timers(close_after).contains("--log is not valid"), "{close_after}");
+    }
+}
+
+#[test]
 fn lease_duration_too_short_to_renew_is_refused() {
     for lease in ["1s", "2500ms"] {
         let text = complaint(&switchboard(&["run", &format!("--lease-duration={lease}")]));
@@ -134,6 +154,8 @@ fn invalid_flag_is_refused_with_the_allowed_values() {
     for (arguments, expected) in [
         (&["run", "--grace-period=soon"][..], "must be a duration such as 90s"),
         (&["run", "--webhook-address=here"][..], "--webhook-address"),
+        (&["run", "--default-close-after=tomorrow"][..], "must be a duration such as 90s, 30m, 24h or 1h30m"),
+        (&["run", "--default-close-after=0s"][..], "must be between 1s and 87600h (ten years), or never"),
         (&["walk"][..], "unrecognized subcommand"),
         (&["run", "--otlp-endpoint=https://collector"][..], "http://collector"),
         (&["run", "--tls-cert-file=tls.crt"][..], "--tls-key-file"),

@@ -26,7 +26,7 @@ fn probe(replica: &Replica, path: &str) -> String {
 }
 
 /// Waits until the answer of a replica at `path` contains all of `parts`.
-async fn wait_for_answer(replica: &Replica, path: &str, parts: &[&str]) -> String {
+pub(super) async fn wait_for_answer(replica: &Replica, path: &str, parts: &[&str]) -> String {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = block_in_place(|| probe(replica, path));
