@@ -21,6 +21,9 @@ use tokio::time::{Instant, sleep};
 
 /// The delay before a watch that has failed starts again. It is also the interval of the attempts while the kind is not installed.
 const RESTART_DELAY: Duration = Duration::from_secs(5);
+/// The same until the first list is complete. An API server answers 429 for a moment after the kind was installed, and a replica that starts
+/// then is not ready before.
+const START_DELAY: Duration = Duration::from_millis(250);
 /// The time for which a catalog is believed while a watch fails.
 const MAX_DOUBT: Duration = Duration::from_mins(2);
 /// The minimum interval between two catalogs.
@@ -145,8 +148,8 @@ pub fn default_timers(in_effect: Option<&ProxyAddress>) -> Timers {
     defaults.and_then(|defaults| defaults.timers).unwrap_or_default()
 }
 
-/// The ProxyAddress that is in effect for an address, read live. If the kind is not installed, there is none. `known` is the name of the
-/// one that the catalog has: if it is stored, it is still in effect, since an older one cannot appear; otherwise all are listed, which
+/// The ProxyAddress that is in effect for an address, read live. If the kind is not installed, there is none. `known` is the one
+/// that the catalog has: if it is still stored, it is still in effect, since an older one cannot appear; otherwise all are listed, which
 /// costs more.
 ///
 /// # Errors
@@ -155,12 +158,12 @@ pub async fn read_in_effect(
     client: Client,
     channel: Channel,
     address: &str,
-    known: Option<&str>,
+    known: Option<&ProxyAddress>,
 ) -> Result<Option<ProxyAddress>, kube::Error> {
     let proxy_addresses = Api::<Guarded<ProxyAddress>>::all(client);
-    if let Some(name) = known
-        && let Some(Guarded(Ok(stored))) = proxy_addresses.get_opt(name).await?
-        && (stored.spec.channel, stored.spec.address.as_str()) == (channel, address)
+    if let Some(known) = known
+        && let Some(Guarded(Ok(stored))) = proxy_addresses.get_opt(&known.name_any()).await?
+        && stored.metadata.uid == known.metadata.uid
     {
         return Ok(Some(stored));
     }
@@ -229,6 +232,11 @@ impl Sync {
         *self = Self { is_complete: true, ..Self::default() };
     }
 
+    /// The delay before the watch starts again.
+    fn restart_delay(&self) -> Duration {
+        if self.is_complete { RESTART_DELAY } else { START_DELAY }
+    }
+
     fn failed(&mut self, now: Instant) {
         self.failed_since.get_or_insert(now);
     }
@@ -258,7 +266,7 @@ impl ProxyAddressWatcher {
                     // One catalog for the events that have arrived together.
                     while let Some(event) = next {
                         if self.state.proxy_address_event(event, self.clock.monotonic()) == Progress::Failed {
-                            proxy_addresses = self.restarted(RESTART_DELAY);
+                            proxy_addresses = self.restarted(self.state.proxy_addresses.restart_delay());
                         }
                         next = proxy_addresses.next().now_or_never().flatten();
                     }
@@ -267,7 +275,7 @@ impl ProxyAddressWatcher {
                     let mut next = Some(event);
                     while let Some(event) = next {
                         if self.state.namespace_event(event, self.clock.monotonic()) == Progress::Failed {
-                            namespaces = self.restarted(RESTART_DELAY);
+                            namespaces = self.restarted(self.state.namespaces.restart_delay());
                         }
                         next = namespaces.next().now_or_never().flatten();
                     }
@@ -522,6 +530,8 @@ mod tests {
     #[test]
     fn failing_watch_is_not_believed_for_long() {
         let (mut state, now) = (synced(), Instant::now());
+        assert!(State::default().namespaces.restart_delay() < Duration::from_secs(1), "a start does not wait for long");
+        assert_eq!(state.proxy_addresses.restart_delay(), RESTART_DELAY);
         for seconds in [0, 60] {
             let error = watcher::Error::NoResourceVersion;
             let now = now + Duration::from_secs(seconds);

@@ -38,14 +38,14 @@ impl Grants {
     pub async fn decide(&self, request: &Request, deadline: Instant) -> GrantDecision {
         let (channel, address) = (request.binding.channel(), request.binding.proxy().as_str());
         let namespace = &request.conversation.namespace;
-        let known = self.proxy_addresses.catalog().map(|catalog| catalog.grant(channel, address, namespace));
-        let known = match known {
-            Some(known) if known.allows(self.is_declaration_required) => return GrantDecision::Allowed,
-            Some(Grant::NotGranted(name)) => Some(name),
-            _ => None,
-        };
+        let catalog = self.proxy_addresses.catalog();
+        let known = catalog.as_ref().map(|catalog| catalog.grant(channel, address, namespace));
+        if known.is_some_and(|known| known.allows(self.is_declaration_required)) {
+            return GrantDecision::Allowed;
+        }
+        let known = catalog.as_ref().and_then(|catalog| catalog.in_effect(channel, address));
         let reads = async {
-            let in_effect = read_in_effect(self.client.clone(), channel, address, known.as_deref()).await?;
+            let in_effect = read_in_effect(self.client.clone(), channel, address, known).await?;
             match grant(in_effect.as_ref(), None) {
                 Grant::NotGranted(_) => {
                     let labels = read_labels(self.client.clone(), namespace).await?;
