@@ -112,6 +112,7 @@ impl Catalog {
 }
 
 /// The catalog of these ProxyAddresses, and of no namespaces.
+#[cfg(test)]
 impl FromIterator<ProxyAddress> for Catalog {
     fn from_iter<I: IntoIterator<Item = ProxyAddress>>(proxy_addresses: I) -> Self {
         let mut catalog = Self::default();
