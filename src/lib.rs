@@ -7,6 +7,7 @@
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, denials;
 //! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
+//! - [`router`] takes inbound messages, finds or creates their conversations, and delivers them to sinks;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
 //! - [`proxy_addresses`] watches the ProxyAddresses and the labels of the namespaces;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
@@ -33,6 +34,7 @@ pub mod kube_error;
 pub mod leader;
 mod listener;
 pub mod proxy_addresses;
+pub mod router;
 pub mod run;
 pub mod self_check;
 mod supervisor;
