@@ -6,6 +6,7 @@
 //! - [`api`] defines the kinds that users write and read, and the rules of their schemas;
 //! - [`core`] decides, from plain values: addresses, bindings, the protocol of claims, the lifecycle, denials;
 //! - [`claims`] is the only writer of AddressBindings, and runs the protocol of claims against the API server;
+//! - [`server`] is the transport that both HTTP servers run on, with its limits;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
 //! - [`router`] takes inbound messages, finds or creates their conversations, and delivers them to sinks;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
@@ -37,6 +38,7 @@ pub mod proxy_addresses;
 pub mod router;
 pub mod run;
 pub mod self_check;
+pub mod server;
 mod supervisor;
 pub mod telemetry;
 mod watch;

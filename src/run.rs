@@ -15,7 +15,8 @@ use crate::self_check::{self, SelfCheck, SelfCheckMetrics};
 use crate::supervisor::{self, Supervisor};
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics;
-use crate::webhook::{AdmissionHandler, Grants, Limits, Router, Shutdown, WebhookMetrics, serve};
+use crate::server::{Security, Shutdown, serve};
+use crate::webhook::{AdmissionHandler, Grants, Limits, Router, WebhookMetrics};
 use futures::{Stream, stream};
 use hyper::body::Bytes;
 use std::net::SocketAddr;
@@ -185,7 +186,8 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         };
         let limits = Limits::default();
         let router = Router::new(handle, clock, &limits, webhook_metrics.clone());
-        serve(webhook, tls, router, clock, limits, webhook_metrics, stages).await;
+        let (security, connection_metrics) = (Security::Tls(tls), webhook_metrics.connections());
+        serve("the webhook", webhook, security, router, clock, limits.transport(), connection_metrics, stages).await;
         Ok(())
     });
     supervisor.critical("the controller", shutdown.clone(), {

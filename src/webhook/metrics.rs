@@ -1,12 +1,11 @@
 //! The metrics of the webhook.
 
-use super::connections::ConnectionClose;
 use super::outcome::AdmissionOutcome;
+use crate::server::ConnectionMetrics;
 use crate::telemetry::metrics::{REQUEST_BUCKETS, counters, registered};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::time::Duration;
@@ -24,24 +23,12 @@ impl From<AdmissionOutcome> for OutcomeLabels {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-impl From<ConnectionClose> for ReasonLabels {
-    fn from(reason: ConnectionClose) -> Self {
-        Self { reason: reason.as_str() }
-    }
-}
-
 /// The metrics of the webhook. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct WebhookMetrics {
     requests: Family<OutcomeLabels, Counter>,
     duration: Histogram,
-    connections: Gauge,
-    closed_connections: Family<ReasonLabels, Counter>,
+    connections: ConnectionMetrics,
     panics: Counter,
 }
 
@@ -62,13 +49,7 @@ impl WebhookMetrics {
                 AdmissionOutcome::VARIANTS.iter().map(|outcome| (*outcome).into()),
             ),
             duration,
-            connections: registered(registry, "webhook_connections", "Open connections to the webhook"),
-            closed_connections: counters(
-                registry,
-                "webhook_connections_closed",
-                "Connections that the webhook closed, by the limit that they exceeded",
-                ConnectionClose::VARIANTS.iter().map(|reason| (*reason).into()),
-            ),
+            connections: ConnectionMetrics::new(registry, "webhook"),
             panics: registered(registry, "panics", "Panics of the request handler"),
         }
     }
@@ -81,14 +62,10 @@ impl WebhookMetrics {
         }
     }
 
-    /// Sets the number of open connections.
-    pub fn connections(&self, count: usize) {
-        self.connections.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    /// Records a connection that was closed because of a limit.
-    pub fn connection_closed(&self, reason: ConnectionClose) {
-        self.closed_connections.get_or_create(&reason.into()).inc();
+    /// The metrics of the connections.
+    #[must_use]
+    pub fn connections(&self) -> ConnectionMetrics {
+        self.connections.clone()
     }
 
     /// Records a handler that panicked.

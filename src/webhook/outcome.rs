@@ -1,5 +1,6 @@
 //! The outcome of an admission request, which determines the HTTP status of the response.
 
+use crate::server::text;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -90,11 +91,4 @@ impl Answer {
     pub fn rejected(outcome: AdmissionOutcome, message: &str) -> Self {
         Self { outcome, response: text(outcome.status().unwrap_or(StatusCode::BAD_REQUEST), message) }
     }
-}
-
-/// A response of one line.
-pub fn text(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{message}\n")));
-    *response.status_mut() = status;
-    response
 }

@@ -1,12 +1,12 @@
 //! The HTTP interface of the webhook: answers requests at `/admit`, and enforces the limits on reviews. It does not depend on the transport
 //! or on how reviews are decided.
 
-use super::bodies::{Bodies, BodyError, BodyLimits};
+use super::limits::Limits;
 use super::metrics::WebhookMetrics;
-use super::outcome::{AdmissionOutcome, Answer, text};
+use super::outcome::{AdmissionOutcome, Answer};
 use super::review::InvalidReview;
-use super::server::Limits;
 use crate::clock::Clock;
+use crate::server::{Bodies, BodyError, BodyLimits, Service, text};
 use crate::telemetry::traces;
 use futures::FutureExt;
 use http_body_util::Full;
@@ -57,8 +57,35 @@ where
         }
     }
 
-    /// Answers one request. Calls `on_permit` when the request has a permit, before it is decided.
-    pub async fn respond(&self, request: Request<Incoming>, on_permit: impl FnOnce()) -> Response<Full<Bytes>> {
+    async fn review(&self, request: Request<Incoming>, began: Instant, on_permit: impl FnOnce() + Send) -> Answer {
+        let deadline = began + self.answer_timeout.min(time_left(request.uri().query()));
+        // The share is kept until the answer, since the values parsed from the body may be as large as the body.
+        let (body, _share) = match self.bodies.read(request.into_body()).await {
+            Ok(body) => body,
+            Err(error) => return reject_body(error),
+        };
+        // The permit is acquired after the body has arrived, so that clients that send their bodies slowly hold no permits.
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Answer::rejected(AdmissionOutcome::TooMany, "too many simultaneous reviews");
+        };
+        on_permit();
+        match (self.handler)(body, deadline).await {
+            Ok((outcome, review)) => Answer::review(outcome, review),
+            Err(error) => {
+                // The message may quote the body.
+                let error: String = error.to_string().chars().take(MAX_ERROR_CHARACTERS).collect();
+                Answer::rejected(AdmissionOutcome::Malformed, &error)
+            }
+        }
+    }
+}
+
+impl<H, F> Service for Router<H>
+where
+    H: Fn(Bytes, Instant) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(AdmissionOutcome, Vec<u8>), InvalidReview>> + Send + 'static,
+{
+    async fn respond(&self, request: Request<Incoming>, on_permit: impl FnOnce() + Send) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, "the only path is /admit");
         }
@@ -80,28 +107,6 @@ where
         });
         record.outcome = outcome;
         response
-    }
-
-    async fn review(&self, request: Request<Incoming>, began: Instant, on_permit: impl FnOnce()) -> Answer {
-        let deadline = began + self.answer_timeout.min(time_left(request.uri().query()));
-        // The share is kept until the answer, since the values parsed from the body may be as large as the body.
-        let (body, _share) = match self.bodies.read(request.into_body()).await {
-            Ok(body) => body,
-            Err(error) => return reject_body(error),
-        };
-        // The permit is acquired after the body has arrived, so that clients that send their bodies slowly hold no permits.
-        let Ok(_permit) = self.permits.try_acquire() else {
-            return Answer::rejected(AdmissionOutcome::TooMany, "too many simultaneous reviews");
-        };
-        on_permit();
-        match (self.handler)(body, deadline).await {
-            Ok((outcome, review)) => Answer::review(outcome, review),
-            Err(error) => {
-                // The message may quote the body.
-                let error: String = error.to_string().chars().take(MAX_ERROR_CHARACTERS).collect();
-                Answer::rejected(AdmissionOutcome::Malformed, &error)
-            }
-        }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::metrics::WebhookMetrics;
 use super::outcome::AdmissionOutcome;
 use super::router::Router;
-use super::server::{Limits, Shutdown, serve};
+use super::limits::Limits;
 use crate::clock::Clock;
+use crate::server::{Security, Shutdown, serve};
 use crate::telemetry::metrics;
 use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
@@ -66,7 +67,8 @@ impl TestServer {
             }
         };
         let router = Router::new(handler, Clock, &limits, metrics.clone());
-        let serving = serve(listener, tls, router, Clock, limits, metrics, shutdown.clone());
+        let (security, limits, metrics) = (Security::Tls(tls), limits.transport(), metrics.connections());
+        let serving = serve("the webhook", listener, security, router, Clock, limits, metrics, shutdown.clone());
         let ended = tokio::spawn(serving);
         Self { address, connector: TlsConnector::from(Arc::new(client)), registry, shutdown, release, ended }
     }

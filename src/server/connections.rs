@@ -1,13 +1,13 @@
-//! The connections to the webhook: their number, their timeouts and their eviction. It reads and writes no bytes.
+//! The connections to a server: their number, their timeouts and their eviction. It reads and writes no bytes.
 //!
-//! An API server keeps an idle connection for 90 s, and does not retry a review whose connection is closed. The webhook therefore keeps idle
+//! An API server keeps an idle connection for 90 s, and does not retry a review whose connection is closed. A server therefore keeps idle
 //! connections for longer, including those that have had no request yet: Go's client opens connections in advance.
 //!
 //! At the limit, a new connection is accepted and another one is evicted: among the connections of the address with the most connections,
 //! the one that has waited longest. So a client that opens too many connections loses its own and does not block others. A connection whose
 //! request is being answered is never evicted. There is always another one, because the limit of requests is lower than that of connections.
 
-use super::metrics::WebhookMetrics;
+use super::metrics::ConnectionMetrics;
 use crate::clock::Clock;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub struct ConnectionLimits {
     pub count: usize,
 }
 
-/// Why the webhook closes a connection that its client would keep.
+/// Why the server closes a connection that its client would keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ConnectionClose {
@@ -82,7 +82,7 @@ struct Entry {
 pub struct Connections {
     limits: ConnectionLimits,
     clock: Clock,
-    metrics: WebhookMetrics,
+    metrics: ConnectionMetrics,
     open: Mutex<Open>,
 }
 
@@ -94,7 +94,7 @@ struct Open {
 
 impl Connections {
     /// No connections yet.
-    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: WebhookMetrics) -> Arc<Self> {
+    pub fn new(limits: ConnectionLimits, clock: Clock, metrics: ConnectionMetrics) -> Arc<Self> {
         Arc::new(Self { limits, clock, metrics, open: Mutex::default() })
     }
 
@@ -109,7 +109,7 @@ impl Connections {
         let number = open.next;
         open.next += 1;
         open.entries.insert(number, Entry { peer: peer.to_canonical(), state: state.clone() });
-        self.metrics.connections(open.entries.len());
+        self.metrics.open(open.entries.len());
         Connection { connections: self.clone(), number, state }
     }
 
@@ -193,7 +193,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         open.entries.remove(&self.number);
-        self.connections.metrics.connections(open.entries.len());
+        self.connections.metrics.open(open.entries.len());
     }
 }
 
@@ -208,7 +208,7 @@ mod tests {
 
     fn connections(count: usize) -> Arc<Connections> {
         let limits = ConnectionLimits { read: Duration::from_secs(5), idle: Duration::from_mins(5), count };
-        Connections::new(limits, Clock, WebhookMetrics::new(&mut Registry::default()))
+        Connections::new(limits, Clock, ConnectionMetrics::new(&mut Registry::default(), "webhook"))
     }
 
     async fn open(connections: &Arc<Connections>, peer: [u8; 4], phase: Phase) -> Connection {

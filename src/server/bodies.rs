@@ -1,7 +1,7 @@
-//! Reads the bodies of reviews within a budget of bytes. Every client that can connect to the port may send bodies, so their total size is
+//! Reads the bodies of requests within a budget of bytes. Every client that can connect to the port may send bodies, so their total size is
 //! limited.
 //!
-//! Small bodies do not use the budget, so that a client that exhausts it does not block the usual reviews, which have two or three KiB. The
+//! Small bodies do not use the budget, so that a client that exhausts it does not block the usual requests, which have a few KiB. The
 //! number of connections limits the memory of small bodies.
 
 use http_body_util::BodyExt;
