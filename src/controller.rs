@@ -1,21 +1,16 @@
 //! The controller: watches the conversations, the claims and the ProxyAddresses, decides, writes and schedules. It must not depend on
-//! the webhook; the two share `core`, `claims` and `proxy_addresses`.
+//! the webhook or the router; they share `core`, `claims`, `index` and `proxy_addresses`.
 //!
 //! One task owns the index and the queue, and nothing else changes them. It receives watch events and the results of jobs, and starts
 //! jobs, which call the API server, in a limited number of other tasks. Every replica maintains the index; only the leader processes
 //! the queue.
 
 mod deadlines;
-mod dispatch;
 mod events;
-mod index;
-mod keys;
 mod metrics;
 mod plan;
 mod proxy_addresses;
 mod queue;
-mod stats;
-mod task;
 mod work;
 
 pub use events::EventPublisher;
@@ -25,21 +20,21 @@ use crate::admin::Readiness;
 use crate::api::{Time, Timers};
 use crate::claims::Claims;
 use crate::clock::Clock;
+use crate::index::{
+    AddressBindings, ClosedConversations, DefaultTimers, Index, NamespacedName, OpenConversations, ProxyKey, Task,
+    dispatch, watch_for,
+};
 use crate::leader::Leadership;
 use crate::proxy_addresses::{Catalog, ProxyAddresses};
 use deadlines::Deadlines;
-use dispatch::{AddressBindings, ClosedConversations, OpenConversations, dispatch, watch_for};
 use events::EventRecorder;
 use futures::StreamExt;
-use index::{DefaultTimers, Index};
-use keys::{NamespacedName, ProxyKey};
 use kube::Client;
 use plan::{Job, LeaderWork, Moment, Plan, plan_all, plan_claim, plan_conversation, plan_each};
 use proxy_addresses::{affected, plan_proxy_address};
 use queue::{Backoff, Queue};
 use std::sync::Arc;
 use std::time::Duration;
-use task::Task;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -143,14 +138,15 @@ impl Controller {
                     self.enqueue(tasks);
                 }
                 Some(event) = claims.next() => {
-                    let handler = AddressBindings {
-                        index: &mut self.index,
-                        queue: self.is_leader.then_some(&mut self.queue),
-                        grace_period: self.grace_period,
-                        now: self.clock.monotonic(),
-                    };
+                    let (now, mut in_flight) = (self.clock.monotonic(), Vec::new());
+                    let handler = AddressBindings { index: &mut self.index, in_flight: &mut in_flight, now };
                     let tasks = dispatch(handler, event);
                     self.enqueue(tasks);
+                    if self.is_leader {
+                        for name in in_flight {
+                            self.queue.add_at(Task::Claim(name), now + self.grace_period);
+                        }
+                    }
                 }
                 Some(event) = closed.next() => {
                     let backfill_since = self.clock.now().before(EVENT_BACKFILL_WINDOW);

@@ -9,6 +9,7 @@
 //! - [`server`] is the transport that both HTTP servers run on, with its limits;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
 //! - [`router`] takes inbound messages, finds or creates their conversations, and delivers them to sinks;
+//! - `index` has the open conversations and the claims as the watches show them, for the controller and the router;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
 //! - [`proxy_addresses`] watches the ProxyAddresses and the labels of the namespaces;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
@@ -31,6 +32,7 @@ pub mod clock;
 pub mod controller;
 pub mod core;
 pub mod export;
+mod index;
 pub mod kube_error;
 pub mod leader;
 mod listener;

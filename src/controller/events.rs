@@ -5,11 +5,11 @@ mod publisher;
 
 pub use publisher::EventPublisher;
 
-use super::keys::{NamespacedName, Uid};
 use super::queue::Backoff;
 use super::work::backoff;
 use crate::api::{Conversation, Time};
 use crate::core::lifecycle::{Notice, notices_since};
+use crate::index::{NamespacedName, Uid};
 use crate::telemetry::error_chain::ErrorChain;
 use backon::{ExponentialBuilder, Retryable};
 use kube::{Api, Client};

@@ -1,7 +1,7 @@
 //! The metrics of the controller.
 
-use super::stats::{Stats, StatsCollector};
 use crate::clock::Clock;
+use crate::index::{Stats, StatsCollector};
 use crate::kube_error;
 use crate::telemetry::metrics::{REQUEST_BUCKETS, counters, registered};
 use prometheus_client::encoding::EncodeLabelSet;

@@ -1,14 +1,14 @@
 //! The plan for a task: a pure function of the index and the time.
 
 use super::events::PendingEvent;
-use super::index::{AdmissionEntry, Entry, Index, InvalidEntry, Permission, fingerprint};
-use super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use super::proxy_addresses::{ProxyAddressWrite, affected};
-use super::task::Task;
 use crate::api::{ConversationStatus, State, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::{Claim, CreateStatus};
 use crate::core::lifecycle::{BindingStatus, Decision, Defaults, Notice, decide, due, new_notices};
+use crate::index::Task;
+use crate::index::{AdmissionEntry, Entry, Index, InvalidEntry, Permission, fingerprint};
+use crate::index::{NamespacedName, ProxyKey, Uid, Version};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;

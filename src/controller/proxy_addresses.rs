@@ -1,9 +1,9 @@
 //! The statuses of the ProxyAddresses: which of them may be outdated, and the plan for one.
 
 use super::plan::{Job, Plan};
-use super::task::Task;
 use crate::api::{ProxyAddress, ProxyAddressStatus, Time};
 use crate::core::proxy_address::{Labels, status};
+use crate::index::Task;
 use crate::proxy_addresses::Catalog;
 
 /// A write of the status of a ProxyAddress. The version that the decision is based on is its precondition.

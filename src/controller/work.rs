@@ -2,19 +2,19 @@
 //! this module writes statuses.
 
 use super::events::PendingEvent;
-use super::index::Entry;
-use super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
 use super::proxy_addresses::ProxyAddressWrite;
 use super::queue::Backoff;
-use super::task::Task;
 use crate::api::{Conversation, FIELD_MANAGER, OnConflict, ProxyAddress, State, Time, Timers};
 use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
 use crate::core::effective::stored_binding;
 use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
+use crate::index::Entry;
+use crate::index::Task;
+use crate::index::{NamespacedName, ProxyKey, Uid, Version};
 use crate::kube_error;
 use crate::leader::Leadership;
 use crate::proxy_addresses::{default_timers, read_in_effect};

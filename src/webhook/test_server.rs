@@ -1,9 +1,9 @@
 //! A webhook server for tests, and the means to call it.
 
+use super::limits::Limits;
 use super::metrics::WebhookMetrics;
 use super::outcome::AdmissionOutcome;
 use super::router::Router;
-use super::limits::Limits;
 use crate::clock::Clock;
 use crate::server::{Security, Shutdown, serve};
 use crate::telemetry::metrics;

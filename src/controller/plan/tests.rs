@@ -1,7 +1,7 @@
 //! The tests of the plans.
 
-use super::super::index::fixtures::{NAME, UID, claim, conversation, index, invalid, key};
 use super::*;
+use crate::index::fixtures::{NAME, UID, claim, conversation, index, invalid, key};
 use serde_json::json;
 
 /// A moment at `now`, long after this replica started to lead.
@@ -125,7 +125,7 @@ fn close_by_its_own_timer_needs_no_live_read() {
 fn default_does_not_close_early_after_a_jump_of_the_wall_clock() {
     let delay = Duration::from_mins(10);
     let (mut index, start) = (index(), Instant::now());
-    index.defaults = super::super::index::DefaultTimers::new(crate::api::Timers::default(), delay);
+    index.defaults = crate::index::DefaultTimers::new(crate::api::Timers::default(), delay);
     let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
     index.catalog_changed(catalog(&json!({"closeAfter": "1s"})), created, start);
     let mut alice = conversation("alice", UID, json!({"contact": null}));

@@ -3,7 +3,7 @@
 //! Closing is final, so a default closes nothing until it has been in effect for a while, and until a live read has confirmed it. Both
 //! are kept in memory only: after a restart, the defaults count as new.
 
-use super::super::keys::{NamespacedName, ProxyKey};
+use super::keys::{NamespacedName, ProxyKey};
 use crate::api::{Time, Timers};
 use crate::core::lifecycle::{Defaults, with_defaults};
 use crate::proxy_addresses::Catalog;
@@ -176,7 +176,7 @@ impl DefaultTimers {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::keys::NamespacedName;
+    use super::super::keys::NamespacedName;
     use super::*;
     use crate::api::{Channel, ProxyAddress};
     use serde_json::{Value, json};

@@ -1,18 +1,23 @@
 //! The index: the open conversations and the claims that the watches have shown, as plain state.
 //!
-//! It stores the input of decisions, not the objects. Every replica stores the whole index, so the entries are small. It has no client
-//! and no async code, and the time is passed in.
+//! It stores the input of decisions, not the objects. Every replica of the operator and of the router stores the whole index, so the
+//! entries are small. It has no client, and the time is passed in; only `dispatch` knows of the watches.
 
 mod defaults;
+mod dispatch;
 mod entry;
+mod keys;
+mod stats;
+mod task;
 mod tombstones;
 
 pub use defaults::{DefaultTimers, Permission};
+pub use dispatch::{AddressBindings, ClosedConversations, OpenConversations, dispatch, watch_for};
 pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
+pub use keys::{NamespacedName, ProxyKey, Uid, Version};
+pub use stats::{Stats, StatsCollector};
+pub use task::Task;
 
-use super::keys::{NamespacedName, ProxyKey, Uid, Version};
-use super::stats::{Stats, StatsKey};
-use super::task::Task;
 use crate::api::{Conversation, Time};
 use crate::core::binding::BindingName;
 use crate::core::claim::Claim;
@@ -21,6 +26,7 @@ use crate::proxy_addresses::Catalog;
 use crate::watch::InvalidObject;
 use entry::identity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stats::StatsKey;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -512,7 +518,7 @@ impl Index {
 }
 
 #[cfg(test)]
-pub(super) mod fixtures {
+pub(crate) mod fixtures {
     use super::*;
     use crate::api::AddressBinding;
     use crate::claims::claim_of;

@@ -1,8 +1,7 @@
 //! Applies watch events to the index. A generic function dispatches the events to a handler; each of the three watches has one.
 
-use super::index::Index;
+use super::Index;
 use super::keys::NamespacedName;
-use super::queue::Queue;
 use super::task::Task;
 use crate::api::{AddressBinding, Conversation, Time};
 use crate::claims::claim_of;
@@ -141,10 +140,8 @@ impl EventHandler for ClosedConversations<'_> {
 pub struct AddressBindings<'a> {
     /// The index to update.
     pub index: &'a mut Index,
-    /// The queue, if this replica is the leader: a claim is checked again at the end of its grace period.
-    pub queue: Option<&'a mut Queue<Task>>,
-    /// The grace period of admitted creates.
-    pub grace_period: Duration,
+    /// Filled with the claims that record a create in flight. The leader checks them again at the end of its grace period.
+    pub in_flight: &'a mut Vec<BindingName>,
     /// The current instant.
     pub now: Instant,
 }
@@ -163,10 +160,8 @@ impl EventHandler for AddressBindings<'_> {
             return self.without_claim(&object.metadata);
         };
         let affected = self.index.claim_applied(&claim, self.now);
-        if let Some(queue) = &mut self.queue
-            && self.index.grace_end(&claim.name, self.grace_period).is_some()
-        {
-            queue.add_at(Task::Claim(claim.name), self.now + self.grace_period);
+        if self.index.grace_end(&claim.name, Duration::ZERO).is_some() {
+            self.in_flight.push(claim.name);
         }
         affected
     }
@@ -210,7 +205,7 @@ fn log_invalid(object: &InvalidObject) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::index::fixtures::{NAME, UID, address_binding, index};
+    use super::super::fixtures::{NAME, UID, address_binding, index};
     use super::*;
 
     const GRACE_PERIOD: Duration = Duration::from_mins(1);

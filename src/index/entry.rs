@@ -1,6 +1,6 @@
 //! The entries of the index. Every replica stores one for each open conversation and each claim, so they are small.
 
-use super::super::keys::{NamespacedName, ProxyKey, Uid, Version};
+use super::keys::{NamespacedName, ProxyKey, Uid, Version};
 use crate::api::{Admission, Channel, ConversationStatus, Time};
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::Claim;

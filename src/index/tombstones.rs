@@ -1,6 +1,6 @@
 //! The UIDs of conversations that are gone. They are kept for some minutes.
 
-use super::super::keys::Uid;
+use super::keys::Uid;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
