@@ -16,10 +16,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{/*
-The labels of every object.
+The labels of every object of the operator.
 */}}
 {{- define "switchboard.labels" -}}
 {{ include "switchboard.selectorLabels" . }}
+{{ include "switchboard.releaseLabels" . }}
+{{- end }}
+
+{{/*
+The labels of the release, which no selector uses.
+*/}}
+{{- define "switchboard.releaseLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: switchboard
@@ -89,10 +96,10 @@ The host at which the API server calls the webhook. The certificate is issued fo
 {{- end }}
 
 {{/*
-webhook.drainDelay in seconds.
+The termination grace period of a pod: its drain delay, which is the argument, and 25 s.
 */}}
-{{- define "switchboard.drainDelaySeconds" -}}
-{{ trimSuffix "s" .Values.webhook.drainDelay }}
+{{- define "switchboard.terminationGracePeriod" -}}
+{{ add (trimSuffix "s" .) 25 }}
 {{- end }}
 
 {{/*
@@ -176,6 +183,13 @@ The flags of `switchboard run` as environment variables. All other flags keep th
   value: {{ . | quote }}
 {{- end }}
 {{- end }}
+{{ include "switchboard.telemetryEnvironment" . }}
+{{- end }}
+
+{{/*
+The flags for logs and traces, which all processes have, as environment variables.
+*/}}
+{{- define "switchboard.telemetryEnvironment" -}}
 - name: SWITCHBOARD_LOG_FORMAT
   value: {{ .Values.log.format }}
 {{- with .Values.log.filter }}
@@ -205,7 +219,101 @@ The volumes of the pod, except its token. There are none if the operator issues 
 {{- end }}
 
 {{/*
-The preference to run replicas of one revision in different zones. It has no effect on nodes without a zone.
+The security context of a pod.
+*/}}
+{{- define "switchboard.podSecurityContext" -}}
+# As Pod Security "restricted" requires. No user is set here: it is that of the image, or one that the platform assigns (OpenShift).
+securityContext:
+  runAsNonRoot: true
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{/*
+The security context of a container.
+*/}}
+{{- define "switchboard.containerSecurityContext" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  capabilities:
+    drop: [ALL]
+  readOnlyRootFilesystem: true
+  # The kubelet passes the image's user to the runtime, but not its group; containerd then uses the group of root. The group is
+  # set here and not for the pod, because the sandbox would get a group without a user, which runtimes reject.
+  runAsGroup: 65532
+{{- end }}
+
+{{/*
+The probes of a container.
+*/}}
+{{- define "switchboard.probes" -}}
+# Each failed probe causes a Warning Event, so the first one comes when a start is usually complete: after 2 s. On two busy cores, a
+# replica with few objects needs 0.2 to 0.5 s. A startup probe would fail earlier. If the start is still in progress, /readyz waits
+# for it, up to 3 s.
+#
+# /livez does not depend on the watches: a replica that responds is alive.
+livenessProbe:
+  httpGet:
+    path: /livez
+    port: health
+  initialDelaySeconds: 2
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 3
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: health
+  initialDelaySeconds: 2
+  periodSeconds: 2
+  timeoutSeconds: 4
+  failureThreshold: 2
+{{- end }}
+
+{{/*
+The fields of a pod that decide on which node it runs. Called with a dict: "values" has the values nodeSelector, tolerations, affinity and
+topologySpreadConstraints, "selectorLabels" the labels of the pods, "replicas" the number of pods.
+*/}}
+{{- define "switchboard.scheduling" -}}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $spreads := and (gt (int .replicas) 1) (not .values.topologySpreadConstraints) }}
+{{- $affinity := deepCopy (.values.affinity | default dict) }}
+{{- if and $spreads (not (hasKey $affinity "podAntiAffinity")) }}
+{{- $_ := set $affinity "podAntiAffinity" (include "switchboard.zoneAntiAffinity" .selectorLabels | fromYaml) }}
+{{- end }}
+{{- with $affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
+{{- else if $spreads }}
+# Spread the pods of one revision over nodes. Pods of the previous revision do not count: they are about to be deleted.
+# Zones have no constraint here, but the affinity above: the scheduler ignores all constraints on a node that lacks the key of
+# one of them, so a constraint for zones would disable this one on nodes without a zone. Both are preferences: a single node
+# can run all replicas.
+topologySpreadConstraints:
+  - topologyKey: kubernetes.io/hostname
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- .selectorLabels | nindent 8 }}
+    matchLabelKeys: [pod-template-hash]
+{{- end }}
+{{- end }}
+
+{{/*
+The preference to run replicas of one revision in different zones. It has no effect on nodes without a zone. The argument is the labels of
+the pods.
 */}}
 {{- define "switchboard.zoneAntiAffinity" -}}
 preferredDuringSchedulingIgnoredDuringExecution:
@@ -214,6 +322,6 @@ preferredDuringSchedulingIgnoredDuringExecution:
       topologyKey: topology.kubernetes.io/zone
       labelSelector:
         matchLabels:
-          {{- include "switchboard.selectorLabels" . | nindent 10 }}
+          {{- . | nindent 10 }}
       matchLabelKeys: [pod-template-hash]
 {{- end }}
