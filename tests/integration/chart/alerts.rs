@@ -1,7 +1,7 @@
 //! The chart's alerts and its dashboard: Prometheus accepts the rules, each alert fires on its fault and has a runbook, and every query
 //! uses metrics that the operator serves.
 
-use crate::common::chart::{CHART, Case};
+use crate::common::chart::{CHART, Case, title};
 use crate::common::succeed;
 use control_plane::tools::{self, Tool};
 use serde_json::Value;
@@ -28,7 +28,22 @@ fn rules(test: &str) -> PathBuf {
 }
 
 fn alerts() -> Vec<Value> {
-    object("PrometheusRule")["spec"]["groups"][0]["rules"].as_array().unwrap().clone()
+    let rules = object("PrometheusRule");
+    let groups = rules["spec"]["groups"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+}
+
+/// The queries of all dashboards.
+fn queries_of_dashboards() -> Vec<String> {
+    let objects = Case::named("everything").objects();
+    let dashboards = objects.iter().find(|object| title(object) == "ConfigMap/switchboard-dashboard").unwrap();
+    let dashboards = dashboards["data"].as_object().unwrap().values();
+    let panels = dashboards.flat_map(|text| {
+        let dashboard: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        dashboard["panels"].as_array().unwrap().clone()
+    });
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap().clone());
+    targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
 }
 
 fn names(alerts: &[Value]) -> BTreeSet<String> {
@@ -65,10 +80,10 @@ fn each_alert_has_a_runbook() {
     }
 }
 
-/// The metrics that METRICS.md lists, with the labels of each. Another test compares METRICS.md with the metrics that the operator
-/// serves.
+/// The metrics of the operator, which METRICS.md lists, and those of the router, with the labels of each. Another test compares METRICS.md
+/// with the metrics that the operator serves.
 fn served() -> BTreeMap<String, BTreeSet<String>> {
-    let text = include_str!("../../../METRICS.md");
+    let text = concat!(include_str!("../../../METRICS.md"), include_str!("../../../docs/inbound.md"));
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let rows = text.lines().filter(|line| line.starts_with("| `switchboard_"));
     let metrics = rows.flat_map(|row| {
@@ -101,11 +116,7 @@ fn labels_after<'a>(query: &'a str, opening: &'a str, closing: char) -> impl Ite
 
 #[test]
 fn alerts_and_dashboard_use_existing_metrics_and_labels() {
-    let dashboard: Value =
-        serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap().iter();
-    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
-    let mut queries: Vec<_> = targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    let mut queries = queries_of_dashboards();
     queries.extend(alerts().iter().map(|alert| alert["expr"].as_str().unwrap().to_owned()));
 
     let served = served();
@@ -131,16 +142,12 @@ fn alerts_and_dashboard_use_existing_metrics_and_labels() {
 /// Grafana shows an empty panel and no error for a query that Prometheus cannot parse.
 #[test]
 fn prometheus_accepts_the_queries_of_the_dashboard() {
-    let dashboard: Value =
-        serde_json::from_str(object("ConfigMap")["data"]["switchboard.json"].as_str().unwrap()).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap().iter();
-    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
     // promtool checks recording rules, so each query becomes one. Grafana replaces the interval.
-    let record = |(number, target): (usize, &Value)| {
-        let query = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+    let record = |(number, query): (usize, String)| {
+        let query = query.replace("$__rate_interval", "5m");
         serde_json::json!({"record": format!("panel:{number}"), "expr": query})
     };
-    let rules: Vec<_> = targets.enumerate().map(record).collect();
+    let rules: Vec<_> = queries_of_dashboards().into_iter().enumerate().map(record).collect();
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboard.yaml");
     std::fs::write(&path, serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string()).unwrap();
     succeed(promtool().args(["check", "rules", "--lint=all", "--lint-fatal"]).arg(&path));

@@ -1,7 +1,7 @@
 //! The comments in the chart's values are the only source of its documentation. The tests compare README and schema with them, and
 //! `make generate` writes both.
 
-use crate::common::chart::{CHART, assert_generated};
+use crate::common::chart::{CHART, assert_generated, documents, helm, title};
 use crate::common::succeed;
 use control_plane::tools::{self, Tool};
 use serde_json::{Map, Value, json};
@@ -104,6 +104,22 @@ fn schema_and_values_have_the_same_keys() {
     assert_eq!(known, documented);
 }
 
+/// Users copy the values from the guide to the router.
+#[test]
+fn values_in_the_guide_to_inbound_messages_render() {
+    let guide = std::fs::read_to_string("docs/inbound.md").unwrap();
+    let blocks = guide.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let values: Vec<_> = blocks.filter(|block| block.starts_with("router:")).collect();
+    assert_eq!(values.len(), 2, "{values:?}");
+    for (number, values) in values.iter().enumerate() {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guide-{number}.yaml"));
+        std::fs::write(&path, values).unwrap();
+        succeed(helm().args(["lint", "--strict", CHART, "--values"]).arg(&path));
+        let router = documents(&succeed(helm().args(["template", "switchboard", CHART, "--values"]).arg(&path)));
+        assert!(router.iter().any(|object| title(object) == "Ingress/switchboard-router"), "{values}");
+    }
+}
+
 /// An object that allows any key accepts a mistyped value without an error.
 #[test]
 fn schema_rejects_unknown_keys_in_every_object() {
@@ -111,6 +127,10 @@ fn schema_rejects_unknown_keys_in_every_object() {
         if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
             assert_eq!(schema["additionalProperties"], false, "{path}");
             properties.iter().for_each(|(key, schema)| check(schema, &format!("{path}.{key}")));
+        }
+        if let Some(patterns) = schema.get("patternProperties").and_then(Value::as_object) {
+            assert_eq!(schema["additionalProperties"], false, "{path}");
+            patterns.values().for_each(|schema| check(schema, &format!("{path}.*")));
         }
     }
     check(&serde_json::from_str(&read("values.schema.json")).unwrap(), "");

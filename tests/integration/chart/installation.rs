@@ -19,17 +19,20 @@ static FOR_DRY_RUNS: OnDemand = OnDemand::new();
 /// Only one test uses it: the one that installs releases.
 static FOR_RELEASES: OnDemand = OnDemand::new();
 
-/// A control plane with the CRDs of other projects and the namespace of the release, without any object of switchboard.
+/// A control plane with the CRDs of other projects and the namespaces that the cases name, without any object of switchboard.
 fn control_plane(on_demand: &'static OnDemand) -> &'static ControlPlane {
     let start = || {
         let control_plane = ControlPlane::builder().start().unwrap_or_else(|error| panic!("{error}"));
         let others = "tests/testdata/crds-of-others.yaml";
         succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename", others]));
         succeed(control_plane.kubectl().args(["wait", "--for=condition=Established", "--filename", others]));
-        for kind in ["certificates", "issuers", "servicemonitors", "prometheusrules"] {
+        for kind in ["certificates", "httproutes", "issuers", "servicemonitors", "prometheusrules"] {
             eventually(control_plane.kubectl().args(["explain", kind]));
         }
-        succeed(control_plane.kubectl().args(["create", "namespace", NAMESPACE]));
+        // The second one is that in which a case lets the router create conversations.
+        for namespace in [NAMESPACE, "sales"] {
+            succeed(control_plane.kubectl().args(["create", "namespace", namespace]));
+        }
         control_plane
     };
     let control_plane = on_demand.get_or_init(|| std::panic::catch_unwind(start).ok());

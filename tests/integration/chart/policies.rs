@@ -1,12 +1,14 @@
 //! The chart's admission policies and roles on real API servers: which users may write claims and status.
 
 use crate::common;
+use crate::common::chart::{Case, NAMESPACE, documents};
 use crate::common::cluster::{Cluster, TestNamespace};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use switchboard::api::{ConditionStatus, ConditionType, State};
+use switchboard::api::{ConditionStatus, ConditionType, Conversation, ProxyAddress, State};
 
 /// The API server refused the request with 403, and its message contains `words`.
 fn assert_forbidden<T: std::fmt::Debug>(result: kube::Result<T>, words: &[&str]) {
@@ -110,6 +112,76 @@ async fn editor_can_write_conversations_but_not_claims() {
     editor.delete("alice").await;
     let name = namespace.binding();
     assert_forbidden(editor.claims().delete(name.as_str(), &DeleteParams::default()).await, &["cannot delete"]);
+}
+
+/// Applies the roles of the router from the chart, with autocreation in the test namespace only, and returns the test namespace with a
+/// client of the router's account.
+async fn with_the_roles_of_the_router(namespace: &TestNamespace) -> TestNamespace {
+    let autocreate = format!("router.autocreateNamespaces={{{}}}", namespace.namespace);
+    let mut objects = documents(&Case::named("router").render(&["--set", &autocreate]));
+    objects.retain(|object| {
+        object["metadata"]["labels"]["app.kubernetes.io/name"] == "switchboard-router"
+            && ["ClusterRole", "ClusterRoleBinding", "RoleBinding"].contains(&object["kind"].as_str().unwrap())
+    });
+    assert_eq!(objects.len(), 4, "{objects:?}");
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("roles-of-the-router.json");
+    std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()).unwrap();
+    let control_plane = &Cluster::shared().control_plane;
+    common::succeed(control_plane.kubectl().args(["apply", "--server-side", "--filename"]).arg(path));
+    let user = format!("system:serviceaccount:{NAMESPACE}:switchboard-router");
+    // The API server takes up roles and bindings with a delay.
+    for verb in ["get", "create"] {
+        let can = ["auth", "can-i", verb, "conversations", "--namespace", &namespace.namespace, "--as", &user];
+        common::eventually(control_plane.kubectl().args(can));
+    }
+    TestNamespace { client: Cluster::shared().client_as(&user, 0).await, ..namespace.clone() }
+}
+
+/// The patch by which the router reports activity. It fails if the conversation was replaced by another one of the same name.
+async fn report_by_json_patch(namespace: &TestNamespace, uid: &str, field: &str, value: &str) -> kube::Result<Conversation> {
+    let patch = json!([
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "add", "path": format!("/status/{field}"), "value": value},
+    ]);
+    let url = format!("/apis/switchboard.dev/v1alpha1/namespaces/{}/conversations/alice/status", namespace.namespace);
+    let request = hyper::Request::patch(url).header("content-type", "application/json-patch+json");
+    namespace.client.request(request.body(patch.to_string().into_bytes()).unwrap()).await
+}
+
+#[tokio::test]
+async fn router_can_only_read_report_activity_and_create() {
+    let namespace = Cluster::shared().test_namespace().await;
+    ready(&namespace).await;
+    let router = with_the_roles_of_the_router(&namespace).await;
+    let uid = router.conversations().get("alice").await.unwrap().uid().unwrap();
+    let claim = router.claims().get(namespace.binding().as_str()).await.unwrap();
+
+    let time = "2026-01-01T00:00:00Z";
+    report_by_json_patch(&router, &uid, "reportedActivityTime", time).await.unwrap();
+    let Err(kube::Error::Api(status)) = report_by_json_patch(&router, "another", "reportedActivityTime", time).await else {
+        panic!("activity was reported for another conversation")
+    };
+    assert_eq!(status.code, 422, "{status:?}");
+    assert_forbidden(report_by_json_patch(&router, &uid, "state", "Closed").await, &["switchboard-status"]);
+
+    // It creates only where it is bound, and the webhook admits it as any other client.
+    let refusal = router.create("again", json!({})).await.unwrap_err();
+    assert!(refusal.message.contains("48031"), "{refusal:?}");
+    router.create("bob", json!({"proxy": {"address": "+15017122669"}})).await.unwrap();
+    let elsewhere = Cluster::shared().test_namespace().await;
+    let elsewhere = TestNamespace { client: router.client.clone(), ..elsewhere };
+    let refusal = elsewhere.create("carol", json!({})).await.unwrap_err();
+    assert!(refusal.code == 403 && refusal.message.contains("cannot create"), "{refusal:?}");
+
+    let refusal = router.change("alice", json!({"state": "Closed"})).await.unwrap_err();
+    assert!(refusal.code == 403 && refusal.message.contains("cannot patch"), "{refusal:?}");
+    assert_forbidden(router.conversations().delete("alice", &DeleteParams::default()).await, &["cannot delete"]);
+    assert_forbidden(router.claims().delete(&claim.name_any(), &DeleteParams::default()).await, &["cannot delete"]);
+    let secrets = Api::<Secret>::namespaced(router.client.clone(), NAMESPACE);
+    assert_forbidden(secrets.list(&ListParams::default()).await, &["cannot list"]);
+    let addresses = Api::<ProxyAddress>::all(router.client.clone());
+    addresses.list(&ListParams::default()).await.unwrap();
+    assert_forbidden(addresses.delete("any", &DeleteParams::default()).await, &["cannot delete"]);
 }
 
 /// The pod of `helm test` runs `switchboard check` with the operator's account. With another account, the command prints the reason

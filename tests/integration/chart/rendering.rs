@@ -131,39 +131,61 @@ fn webhook_intercepts_only_creates_and_fails_closed() {
     }
 }
 
-/// Every selector matches the pods of the Deployment, and every port that an object names exists in them.
+/// Every selector matches the pods of exactly one Deployment, and every port that an object names exists in them. So no Service of the
+/// operator routes to the router, and conversely.
 #[test]
-fn selectors_and_named_ports_match_the_pods() {
-    for case in Case::all().into_iter().filter(|case| case.name != "elsewhere") {
+fn selectors_and_named_ports_match_the_pods_of_one_deployment() {
+    let mut pods_of_the_router = 0;
+    for case in Case::all() {
         let objects = case.objects();
-        let pod = &objects.iter().find(|object| object["kind"] == "Deployment").unwrap()["spec"]["template"];
-        let labels = pod["metadata"]["labels"].as_object().unwrap();
-        let finds =
-            |selector: &Value| selector.as_object().unwrap().iter().all(|(key, value)| labels.get(key) == Some(value));
-        let ports = pod["spec"]["containers"][0]["ports"].as_array().unwrap();
-        let has = |port: &Value| ports.iter().any(|has| has["name"] == *port || has["containerPort"] == *port);
+        let of_kind = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+        let pods: Vec<_> = of_kind("Deployment").map(|deployment| &deployment["spec"]["template"]).collect();
+        let selects = |selector: &Value, labels: &Value| {
+            let selector = selector.as_object().unwrap();
+            !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+        };
+        let selected = |object: &Value, selector: &Value| -> &Value {
+            let found: Vec<_> = pods.iter().filter(|pod| selects(selector, &pod["metadata"]["labels"])).collect();
+            let [pod] = found[..] else {
+                panic!("{}: {} selects {} Deployments", case.name, title(object), found.len())
+            };
+            pod
+        };
+        let has = |pod: &Value, port: &Value| {
+            let ports = pod["spec"]["containers"][0]["ports"].as_array().unwrap();
+            ports.iter().any(|has| has["name"] == *port || has["containerPort"] == *port)
+        };
         for object in &objects {
             let spec = &object["spec"];
             match object["kind"].as_str().unwrap() {
                 "Service" => {
-                    assert!(finds(&spec["selector"]), "{}: {}", case.name, title(object));
-                    assert!(has(&spec["ports"][0]["targetPort"]), "{}: {}", case.name, title(object));
+                    let pod = selected(object, &spec["selector"]);
+                    assert!(has(pod, &spec["ports"][0]["targetPort"]), "{}: {}", case.name, title(object));
                 }
-                "PodDisruptionBudget" | "Deployment" => {
-                    assert!(finds(&spec["selector"]["matchLabels"]), "{}", case.name);
-                }
+                "PodDisruptionBudget" | "Deployment" => drop(selected(object, &spec["selector"]["matchLabels"])),
                 "NetworkPolicy" => {
-                    assert!(finds(&spec["podSelector"]["matchLabels"]), "{}", case.name);
+                    let pod = selected(object, &spec["podSelector"]["matchLabels"]);
                     let rules = spec["ingress"].as_array().unwrap();
-                    assert!(rules.iter().all(|rule| has(&rule["ports"][0]["port"])), "{}", case.name);
+                    assert!(rules.iter().all(|rule| has(pod, &rule["ports"][0]["port"])), "{}", case.name);
+                }
+                "ServiceMonitor" => {
+                    let selector = &spec["selector"]["matchLabels"];
+                    let services: Vec<_> =
+                        of_kind("Service").filter(|service| selects(selector, &service["metadata"]["labels"])).collect();
+                    let [service] = services[..] else { panic!("{}: {services:?}", title(object)) };
+                    assert_eq!(service["spec"]["ports"][0]["name"], spec["endpoints"][0]["port"]);
                 }
                 _ => {}
             }
         }
-        for probe in ["livenessProbe", "readinessProbe"] {
-            assert!(has(&pod["spec"]["containers"][0][probe]["httpGet"]["port"]), "{}", case.name);
+        for pod in &pods {
+            for probe in ["livenessProbe", "readinessProbe"] {
+                assert!(has(pod, &pod["spec"]["containers"][0][probe]["httpGet"]["port"]), "{}", case.name);
+            }
         }
+        pods_of_the_router += pods.iter().filter(|pod| pod["spec"]["containers"][0]["name"] == "router").count();
     }
+    assert!(pods_of_the_router > 1, "{pods_of_the_router}");
 }
 
 /// Labels and names identify the release of each object, so that users can find objects that a release left behind.
@@ -183,6 +205,11 @@ fn every_object_has_the_labels_of_the_release() {
 
 #[test]
 fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
+    // The router with one source of this type, and more values.
+    let source = |type_: &str, more: &str| {
+        let values = format!("router.enabled=true,router.sources.gateway.type={type_},router.sources.gateway.secretName=a");
+        if more.is_empty() { values } else { format!("{values},{more}") }
+    };
     for (value, words) in [
         ("webhook.prot=1", &["webhook", "prot"][..]),
         ("replicas=0", &["replicas"]),
@@ -202,6 +229,42 @@ fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
         ("leaseDuration=15", &["leaseDuration"]),
         ("image.digest=latest", &["image/digest"]),
         ("health.port=70000", &["health/port"]),
+        ("router.enabled=true", &["router.sources must have at least one source"]),
+        ("router.sources.gateway.type=CloudEvents", &["router/sources/gateway", "secretName"]),
+        (&source("SMS", ""), &["router/sources/gateway/type", "'CloudEvents'"]),
+        (&source("Twilio", ""), &["router.sources.gateway.publicURL must be set", "/v1/sources/gateway"]),
+        (&source("Twilio", "router.sources.gateway.publicURL=http://host/x"), &["sources/gateway/publicURL"]),
+        (
+            &source("Meta", "router.sources.gateway.publicURL=https://host/x"),
+            &["router.sources.gateway.publicURL is only for", "remove it"],
+        ),
+        (&source("Meta", "router.sources.gateway.token=secret"), &["router/sources/gateway", "'token'"]),
+        (&source("Meta", "router.sources.Gateway.type=Meta"), &["router/sources", "'Gateway'"]),
+        (
+            &source("Meta", "router.deadLetterSink.uri=http://a,router.deadLetterSink.service.name=b,router.deadLetterSink.service.namespace=c"),
+            &["either uri or service", "remove one"],
+        ),
+        (&source("Meta", "router.deadLetterSink.uri=dead-letters"), &["router/deadLetterSink/uri"]),
+        (&source("Meta", "router.deadLetterSink.service.name=a"), &["router/deadLetterSink/service", "'namespace'"]),
+        (
+            &source("Meta", "router.deadLetterSink.service.name=switchboard-router,router.deadLetterSink.service.namespace=default"),
+            &["must not be the router itself"],
+        ),
+        (&source("Meta", "router.sinkCA.configMap=a,router.sinkCA.secret=b"), &["router.sinkCA", "leave one of them empty"]),
+        (&source("Meta", "router.port=8080"), &["router.port and health.port must differ"]),
+        (&source("Meta", "router.drainDelay=0s"), &["router/drainDelay"]),
+        (&source("Meta", "router.ingress.enabled=true"), &["router.ingress.host must be set"]),
+        (&source("Meta", "router.httpRoute.enabled=true"), &["router.httpRoute.parentRefs must name a Gateway"]),
+        (
+            &source("Meta", "router.autoscaling.enabled=true,router.autoscaling.minReplicas=11"),
+            &["router.autoscaling.maxReplicas must be at least", "11"],
+        ),
+        (
+            &source("Meta", "router.autoscaling.enabled=true,router.resources.requests.cpu=null"),
+            &["router.resources.requests.cpu must be set"],
+        ),
+        (&source("Meta", "router.service.type=ExternalName"), &["router/service/type"]),
+        (&source("Meta", "router.autocreateNamespaces[0]=*"), &["router/autocreateNamespaces"]),
     ] {
         let complaint = fail(helm().args(["template", "switchboard", CHART, "--set", value]));
         for word in words {
@@ -210,11 +273,15 @@ fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
     }
 }
 
-/// The pod spec of the Deployment, rendered from the default values and these arguments.
+/// The Deployment with this name, rendered from the values of a case and these arguments.
+fn deployment_with(case: &str, name: &str, arguments: &[&str]) -> Value {
+    let mut objects = documents(&Case::named(case).render(arguments)).into_iter();
+    objects.find(|object| title(object) == format!("Deployment/{name}")).unwrap()
+}
+
+/// The pod spec of the operator, rendered from the default values and these arguments.
 fn pod_with(arguments: &[&str]) -> Value {
-    let objects = documents(&Case::named("defaults").render(arguments));
-    let deployment = objects.into_iter().find(|object| object["kind"] == "Deployment");
-    deployment.unwrap()["spec"]["template"]["spec"].clone()
+    deployment_with("defaults", "switchboard", arguments)["spec"]["template"]["spec"].clone()
 }
 
 /// The scheduler does not score a node that lacks a topology key of the pod's constraints. Every node has a hostname, but some nodes
@@ -291,11 +358,158 @@ fn chart_sets_every_flag_of_run() {
 
     let mut set = BTreeSet::new();
     for (_, deployment) in objects(&["Deployment"]) {
-        let environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
-        set.extend(environment.into_iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        if words(&container["args"]) == ["run"] {
+            let environment = container["env"].as_array().unwrap();
+            set.extend(environment.iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
+        }
     }
     // These flags are for tests: they can break the guarantee, or close conversations by mistake.
     let is_in_the_chart = |name: &&&str| !name.starts_with("SWITCHBOARD_UNSAFE_");
     let known: BTreeSet<_> = named.iter().filter(is_in_the_chart).map(|name| (*name).to_owned()).collect();
     assert_eq!(set, known);
+}
+
+/// Router and operator have different accounts. No role of one is bound to the other, because the operator may write claims and delete
+/// conversations.
+#[test]
+fn router_has_an_account_and_roles_of_its_own() {
+    let mut accounts = BTreeSet::new();
+    let mut bindings = BTreeSet::new();
+    for (_, object) in objects(&["Deployment", "RoleBinding", "ClusterRoleBinding"]) {
+        if object["kind"] == "Deployment" {
+            let pod = &object["spec"]["template"]["spec"];
+            let (arguments, account) = (&pod["containers"][0]["args"][0], &pod["serviceAccountName"]);
+            accounts.insert(format!("{} {}", arguments.as_str().unwrap(), account.as_str().unwrap()));
+            continue;
+        }
+        let role = format!("{}/{}", object["roleRef"]["kind"].as_str().unwrap(), object["roleRef"]["name"].as_str().unwrap());
+        let [subject] = &object["subjects"].as_array().unwrap()[..] else { panic!("{object}") };
+        let kind = object["kind"].as_str().unwrap();
+        bindings.insert(format!("{kind} {role} {}", subject["name"].as_str().unwrap()));
+    }
+    assert_eq!(accounts, ["route switchboard-router", "run switchboard"].map(str::to_owned).into());
+    let expected = [
+        "ClusterRoleBinding ClusterRole/switchboard switchboard",
+        "ClusterRoleBinding ClusterRole/switchboard-router switchboard-router",
+        "RoleBinding ClusterRole/switchboard-router-create switchboard-router",
+        "RoleBinding Role/switchboard switchboard",
+    ];
+    assert_eq!(bindings, expected.map(str::to_owned).into());
+}
+
+/// The router may create conversations only where a RoleBinding lets it, and reads no Secret by the API.
+#[test]
+fn router_may_only_read_report_activity_and_create() {
+    for case in ["router", "everything"] {
+        let permissions = |role: &str| -> Vec<String> {
+            let objects = Case::named(case).objects();
+            let role = objects.iter().find(|object| title(object) == format!("ClusterRole/{role}")).unwrap();
+            let rules = role["rules"].as_array().unwrap().iter();
+            rules.map(|rule| format!("{}: {}", words(&rule["resources"]).join(" "), words(&rule["verbs"]).join(" "))).collect()
+        };
+        let everywhere = [
+            "conversations: get list watch",
+            "conversations/status: patch",
+            "addressbindings: get list watch",
+            "proxyaddresses: get list watch",
+            "namespaces: get list watch",
+        ];
+        assert_eq!(permissions("switchboard-router"), everywhere, "{case}");
+        assert_eq!(permissions("switchboard-router-create"), ["conversations: create"], "{case}");
+    }
+    let objects = documents(&Case::named("router").render(&["--set", "router.autocreateNamespaces={sales,support}"]));
+    let bindings = objects.iter().filter(|object| title(object) == "RoleBinding/switchboard-router-create");
+    let namespaces: Vec<_> = bindings.map(|binding| binding["metadata"]["namespace"].as_str().unwrap()).collect();
+    assert_eq!(namespaces, ["sales", "support"]);
+}
+
+/// The router gets each Secret at the path that is the name of the source. A rotated key needs no restart, so no Secret is in the
+/// environment, where it would never change, or under a `subPath`, which the kubelet does not update.
+#[test]
+fn router_mounts_secrets_that_can_rotate() {
+    let deployment = deployment_with("everything", "switchboard-router", &[]);
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let variables = container["env"].as_array().unwrap();
+    assert!(variables.iter().all(|variable| variable["value"].is_string()), "{variables:?}");
+    let variable = |name: &str| {
+        let found = variables.iter().find(|variable| variable["name"] == format!("SWITCHBOARD_{name}"));
+        found.unwrap_or_else(|| panic!("no {name}"))["value"].as_str().unwrap()
+    };
+
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let volume_at = |path: &str| {
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == path).unwrap_or_else(|| panic!("nothing at {path}"));
+        assert_eq!((&mount["readOnly"], mount.get("subPath")), (&true.into(), None), "{path}");
+        pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == mount["name"]).unwrap()
+    };
+    for (source, secret) in [("twilio", "twilio"), ("meta", "meta"), ("gateway", "gateway")] {
+        let volume = volume_at(&format!("{}/{source}", variable("SECRETS_DIRECTORY")));
+        assert_eq!(volume["secret"], serde_json::json!({"secretName": secret}), "all keys of the Secret");
+    }
+    assert_eq!(volume_at(variable("SIGNING_SECRETS_DIRECTORY"))["secret"]["secretName"], "router-signing");
+    let directory_of = |file: &str| variable(file).rsplit_once('/').unwrap().0;
+    assert_eq!(volume_at(directory_of("SOURCES_FILE"))["configMap"]["name"], "switchboard-router");
+    let authorities = &volume_at(directory_of("SINK_CA_FILE"))["configMap"];
+    assert_eq!((&authorities["name"], &authorities["items"][0]["key"]), (&"platform-ca".into(), &"bundle.pem".into()));
+    assert_eq!(variable("DEAD_LETTER_SINK"), "http://dead-letters.messaging.svc:8080/unknown");
+}
+
+/// The router reads its sources only when it starts. It reads the keys of a Secret again by itself.
+#[test]
+fn changed_source_replaces_the_pods_of_the_router() {
+    let pods = |arguments: &[&str]| deployment_with("everything", "switchboard-router", arguments)["spec"]["template"].clone();
+    let url = "router.sources.twilio.publicURL=https://inbound.example/other";
+    assert_ne!(pods(&["--set", url]), pods(&[]));
+    assert_eq!(pods(&["--set", "router.deadLetterSink.service.port=8080"]), pods(&[]));
+}
+
+/// A Deployment with a number of replicas would reset the number that the autoscaler has chosen, at each upgrade.
+#[test]
+fn autoscaler_alone_sets_the_number_of_routers() {
+    let routers = |case: &str| deployment_with(case, "switchboard-router", &[])["spec"].get("replicas").cloned();
+    assert_eq!((routers("router"), routers("everything")), (Some(2.into()), None));
+    for (title, scaler) in objects(&["HorizontalPodAutoscaler"]) {
+        assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], "switchboard-router", "{title}");
+    }
+}
+
+/// A create of the router waits for the operator, so it must not occupy a seat that the operator needs for its answer.
+#[test]
+fn router_and_operator_have_different_priority_levels() {
+    for case in ["router", "everything"] {
+        let objects = Case::named(case).objects();
+        let schemas = objects.iter().filter(|object| object["kind"] == "FlowSchema");
+        let levels = schemas.map(|schema| {
+            let account = &schema["spec"]["rules"][0]["subjects"][0]["serviceAccount"]["name"];
+            let level = &schema["spec"]["priorityLevelConfiguration"]["name"];
+            assert!(objects.iter().any(|object| title(object) == format!("PriorityLevelConfiguration/{}", level.as_str().unwrap())));
+            assert_eq!(level, account, "{case}");
+            level.as_str().unwrap().to_owned()
+        });
+        assert_eq!(levels.collect::<BTreeSet<_>>(), ["switchboard", "switchboard-router"].map(str::to_owned).into());
+    }
+}
+
+/// The notes after an installation have the URL to set at each provider.
+#[test]
+fn notes_have_the_url_of_each_source() {
+    let notes = |case: &str| {
+        let mut helm = helm();
+        helm.args(["install", "switchboard", CHART, "--dry-run=client", "--values"]).arg(Case::named(case).values());
+        succeed(&mut helm).split("\nNOTES:\n").nth(1).unwrap().to_owned()
+    };
+    for line in [
+        "  gateway (CloudEvents): https://inbound.example/v1/sources/gateway\n",
+        "  meta (Meta): https://inbound.example/v1/sources/meta\n",
+        "  twilio (Twilio): https://inbound.example/v1/sources/twilio#rc=5&rp=all\n",
+    ] {
+        assert!(notes("everything").contains(line), "{}", notes("everything"));
+    }
+    let alone = notes("router");
+    for words in ["https://HOST/v1/sources/gateway", "port 80 of the Service switchboard-router", "answered with 404"] {
+        assert!(alone.contains(words), "{alone}");
+    }
+    assert!(!notes("defaults").contains("router"));
 }
