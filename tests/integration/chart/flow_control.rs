@@ -1,6 +1,7 @@
 //! The chart's priority level for the operator, on an API server with few seats: claims do not queue behind the creates that
 //! wait for them.
 
+use crate::common::chart::NAMESPACE;
 use crate::common::cluster::{Cluster, TestNamespace};
 use crate::common::succeed;
 use control_plane::{ControlPlane, Installation};
@@ -20,16 +21,23 @@ const CREATES: u32 = 1_000;
 /// The API server's answer to a request that got no seat in time.
 const NO_SEAT: &str = "Too many requests, please try again later.";
 
-/// A client of a service account that may create conversations. Without the chart's priority level, the operator's requests would be
-/// in the same level as its requests.
-async fn service_account(cluster: &Cluster, namespace: &TestNamespace) -> Client {
+/// A cluster with few seats.
+fn cluster(installation: &control_plane::InstallationBuilder) -> Cluster {
+    let control_plane = ControlPlane::builder()
+        .api_server_flag(format!("--max-requests-inflight={}", SEATS / 2))
+        .api_server_flag(format!("--max-mutating-requests-inflight={}", SEATS / 2))
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    Cluster::install(control_plane, installation)
+}
+
+/// A client of a service account, given as `NAMESPACE:NAME`, that may create conversations in the test namespace by this role.
+async fn service_account(cluster: &Cluster, namespace: &TestNamespace, account: &str, role: &str) -> Client {
     let kubectl = |arguments: &[&str]| succeed(cluster.control_plane.kubectl().args(arguments));
-    let in_namespace = &["--namespace", &namespace.namespace][..];
-    kubectl(&[&["create", "serviceaccount", "flood"], in_namespace].concat());
-    let account = format!("--serviceaccount={}:flood", namespace.namespace);
-    let binding = ["create", "rolebinding", "flood", "--clusterrole=switchboard-edit", &account];
-    kubectl(&[&binding, in_namespace].concat());
-    let token = kubectl(&[&["create", "token", "flood"], in_namespace].concat());
+    let binding = ["create", "rolebinding", "flood", "--clusterrole", role, "--serviceaccount", account];
+    kubectl(&[&binding[..], &["--namespace", &namespace.namespace]].concat());
+    let (of, name) = account.split_once(':').unwrap();
+    let token = kubectl(&["create", "token", name, "--namespace", of]);
     let kubeconfig = Kubeconfig::from_yaml(&cluster.control_plane.kubeconfig_for_token(token.trim(), 0)).unwrap();
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     // The test must see each refusal, so the client does not retry.
@@ -46,19 +54,9 @@ fn at_operator_level(cluster: &Cluster, metric: &str) -> (Vec<String>, f64) {
     (lines, sum)
 }
 
-#[tokio::test]
-async fn claims_are_served_during_a_flood_of_creates() {
-    let control_plane = ControlPlane::builder()
-        .api_server_flag(format!("--max-requests-inflight={}", SEATS / 2))
-        .api_server_flag(format!("--max-mutating-requests-inflight={}", SEATS / 2))
-        .start()
-        .unwrap_or_else(|error| panic!("{error}"));
-    let cluster = Cluster::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
-    let namespace = cluster.test_namespace().await;
-    let flood = TestNamespace { client: service_account(&cluster, &namespace).await, ..namespace.clone() };
-
+/// Creates conversations with all clients at once, and asserts that each is stored and that no request of the operator was rejected.
+async fn assert_served_during_a_flood(cluster: &Cluster, flood: &TestNamespace) {
     let creates = futures::stream::iter(0..CREATES).map(|number| {
-        let flood = &flood;
         let contact = json!({"contact": {"address": format!("+1556{number:07}")}});
         async move {
             loop {
@@ -81,8 +79,33 @@ async fn claims_are_served_during_a_flood_of_creates() {
     }
     assert!(failures.is_empty(), "{failures:?}");
 
-    let (_, dispatched) = at_operator_level(&cluster, "apiserver_flowcontrol_dispatched_requests_total");
+    let (_, dispatched) = at_operator_level(cluster, "apiserver_flowcontrol_dispatched_requests_total");
     assert!(dispatched >= f64::from(CREATES), "the operator's requests are not at its priority level: {dispatched}");
-    let (rejections, count) = at_operator_level(&cluster, "apiserver_flowcontrol_rejected_requests_total");
+    let (rejections, count) = at_operator_level(cluster, "apiserver_flowcontrol_rejected_requests_total");
     assert!(count == 0.0, "the API server rejected requests of the operator: {rejections:?}");
+}
+
+/// Without the chart's priority level, the operator's requests would be in the same level as those of the account.
+#[tokio::test]
+async fn claims_are_served_during_a_flood_of_creates() {
+    let cluster = cluster(&Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
+    let namespace = cluster.test_namespace().await;
+    succeed(cluster.control_plane.kubectl().args(["create", "serviceaccount", "flood", "--namespace", &namespace.namespace]));
+    let account = format!("{}:flood", namespace.namespace);
+    let client = service_account(&cluster, &namespace, &account, "switchboard-edit").await;
+    assert_served_during_a_flood(&cluster, &TestNamespace { client, ..namespace.clone() }).await;
+}
+
+/// If the router's requests were in the operator's level, its creates could take the seat that the answer of the webhook needs.
+#[tokio::test]
+async fn claims_are_served_during_a_flood_of_the_router() {
+    let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"))
+        .set("router.enabled", "true")
+        .set("router.sources.gateway.type", "CloudEvents")
+        .set("router.sources.gateway.secretName", "gateway");
+    let cluster = cluster(&installation);
+    let namespace = cluster.test_namespace().await;
+    let account = format!("{NAMESPACE}:switchboard-router");
+    let client = service_account(&cluster, &namespace, &account, "switchboard-router-create").await;
+    assert_served_during_a_flood(&cluster, &TestNamespace { client, ..namespace.clone() }).await;
 }
