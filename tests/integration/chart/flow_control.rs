@@ -90,7 +90,13 @@ async fn assert_served_during_a_flood(cluster: &Cluster, flood: &TestNamespace) 
 async fn claims_are_served_during_a_flood_of_creates() {
     let cluster = cluster(&Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
     let namespace = cluster.test_namespace().await;
-    succeed(cluster.control_plane.kubectl().args(["create", "serviceaccount", "flood", "--namespace", &namespace.namespace]));
+    succeed(cluster.control_plane.kubectl().args([
+        "create",
+        "serviceaccount",
+        "flood",
+        "--namespace",
+        &namespace.namespace,
+    ]));
     let account = format!("{}:flood", namespace.namespace);
     let client = service_account(&cluster, &namespace, &account, "switchboard-edit").await;
     assert_served_during_a_flood(&cluster, &TestNamespace { client, ..namespace.clone() }).await;

@@ -138,7 +138,12 @@ async fn with_the_roles_of_the_router(namespace: &TestNamespace) -> TestNamespac
 }
 
 /// The patch by which the router reports activity. It fails if the conversation was replaced by another one of the same name.
-async fn report_by_json_patch(namespace: &TestNamespace, uid: &str, field: &str, value: &str) -> kube::Result<Conversation> {
+async fn report_by_json_patch(
+    namespace: &TestNamespace,
+    uid: &str,
+    field: &str,
+    value: &str,
+) -> kube::Result<Conversation> {
     let patch = json!([
         {"op": "test", "path": "/metadata/uid", "value": uid},
         {"op": "add", "path": format!("/status/{field}"), "value": value},
@@ -158,7 +163,8 @@ async fn router_can_only_read_report_activity_and_create() {
 
     let time = "2026-01-01T00:00:00Z";
     report_by_json_patch(&router, &uid, "reportedActivityTime", time).await.unwrap();
-    let Err(kube::Error::Api(status)) = report_by_json_patch(&router, "another", "reportedActivityTime", time).await else {
+    let Err(kube::Error::Api(status)) = report_by_json_patch(&router, "another", "reportedActivityTime", time).await
+    else {
         panic!("activity was reported for another conversation")
     };
     assert_eq!(status.code, 422, "{status:?}");
