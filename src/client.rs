@@ -14,6 +14,9 @@ use tokio::time::{sleep, timeout};
 
 /// The timeout of the first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time after which a connection on which nothing arrives counts as dead. It is longer than a watch is silent: a server ends each watch
+/// request after a minute. Without it, a watch on a connection that was cut silently would wait until TCP gives up.
+const READ_TIMEOUT: Duration = Duration::from_secs(75);
 /// The maximum delay between attempts to reach the API server. Jitter makes it up to twice as long.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 /// The delays between these attempts.
@@ -53,7 +56,8 @@ impl ApiServer {
     /// # Errors
     /// If there is no valid configuration.
     pub async fn from_environment(metrics: &ClientMetrics) -> Result<Self, Error> {
-        let config = Config::infer().await?;
+        let mut config = Config::infer().await?;
+        config.read_timeout = Some(READ_TIMEOUT);
         let url = config.cluster_url.to_string();
         let client = |default_retry| {
             let mut config = config.clone();
