@@ -7,6 +7,7 @@ pub mod binding;
 pub mod claim;
 pub mod denial;
 pub mod effective;
+pub mod inbound;
 pub mod lifecycle;
 pub mod manager;
 pub mod proxy_address;
