@@ -1,6 +1,9 @@
 //! The command line: converts commands, flags and environment variables into settings, and writes the CRDs and completions. It makes no
 //! requests to an API server.
 
+mod process;
+mod route;
+
 use crate::api::{self, Timer, Timers};
 use crate::certificates::{self, Clients, Files};
 use crate::core::lifecycle::is_contradiction;
@@ -8,12 +11,13 @@ use crate::export::Selection;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::{COMMIT, VERSION};
-use crate::telemetry::traces::Exporter;
 use crate::{leader, run};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use data_encoding::BASE32_NOPAD;
+use process::Process;
 use ring::rand::{SecureRandom, SystemRandom};
+use route::Route;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,9 +34,6 @@ const MIN_DEFAULTS_DELAY: Duration = Duration::from_mins(10);
 
 /// The minimum lease duration. A Lease records whole seconds.
 const MIN_LEASE_DURATION: Duration = Duration::from_secs(2);
-
-/// The timeout of the runtime's shutdown.
-const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Guarantees that each binding has at most one open conversation.
 ///
@@ -63,24 +64,27 @@ const MORE: &str = "\
 Examples:
   switchboard run                                run the operator
   switchboard run --log=info,switchboard=debug   run the operator and log each decision
+  switchboard route                              run the router of inbound messages
   switchboard crds | kubectl apply --server-side --filename=-
   switchboard export --all-namespaces > conversations.yaml
   switchboard completions bash > /etc/bash_completion.d/switchboard
 
-Each flag of `run` can also be set by an environment variable; see `switchboard run --help`.
+Each flag of `run` and `route` can also be set by an environment variable; see `switchboard run --help`.
 
 Exit codes:
-  0  success; for `run`: the shutdown after a SIGTERM or SIGINT is complete
+  0  success; for `run` and `route`: the shutdown after a SIGTERM or SIGINT is complete
   1  failure; the last line on stderr has the cause
-     `run`: also after a second SIGTERM or SIGINT, or if the shutdown takes more than 18s after the drain delay
+     `run`, `route`: also after a second SIGTERM or SIGINT, or if the shutdown takes more than 18s after the drain delay
   2  invalid command line
 
-If the API server cannot be reached, `run` does not exit, but retries; /readyz has the cause.";
+If the API server cannot be reached, `run` and `route` do not exit, but retry; /readyz has the cause.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the admission webhook, and reconcile conversations while this replica is the leader.
     Run(Box<Run>),
+    /// Route inbound messages: find the conversation of each message or create one, and deliver the message to a sink.
+    Route(Box<Route>),
     /// Check by a dry run that a conversation can be created and that the webhook answers. Nothing is stored.
     Check {
         /// The namespace of the dry run. You must be allowed to create conversations there.
@@ -148,9 +152,6 @@ struct Run {
     /// Common names of the clients' certificates, separated by commas [default: any]
     #[arg(long, env = "SWITCHBOARD_CLIENT_NAME", value_delimiter = ',', requires = "client_ca_file")]
     client_name: Vec<String>,
-    /// Address on which the operator serves /livez, /readyz and /metrics over HTTP.
-    #[arg(long, env = "SWITCHBOARD_HEALTH_ADDRESS", default_value = "[::]:8080")]
-    health_address: SocketAddr,
     /// Namespace of the operator's Secret and Lease, and of the self-check.
     #[arg(long, env = "SWITCHBOARD_NAMESPACE", default_value = "switchboard-system")]
     namespace: String,
@@ -190,18 +191,8 @@ struct Run {
     /// Accept a delay of default timers below 10m, for tests. Unsafe: a mistake in a default closes conversations at once, which is final.
     #[arg(long, env = "SWITCHBOARD_UNSAFE_DEFAULTS_DELAY")]
     unsafe_defaults_delay: bool,
-    /// Duration for which new connections are accepted after a SIGTERM, until they are no longer routed to this replica, such as 5s.
-    #[arg(long, env = "SWITCHBOARD_DRAIN_DELAY", default_value = "5s", value_parser = duration)]
-    drain_delay: Duration,
-    /// Endpoint to which traces are sent by OTLP (HTTP, protobuf), such as `http://collector.observability:4318`. If not set, no traces are sent.
-    #[arg(long, env = "SWITCHBOARD_OTLP_ENDPOINT", value_parser = endpoint)]
-    otlp_endpoint: Option<String>,
-    /// Format of the log.
-    #[arg(long, env = "SWITCHBOARD_LOG_FORMAT", default_value = "json")]
-    log_format: logs::Format,
-    /// Level of the log (off, error, warn, info, debug, trace), or directives such as info,switchboard=debug.
-    #[arg(long, env = "SWITCHBOARD_LOG", default_value = "info")]
-    log: String,
+    #[command(flatten)]
+    process: Process,
 }
 
 impl Cli {
@@ -209,16 +200,8 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let result = match self.command {
-            Command::Run(run) => {
-                let format = run.log_format;
-                return match run.run() {
-                    Ok(()) => ExitCode::SUCCESS,
-                    Err(error) => {
-                        logs::fatal(format, error.as_ref());
-                        ExitCode::FAILURE
-                    }
-                };
-            }
+            Command::Run(run) => return logged(run.process.log_format, run.run()),
+            Command::Route(route) => return logged(route.process.log_format, route.run()),
             Command::Check { namespace } => check(&namespace),
             Command::Export(export) => export.run(),
             Command::Crds { directory } => crds(directory.as_deref()),
@@ -235,6 +218,17 @@ impl Cli {
 }
 
 type Error = Box<dyn std::error::Error>;
+
+/// The exit code of a process that logs. The error is its last line.
+fn logged(format: logs::Format, result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logs::fatal(format, error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
 
 impl Run {
     fn run(self) -> Result<(), Error> {
@@ -269,14 +263,6 @@ impl Run {
                     .into(),
             );
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let entered = runtime.enter();
-        let exporter = self.otlp_endpoint.as_deref().map(Exporter::new).transpose();
-        let exporter = exporter.map_err(|error| format!("--otlp-endpoint is not valid: {error}"))?;
-        logs::init(self.log_format, &self.log, exporter.as_ref()).map_err(|error| {
-            format!("--log is not valid: {error}; set a level such as info, or info,switchboard=debug")
-        })?;
-        drop(entered);
         let certificate = match self.tls_cert_file.zip(self.tls_key_file) {
             Some((certificate, key)) => run::Certificate::Files(Files { certificate, key }),
             None => run::Certificate::SelfManaged(certificates::Settings {
@@ -295,7 +281,7 @@ impl Run {
             certificate,
             clients: self.client_ca_file.map(|authority| Clients { authority, names: self.client_name }),
             namespace: self.namespace.clone(),
-            health_address: self.health_address,
+            health_address: self.process.health_address,
             lease: leader::Settings {
                 namespace: self.namespace,
                 name: self.lease_name,
@@ -308,15 +294,9 @@ impl Run {
             requires_proxy_addresses: self.require_proxy_addresses,
             default_timers,
             defaults_delay: self.defaults_delay,
-            drain_delay: self.drain_delay,
+            drain_delay: self.process.drain_delay,
         };
-        let ended = runtime.block_on(run::run(settings));
-        if let Some(exporter) = exporter {
-            exporter.shutdown();
-        }
-        // After this, nothing is logged. Blocking tasks, such as a DNS lookup, may not end in time.
-        runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
-        Ok(ended?)
+        self.process.run(run::run(settings))
     }
 }
 
@@ -359,14 +339,6 @@ fn completions(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "switchboard", &mut script);
     Ok(std::io::stdout().write_all(&script)?)
-}
-
-fn endpoint(text: &str) -> Result<String, String> {
-    if text.starts_with("http://") {
-        Ok(text.to_owned())
-    } else {
-        Err("must be an address such as http://collector.observability:4318; TLS is not supported".to_owned())
-    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

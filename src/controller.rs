@@ -139,7 +139,7 @@ impl Controller {
                 }
                 Some(event) = claims.next() => {
                     let (now, mut in_flight) = (self.clock.monotonic(), Vec::new());
-                    let handler = AddressBindings { index: &mut self.index, in_flight: &mut in_flight, now };
+                    let handler = AddressBindings { index: &mut self.index, in_flight: Some(&mut in_flight), now };
                     let tasks = dispatch(handler, event);
                     self.enqueue(tasks);
                     if self.is_leader {

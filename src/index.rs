@@ -12,7 +12,7 @@ mod task;
 mod tombstones;
 
 pub use defaults::{DefaultTimers, Permission};
-pub use dispatch::{AddressBindings, ClosedConversations, OpenConversations, dispatch, watch_for};
+pub use dispatch::{AddressBindings, ClosedConversations, EventHandler, OpenConversations, dispatch, watch_for};
 pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
 pub use keys::{NamespacedName, ProxyKey, Uid, Version};
 pub use stats::{Stats, StatsCollector};
@@ -74,7 +74,12 @@ impl ListEpoch {
 impl Index {
     /// Whether the watches of the open conversations, of the claims and of the ProxyAddresses have each completed a list.
     pub fn has_synced(&self) -> bool {
-        self.conversation_list.is_complete && self.claim_list.is_complete && self.defaults.has_synced()
+        self.has_listed() && self.defaults.has_synced()
+    }
+
+    /// Whether the watches of the open conversations and of the claims have each completed a list.
+    pub fn has_listed(&self) -> bool {
+        self.conversation_list.is_complete && self.claim_list.is_complete
     }
 
     /// An empty index with these default timers, which keeps the counts of the stored conversations in `stats`.
@@ -90,6 +95,11 @@ impl Index {
     /// An open conversation.
     pub fn open(&self, key: &NamespacedName) -> Option<&Entry> {
         self.conversations.get(key).map(Box::as_ref)
+    }
+
+    /// The equal key of an open conversation, whose text the index shares.
+    pub fn open_key(&self, key: &NamespacedName) -> Option<NamespacedName> {
+        self.conversations.get_key_value(key).map(|(known, _)| known.clone())
     }
 
     /// A closed conversation that needs work or has a time to live.

@@ -41,7 +41,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// All stored ProxyAddresses, also those that are not in effect.
-    pub fn all(&self) -> impl Iterator<Item = &ProxyAddress> {
+    pub fn all(&self) -> impl ExactSizeIterator<Item = &ProxyAddress> {
         self.by_name.values().map(Arc::as_ref)
     }
 
@@ -54,7 +54,13 @@ impl Catalog {
     /// The ProxyAddress that is in effect for an address.
     #[must_use]
     pub fn in_effect(&self, channel: Channel, address: &str) -> Option<&ProxyAddress> {
-        self.by_address.get(&channel)?.get(address)?.first().map(Arc::as_ref)
+        self.shared(channel, address).map(Arc::as_ref)
+    }
+
+    /// The same, to be kept.
+    #[must_use]
+    pub fn shared(&self, channel: Channel, address: &str) -> Option<&Arc<ProxyAddress>> {
+        self.by_address.get(&channel)?.get(address)?.first()
     }
 
     /// The default timers of the conversations behind an address, according to its ProxyAddress.
@@ -180,7 +186,7 @@ pub async fn read_in_effect(
 }
 
 /// `value` as a field selector spells it.
-fn escape(value: &str) -> String {
+pub(crate) fn escape(value: &str) -> String {
     value
         .chars()
         .flat_map(|character| [Some('\\').filter(|_| "\\,=".contains(character)), Some(character)])

@@ -1,4 +1,35 @@
 //! The router: takes messages from sources, finds their conversation by the binding or creates one, and delivers them to sinks. It never
 //! answers that a message was accepted before a sink has accepted it, and it stores nothing.
+//!
+//! - `handler` is the HTTP interface, on the transport of [`server`](crate::server); `outcome` has the outcomes and their HTTP status;
+//! - [`source`] authenticates and parses requests; `sources` has the configured ones with their keys;
+//! - `messages` executes the way of a message that [`inbound`](crate::core::inbound) decides; `lanes` keeps the order of messages of one
+//!   binding, and `delivered` recognises repeated ones;
+//! - `known` has what the watches have shown, and `watcher` runs them;
+//! - `conversations` reads, creates and reports the activity of conversations; `activity` tells when that is due;
+//! - `event` makes events, and `sink` posts them.
+//!
+//! It does not import the webhook or the controller.
 
+mod activity;
+mod conversations;
+mod delivered;
+mod event;
+mod handler;
+mod known;
+mod lanes;
+mod messages;
+mod metrics;
+mod outcome;
+mod sink;
 pub mod source;
+mod sources;
+mod watcher;
+
+pub use conversations::Conversations;
+pub use handler::{Handler, Limits};
+pub use messages::Messages;
+pub use metrics::RouterMetrics;
+pub use sink::Sinks;
+pub use sources::{Error as SourcesError, Settings as SourceSettings, Sources};
+pub use watcher::{SharedKnown, run as watch};

@@ -1,4 +1,8 @@
-//! Assembles the components into one supervised process. If a component ends, the process exits.
+//! Assembles the components into one supervised process: the operator, or the router. If a component ends, the process exits.
+
+mod route;
+
+pub use route::{RouteSettings, route};
 
 use crate::admin::{self, Readiness};
 use crate::api::Timers;
@@ -11,8 +15,9 @@ use crate::export;
 use crate::leader::{self, LeaderElector};
 use crate::listener;
 use crate::proxy_addresses::ProxyAddressWatcher;
+use crate::router;
 use crate::self_check::{self, SelfCheck, SelfCheckMetrics};
-use crate::server::{Security, Shutdown, serve};
+use crate::server::{Endpoint, Security, Shutdown};
 use crate::supervisor::{self, Supervisor};
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics;
@@ -97,6 +102,17 @@ pub enum Error {
     /// The serving certificate is not usable.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The sources are not usable.
+    #[error(transparent)]
+    Sources(#[from] router::SourcesError),
+    /// A certificate authority of the sinks is not usable.
+    #[error("cannot use the certificate authorities in {}: {cause}; check --sink-ca-file", .path.display())]
+    SinkAuthorities {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        cause: String,
+    },
     /// A conversation cannot be created.
     #[error(
         "no conversation can be created in the namespace {namespace}: {}; check that the operator's pods are ready, and that you may create conversations there",
@@ -186,8 +202,14 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         };
         let limits = Limits::default();
         let router = Router::new(handle, clock, &limits, webhook_metrics.clone());
-        let (security, connection_metrics) = (Security::Tls(tls), webhook_metrics.connections());
-        serve("the webhook", webhook, security, router, clock, limits.transport(), connection_metrics, stages).await;
+        let endpoint = Endpoint {
+            name: "the webhook",
+            listener: webhook,
+            security: Security::Tls(tls),
+            limits: limits.transport(),
+            metrics: webhook_metrics.connections(),
+        };
+        endpoint.serve(router, clock, stages).await;
         Ok(())
     });
     supervisor.critical("the controller", shutdown.clone(), {

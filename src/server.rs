@@ -8,7 +8,7 @@ mod transport;
 
 pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use metrics::ConnectionMetrics;
-pub use transport::{Security, Service, Shutdown, Tls, TransportLimits, serve};
+pub use transport::{Endpoint, Security, Service, Shutdown, Tls, TransportLimits};
 
 use http_body_util::Full;
 use hyper::body::Bytes;

@@ -88,7 +88,7 @@ pub struct ProxyAddressSpec {
     /// Defaults for the fields that a Conversation behind the address does not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<ConversationDefaults>,
-    /// Handling of inbound messages for the address. If absent, an inbound message without a Conversation is unroutable.
+    /// Handling of inbound messages for the address. If absent, no inbound message is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound: Option<Inbound>,
 }

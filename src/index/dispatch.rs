@@ -141,7 +141,7 @@ pub struct AddressBindings<'a> {
     /// The index to update.
     pub index: &'a mut Index,
     /// Filled with the claims that record a create in flight. The leader checks them again at the end of its grace period.
-    pub in_flight: &'a mut Vec<BindingName>,
+    pub in_flight: Option<&'a mut Vec<BindingName>>,
     /// The current instant.
     pub now: Instant,
 }
@@ -160,8 +160,10 @@ impl EventHandler for AddressBindings<'_> {
             return self.without_claim(&object.metadata);
         };
         let affected = self.index.claim_applied(&claim, self.now);
-        if self.index.grace_end(&claim.name, Duration::ZERO).is_some() {
-            self.in_flight.push(claim.name);
+        if let Some(in_flight) = &mut self.in_flight
+            && self.index.grace_end(&claim.name, Duration::ZERO).is_some()
+        {
+            in_flight.push(claim.name);
         }
         affected
     }
@@ -205,34 +207,33 @@ fn log_invalid(object: &InvalidObject) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{NAME, UID, address_binding, index};
+    use super::super::fixtures::{NAME, UID, address_binding, conversation, index};
     use super::*;
+    use serde_json::json;
 
-    const GRACE_PERIOD: Duration = Duration::from_mins(1);
-
-    fn apply(index: &mut Index, queue: Option<&mut Queue<Task>>, object: AddressBinding, now: Instant) -> Vec<Task> {
-        let handler = AddressBindings { index, queue, grace_period: GRACE_PERIOD, now };
-        dispatch(handler, Ok(Event::Apply(Guarded(Ok(object)))))
+    fn apply(index: &mut Index, in_flight: Option<&mut Vec<BindingName>>, object: AddressBinding) {
+        let handler = AddressBindings { index, in_flight, now: Instant::now() };
+        dispatch(handler, Ok(Event::Apply(Guarded(Ok(object)))));
     }
 
     #[test]
-    fn leader_checks_unsettled_claim_after_the_grace_period() {
-        let (mut index, mut queue, now) = (index(), Queue::default(), Instant::now());
-        apply(&mut index, None, address_binding("alice", &[UID]), now);
-        assert_eq!(queue.next_wake(now), None, "a standby has no work");
-        apply(&mut index, Some(&mut queue), address_binding("alice", &[UID]), now);
-        queue.promote_due(now + GRACE_PERIOD);
-        assert_eq!(queue.get(), Some(Task::Claim(BindingName::existing(NAME.into()))));
+    fn claim_with_a_create_in_flight_is_told_to_the_leader() {
+        let (mut index, mut in_flight, name) = (index(), Vec::new(), BindingName::existing(NAME.into()));
+        apply(&mut index, Some(&mut in_flight), address_binding("alice", &[UID]));
+        assert_eq!(in_flight, [name]);
+        index.conversation_applied(&conversation("alice", UID, json!({})), Instant::now());
+        apply(&mut index, Some(&mut in_flight), address_binding("alice", &[UID]));
+        assert_eq!(in_flight.len(), 1, "it is stored, so it is not in flight");
     }
 
     #[test]
     fn misnamed_address_binding_counts_as_deleted() {
-        let (mut index, now, name) = (index(), Instant::now(), BindingName::existing(NAME.into()));
-        apply(&mut index, None, address_binding("alice", &[UID]), now);
+        let (mut index, name) = (index(), BindingName::existing(NAME.into()));
+        apply(&mut index, None, address_binding("alice", &[UID]));
         assert!(index.claim(&name).is_some());
         let mut misnamed = address_binding("alice", &[UID]);
         misnamed.spec.proxy_address = "+15017122662".into();
-        apply(&mut index, None, misnamed, now);
+        apply(&mut index, None, misnamed);
         assert!(index.claim(&name).is_none());
     }
 }

@@ -52,6 +52,7 @@ pub struct Bodies {
 
 impl Bodies {
     /// A reader whose whole budget is available.
+    #[must_use]
     pub fn new(limits: BodyLimits) -> Self {
         Self { limits, budget: Arc::new(Semaphore::new(limits.budget)) }
     }

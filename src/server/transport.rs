@@ -82,43 +82,52 @@ struct Server<S> {
     shutdown: Shutdown,
 }
 
-/// Serves `service` until the end of `shutdown`. `name` is the name of the server in logs.
-pub async fn serve<S: Service>(
-    name: &'static str,
-    listener: TcpListener,
-    security: Security,
-    service: S,
-    clock: Clock,
-    limits: TransportLimits,
-    metrics: ConnectionMetrics,
-    shutdown: Shutdown,
-) {
-    let TransportLimits { read, idle, connections: count, .. } = limits;
-    let connections = Connections::new(ConnectionLimits { read, idle, count }, clock, metrics.clone());
-    let closing = shutdown.closing.clone();
-    let server = Arc::new(Server { service, metrics, shutdown });
-    let tasks = TaskTracker::new();
-    loop {
-        let stream = tokio::select! {
-            stream = accept(&listener, name) => stream,
-            () = closing.cancelled() => break,
-        };
-        // A client without an address has disconnected.
-        let Ok(peer) = stream.peer_addr() else { continue };
-        let _ = stream.set_nodelay(true);
-        match &security {
-            Security::None => {
-                tasks.spawn(server.clone().serve_connection(stream, Arc::new(connections.open(peer.ip()))));
-            }
-            Security::Tls(tls) => {
-                let Some(config) = tls.borrow().clone() else { continue };
-                tasks.spawn(server.clone().serve_tls(stream, config, connections.open(peer.ip())));
+/// Where and how a server serves.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The name of the server in logs.
+    pub name: &'static str,
+    /// Where it listens.
+    pub listener: TcpListener,
+    /// How its connections are secured.
+    pub security: Security,
+    /// The limits on its connections.
+    pub limits: TransportLimits,
+    /// The metrics of its connections.
+    pub metrics: ConnectionMetrics,
+}
+
+impl Endpoint {
+    /// Serves `service` until the end of `shutdown`.
+    pub async fn serve<S: Service>(self, service: S, clock: Clock, shutdown: Shutdown) {
+        let Self { name, listener, security, limits, metrics } = self;
+        let TransportLimits { read, idle, connections: count, .. } = limits;
+        let connections = Connections::new(ConnectionLimits { read, idle, count }, clock, metrics.clone());
+        let closing = shutdown.closing.clone();
+        let server = Arc::new(Server { service, metrics, shutdown });
+        let tasks = TaskTracker::new();
+        loop {
+            let stream = tokio::select! {
+                stream = accept(&listener, name) => stream,
+                () = closing.cancelled() => break,
+            };
+            // A client without an address has disconnected.
+            let Ok(peer) = stream.peer_addr() else { continue };
+            let _ = stream.set_nodelay(true);
+            match &security {
+                Security::None => {
+                    tasks.spawn(server.clone().serve_connection(stream, Arc::new(connections.open(peer.ip()))));
+                }
+                Security::Tls(tls) => {
+                    let Some(config) = tls.borrow().clone() else { continue };
+                    tasks.spawn(server.clone().serve_tls(stream, config, connections.open(peer.ip())));
+                }
             }
         }
+        drop(listener);
+        tasks.close();
+        let _ = timeout(limits.drain, tasks.wait()).await;
     }
-    drop(listener);
-    tasks.close();
-    let _ = timeout(limits.drain, tasks.wait()).await;
 }
 
 impl<S: Service> Server<S> {

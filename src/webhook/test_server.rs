@@ -5,7 +5,7 @@ use super::metrics::WebhookMetrics;
 use super::outcome::AdmissionOutcome;
 use super::router::Router;
 use crate::clock::Clock;
-use crate::server::{Security, Shutdown, serve};
+use crate::server::{Endpoint, Security, Shutdown};
 use crate::telemetry::metrics;
 use hyper::body::Bytes;
 use prometheus_client::registry::Registry;
@@ -67,8 +67,14 @@ impl TestServer {
             }
         };
         let router = Router::new(handler, Clock, &limits, metrics.clone());
-        let (security, limits, metrics) = (Security::Tls(tls), limits.transport(), metrics.connections());
-        let serving = serve("the webhook", listener, security, router, Clock, limits, metrics, shutdown.clone());
+        let endpoint = Endpoint {
+            name: "the webhook",
+            listener,
+            security: Security::Tls(tls),
+            limits: limits.transport(),
+            metrics: metrics.connections(),
+        };
+        let serving = endpoint.serve(router, Clock, shutdown.clone());
         let ended = tokio::spawn(serving);
         Self { address, connector: TlsConnector::from(Arc::new(client)), registry, shutdown, release, ended }
     }

@@ -1,0 +1,485 @@
+//! The way of a message: finds its ProxyAddress and its conversation, delivers it, and tells what became of it. The decisions are those of
+//! `core::inbound`; this executes them.
+
+use super::conversations::Conversations;
+use super::delivered::Delivered;
+use super::event::{Event, EventType};
+use super::lanes::Lanes;
+use super::metrics::RouterMetrics;
+use super::outcome::MessageOutcome;
+use super::sink::{Delivery, Sinks, url};
+use super::source::InboundMessage;
+use super::watcher::SharedKnown;
+use crate::api::{Autocreate, Channel, ConversationReference, ProxyAddress};
+use crate::clock::Clock;
+use crate::core::binding::{Binding, BindingName};
+use crate::core::inbound::{
+    Creation, MessageKey, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable,
+    conversation,
+};
+use crate::index::ProxyKey;
+use crate::proxy_addresses::{ProxyAddresses, read_in_effect};
+use crate::telemetry::error_chain::ErrorChain;
+use hyper::Uri;
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// The time that the sink and the dead letter sink have together.
+const DELIVERY_TIME: Duration = Duration::from_millis(2500);
+/// The part of it that is kept for the dead letter sink.
+const DEAD_LETTER_TIME: Duration = Duration::from_millis(750);
+/// How long a live read is believed that found no ProxyAddress.
+const UNKNOWN_TTL: Duration = Duration::from_secs(5);
+/// The maximum number of addresses for which such a read is remembered.
+const MAX_UNKNOWN: usize = 1000;
+/// The maximum number of messages of one ProxyAddress that are on their way at the same time, so that a slow sink does not use up what the
+/// others need. It is a quarter of the maximum number of requests.
+const MAX_IN_FLIGHT: usize = 64;
+/// How long a message waits for a hand-over of its binding.
+const HAND_OVER_TIME: Duration = Duration::from_secs(1);
+/// The first pause before another look. It doubles each time, up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(160);
+
+/// Routes messages.
+pub struct Messages {
+    client: Client,
+    clock: Clock,
+    known: SharedKnown,
+    proxy_addresses: ProxyAddresses,
+    conversations: Conversations,
+    sinks: Sinks,
+    /// For messages that no ProxyAddress accepts.
+    dead_letter_sink: Option<Uri>,
+    lanes: Lanes<BindingName>,
+    /// The delivered messages, by the name of the conversation that each would create: it is derived from all that distinguishes a message.
+    delivered: Delivered<String>,
+    /// The limits of the ProxyAddresses that create conversations, by UID.
+    limits: Mutex<HashMap<String, RateLimit>>,
+    /// The addresses that no ProxyAddress named according to a live read, and when that was.
+    unknown: Mutex<HashMap<(Channel, String), Instant>>,
+    /// The number of messages of each ProxyAddress that are on their way.
+    in_flight: Arc<Mutex<HashMap<String, usize>>>,
+    metrics: RouterMetrics,
+}
+
+/// The source of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// The name of the source.
+    pub source: &'a str,
+    /// Whether the provider sends a message again that it was not told to be accepted.
+    pub repeats: bool,
+}
+
+/// The sinks of a message.
+struct Receivers {
+    /// `None` if no ProxyAddress accepts the message.
+    sink: Option<Uri>,
+    dead_letter: Option<Uri>,
+    /// The `source` of its events.
+    event_source: String,
+}
+
+/// Where the way of a message ends.
+enum End {
+    Deliver { recipient: Recipient, is_created: bool },
+    Unroutable(Unroutable, Option<String>),
+    GiveUp,
+}
+
+impl Messages {
+    /// Routes the messages that are told to it.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is another component, and this puts them together")]
+    pub fn new(
+        client: Client,
+        clock: Clock,
+        known: SharedKnown,
+        proxy_addresses: ProxyAddresses,
+        conversations: Conversations,
+        sinks: Sinks,
+        dead_letter_sink: Option<Uri>,
+        metrics: RouterMetrics,
+    ) -> Self {
+        Self {
+            client,
+            clock,
+            known,
+            proxy_addresses,
+            conversations,
+            sinks,
+            dead_letter_sink,
+            lanes: Lanes::default(),
+            delivered: Delivered::default(),
+            limits: Mutex::default(),
+            unknown: Mutex::default(),
+            in_flight: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Routes a message by `deadline`, and delivers it in the time that a delivery may take after that.
+    pub async fn route(&self, origin: Origin<'_>, message: &InboundMessage, deadline: Instant) -> MessageOutcome {
+        let began = self.clock.monotonic();
+        let outcome = self.outcome(origin, message, deadline).await;
+        self.metrics.routed(outcome, self.clock.monotonic().saturating_duration_since(began));
+        outcome
+    }
+
+    async fn outcome(&self, origin: Origin<'_>, message: &InboundMessage, deadline: Instant) -> MessageOutcome {
+        let Some(proxy_address) = self.proxy_address(message, deadline).await else {
+            return MessageOutcome::Failed;
+        };
+        let inbound = proxy_address.as_deref().and_then(|declared| declared.spec.inbound.as_ref());
+        let accepting = inbound.filter(|inbound| inbound.sources.iter().any(|source| source == origin.source));
+        let receivers = Receivers {
+            sink: accepting.and_then(|inbound| url(&inbound.sink)),
+            dead_letter: match accepting {
+                Some(inbound) => inbound.dead_letter_sink.as_ref().and_then(url),
+                None => self.dead_letter_sink.clone(),
+            },
+            event_source: match &proxy_address {
+                Some(declared) => format!("/proxyaddresses/{}", declared.name_any()),
+                None => format!("/sources/{}", origin.source),
+            },
+        };
+        let (Some(accepting), Some(declared)) = (accepting, &proxy_address) else {
+            let reason =
+                if proxy_address.is_some() { Unroutable::SourceNotAccepted } else { Unroutable::UnknownProxyAddress };
+            return self.unroutable(&receivers, message, reason, None).await;
+        };
+        let Ok(binding) = Binding::parse(message.channel, &message.contact, &message.proxy) else {
+            return self.unroutable(&receivers, message, Unroutable::InvalidAddress, None).await;
+        };
+        let key = MessageKey {
+            source: origin.source,
+            event_source: message.source.as_deref(),
+            id: &message.id,
+            kind: &message.kind,
+        };
+        let conversation_name = key.conversation_name(&binding);
+        // What happens to a message later opens no conversation.
+        let autocreate = accepting.autocreate.as_ref().filter(|_| message.opens());
+        let Some(_share) = InFlight::enter(&self.in_flight, declared.uid().unwrap_or_default()) else {
+            return self.give_up(origin, &receivers, message).await;
+        };
+        let Ok(Some(_turn)) = timeout_at(deadline, self.lanes.enter(binding.name())).await else {
+            return self.give_up(origin, &receivers, message).await;
+        };
+        if self.delivered.contains(&conversation_name, self.clock.monotonic()) {
+            return MessageOutcome::Repeated;
+        }
+        let way = Way {
+            messages: self,
+            binding: &binding,
+            own: autocreate.map(|autocreate| ConversationReference {
+                namespace: autocreate.namespace.clone(),
+                name: conversation_name.clone(),
+            }),
+            autocreate,
+            proxy_address: declared,
+            deadline,
+        };
+        let outcome = match way.end().await {
+            End::Deliver { recipient, is_created } => self.deliver(&receivers, message, &recipient, is_created).await,
+            End::Unroutable(reason, cause) => self.unroutable(&receivers, message, reason, cause).await,
+            End::GiveUp => self.give_up(origin, &receivers, message).await,
+        };
+        // A message that was not delivered may be sent again after the reason is gone.
+        if outcome == MessageOutcome::Delivered {
+            self.delivered.insert(conversation_name, self.clock.monotonic());
+        }
+        outcome
+    }
+
+    /// It cannot be found out in time where a message goes. If its provider will not send it again, the dead letter sink gets it.
+    async fn give_up(&self, origin: Origin<'_>, receivers: &Receivers, message: &InboundMessage) -> MessageOutcome {
+        if !origin.repeats && receivers.dead_letter.is_some() {
+            return self.unroutable(receivers, message, Unroutable::Undecided, None).await;
+        }
+        MessageOutcome::Failed
+    }
+
+    /// The ProxyAddress in effect for the address of the business; `None` if that cannot be found out. That there is none is read live, since
+    /// it may have been created a moment ago.
+    async fn proxy_address(&self, message: &InboundMessage, deadline: Instant) -> Option<Option<Arc<ProxyAddress>>> {
+        let (channel, address) = (message.channel, message.proxy.as_str());
+        let catalog = self.proxy_addresses.catalog();
+        if let Some(declared) = catalog.as_ref().and_then(|catalog| catalog.shared(channel, address)) {
+            return Some(Some(declared.clone()));
+        }
+        let now = self.clock.monotonic();
+        let is_recent = |read: &Instant| now.saturating_duration_since(*read) < UNKNOWN_TTL;
+        {
+            let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+            if unknown.len() >= MAX_UNKNOWN {
+                unknown.retain(|_, read| is_recent(read));
+            }
+            let is_known = unknown.get(&(channel, address.to_owned())).is_some_and(is_recent);
+            // Above the maximum, the catalog is believed.
+            if catalog.is_some() && (is_known || unknown.len() >= MAX_UNKNOWN) {
+                return Some(None);
+            }
+        }
+        match timeout_at(deadline, read_in_effect(self.client.clone(), channel, address, None)).await {
+            Ok(Ok(None)) => {
+                let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+                unknown.insert((channel, address.to_owned()), now);
+                Some(None)
+            }
+            Ok(Ok(Some(in_effect))) => Some(Some(Arc::new(in_effect))),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %ErrorChain(&error), "failed to read the ProxyAddresses");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Delivers a message, or hands it to the dead letter sink.
+    async fn deliver(
+        &self,
+        receivers: &Receivers,
+        message: &InboundMessage,
+        recipient: &Recipient,
+        is_created: bool,
+    ) -> MessageOutcome {
+        let now = self.clock.monotonic();
+        let end = now + DELIVERY_TIME;
+        let sink_end = if receivers.dead_letter.is_some() { end - DEAD_LETTER_TIME } else { end };
+        let data = |is_created: bool| {
+            let Recipient { conversation: ConversationReference { namespace, name }, uid, state, participants } =
+                recipient;
+            json!({
+                "conversation": {
+                    "namespace": namespace, "name": name, "uid": uid, "state": state, "participants": participants,
+                    "created": is_created,
+                },
+                "kind": message.kind, "channel": message.channel, "contact": message.contact, "proxy": message.proxy,
+                "raw": message.raw,
+            })
+        };
+        let event = |type_, suffix: &str, data: Value| Event {
+            type_,
+            source: receivers.event_source.clone(),
+            id: format!("{}{suffix}", message.id),
+            subject: Some(recipient.conversation.to_string()),
+            time: message.time,
+            partition_key: Some(recipient.uid.clone()),
+            data,
+        };
+        let Some(sink) = &receivers.sink else { return MessageOutcome::Failed };
+        // Whoever assigns conversations usually learns of one before its first message.
+        let created = is_created.then(|| event(EventType::Created, "/created", data(true)));
+        let received = event(EventType::Received, "", data(is_created));
+        let post = async |sink, until| {
+            for event in created.iter().chain([&received]) {
+                match self.sinks.post(sink, event, until).await {
+                    Delivery::Failed => return Delivery::Failed,
+                    Delivery::Refused if event.type_ == EventType::Received => return Delivery::Refused,
+                    Delivery::Accepted | Delivery::Refused => {}
+                }
+            }
+            Delivery::Accepted
+        };
+        match (post(sink, sink_end).await, &receivers.dead_letter) {
+            (Delivery::Accepted, _) => MessageOutcome::Delivered,
+            (Delivery::Refused, None) => MessageOutcome::Refused,
+            (Delivery::Failed, None) => MessageOutcome::Failed,
+            (refused, Some(dead_letter)) => match post(dead_letter, end).await {
+                Delivery::Accepted => MessageOutcome::DeadLettered,
+                // Both have seen it and decided.
+                Delivery::Refused if refused == Delivery::Refused => MessageOutcome::Refused,
+                Delivery::Refused | Delivery::Failed => MessageOutcome::Failed,
+            },
+        }
+    }
+
+    /// No conversation gets a message: the dead letter sink gets an event that says so, or else the sink.
+    async fn unroutable(
+        &self,
+        receivers: &Receivers,
+        message: &InboundMessage,
+        reason: Unroutable,
+        cause: Option<String>,
+    ) -> MessageOutcome {
+        self.metrics.unroutable(reason);
+        let event = Event {
+            type_: EventType::Unroutable,
+            source: receivers.event_source.clone(),
+            id: format!("{}/unroutable", message.id),
+            subject: None,
+            time: message.time,
+            partition_key: None,
+            data: json!({
+                "reason": reason.as_str(), "message": cause, "kind": message.kind, "channel": message.channel,
+                "contact": message.contact, "proxy": message.proxy, "raw": message.raw,
+            }),
+        };
+        let end = self.clock.monotonic() + DELIVERY_TIME;
+        let mut outcome = MessageOutcome::NotAccepted;
+        for sink in receivers.dead_letter.iter().chain(&receivers.sink) {
+            match self.sinks.post(sink, &event, end).await {
+                Delivery::Accepted => return MessageOutcome::Unroutable,
+                // The sink of a ProxyAddress may refuse what is not for it. One that is there for nothing else may not.
+                Delivery::Refused if receivers.sink.is_some() => outcome = MessageOutcome::Refused,
+                Delivery::Refused | Delivery::Failed => return MessageOutcome::Failed,
+            }
+        }
+        outcome
+    }
+
+    /// Changes the limit of a ProxyAddress.
+    fn limit<T>(&self, proxy_address: &ProxyAddress, change: impl FnOnce(&mut RateLimit, Instant) -> T) -> T {
+        let now = self.clock.monotonic();
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without those of ProxyAddresses that are gone, if there are many.
+        if let Some(catalog) = self.proxy_addresses.catalog()
+            && limits.len() > 2 * catalog.all().len()
+        {
+            let known: HashSet<_> = catalog.all().filter_map(ResourceExt::uid).collect();
+            limits.retain(|uid, _| known.contains(uid));
+        }
+        let uid = proxy_address.uid().unwrap_or_default();
+        change(limits.entry(uid).or_insert_with(|| RateLimit::new(now)), now)
+    }
+}
+
+/// A message of a ProxyAddress that is on its way, until this is dropped.
+struct InFlight {
+    counts: Arc<Mutex<HashMap<String, usize>>>,
+    uid: String,
+}
+
+impl InFlight {
+    /// Counts a message of the ProxyAddress of this UID; `None` if there are too many.
+    fn enter(counts: &Arc<Mutex<HashMap<String, usize>>>, uid: String) -> Option<Self> {
+        let mut locked = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = locked.entry(uid.clone()).or_default();
+        if *count >= MAX_IN_FLIGHT {
+            return None;
+        }
+        *count += 1;
+        Some(Self { counts: counts.clone(), uid })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// The way of one message to its conversation.
+struct Way<'a> {
+    messages: &'a Messages,
+    binding: &'a Binding,
+    /// The conversation that it may create.
+    own: Option<ConversationReference>,
+    autocreate: Option<&'a Autocreate>,
+    proxy_address: &'a ProxyAddress,
+    deadline: Instant,
+}
+
+impl Way<'_> {
+    /// Goes all the way.
+    async fn end(&self) -> End {
+        let Messages { clock, known, conversations, .. } = self.messages;
+        let mut routing = Routing::new(self.own.clone());
+        let mut step =
+            routing.next(RouteObservation::Watched(known.read().sight(&self.binding.name(), clock.monotonic())));
+        let (mut pause, mut handed_over_since, mut cause) = (MIN_PAUSE, None, None);
+        loop {
+            let now = clock.monotonic();
+            match step {
+                RouteStep::Deliver { recipient, is_created } => return End::Deliver { recipient, is_created },
+                RouteStep::Unroutable(reason) => return End::Unroutable(reason, cause),
+                _ if now >= self.deadline => return End::GiveUp,
+                _ => {}
+            }
+            let is_again = match step {
+                RouteStep::ReadLiveAgain | RouteStep::ReadOwnAgain | RouteStep::CreateAgain => true,
+                RouteStep::AwaitHandOver => {
+                    let since = *handed_over_since.get_or_insert(now);
+                    if now.saturating_duration_since(since) >= HAND_OVER_TIME {
+                        return End::GiveUp;
+                    }
+                    true
+                }
+                _ => false,
+            };
+            if is_again {
+                sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+            let observation = match step {
+                RouteStep::Report(recipient) => {
+                    let report = conversations.report(&recipient).await;
+                    RouteObservation::Reported(recipient, report)
+                }
+                RouteStep::Create => self.create(true, &mut cause).await,
+                RouteStep::CreateAgain => self.create(false, &mut cause).await,
+                RouteStep::ReadOwn | RouteStep::ReadOwnAgain => RouteObservation::Own(match &self.own {
+                    Some(own) => conversations.own(own, self.binding, self.deadline).await,
+                    None => OwnConversation::Closed,
+                }),
+                // The ends were handled above.
+                RouteStep::ReadLive
+                | RouteStep::ReadLiveAgain
+                | RouteStep::AwaitHandOver
+                | RouteStep::Deliver { .. }
+                | RouteStep::Unroutable(_) => {
+                    RouteObservation::Live(conversations.sight(self.binding, self.deadline).await)
+                }
+            };
+            step = routing.next(observation);
+        }
+    }
+
+    /// Creates the conversation of the message's own name. `is_counted` tells whether it counts for the limit.
+    async fn create(&self, is_counted: bool, cause: &mut Option<String>) -> RouteObservation {
+        let Messages { known, conversations, clock, metrics, .. } = self.messages;
+        let Some((autocreate, own)) = self.autocreate.zip(self.own.as_ref()) else {
+            return RouteObservation::Creation(Creation::Refused);
+        };
+        let limit = |change: &dyn Fn(&mut RateLimit, Instant) -> bool| self.messages.limit(self.proxy_address, change);
+        if is_counted && !limit(&|limit, now| limit.take(autocreate, now)) {
+            return RouteObservation::Creation(Creation::RateLimited);
+        }
+        let assigned = autocreate.assignment.as_ref().and_then(|assignment| {
+            let proxy = ProxyKey::new(self.binding.channel(), self.binding.proxy().as_str());
+            known.write().assign(assignment, proxy, self.binding.contact().as_str(), clock.monotonic())
+        });
+        let identity = assigned.as_ref().map(|(identity, _)| identity.as_str());
+        let conversation = conversation(autocreate, &own.name, self.binding, identity);
+        let (creation, refusal) = conversations.create(conversation, self.deadline).await;
+        let created = match &creation {
+            Creation::Created(recipient) => Some(recipient),
+            _ => None,
+        };
+        if let Some((_, number)) = assigned {
+            known.write().assignment_settled(number, created);
+        }
+        if created.is_some() {
+            metrics.created();
+        } else if creation != Creation::Undecided {
+            limit(&|limit, _| {
+                limit.give_back(autocreate);
+                true
+            });
+        }
+        *cause = refusal.or(cause.take());
+        RouteObservation::Creation(creation)
+    }
+}

@@ -1,0 +1,177 @@
+//! Delivers events to sinks over HTTP, within a budget of time. It does not know what the events are about, and never follows a redirect.
+
+use super::event::{Event, Signer};
+use crate::api::{Sink, SinkService};
+use crate::clock::Clock;
+use crate::telemetry::error_chain::ErrorChain;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+/// How long an unused connection to a sink is kept. It is shorter than the 60 s after which many servers close one, so that a request is
+/// seldom sent on a connection that is about to be closed.
+const IDLE: Duration = Duration::from_secs(30);
+/// The first pause between two attempts. It doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The maximum size of the body of a response that is read, in bytes, so that the connection can be used again. The content is not used.
+const RESPONSE_BYTES: usize = 64 << 10;
+/// The time in which it is read.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum number of simultaneous requests to sinks. Each has a connection, and a process has 1,024 open files by default.
+const MAX_REQUESTS: usize = 384;
+
+/// How a sink took an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It accepted it (2xx).
+    Accepted,
+    /// It refused the event for good (400, 410, 413, 415 or 422).
+    Refused,
+    /// It did not accept it in time. Other codes come from what stands before a sink, such as a proxy that has no route during a rollout.
+    Failed,
+}
+
+/// Sends events to sinks.
+#[derive(Clone)]
+pub struct Sinks {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    signer: watch::Receiver<Arc<Signer>>,
+    requests: Arc<Semaphore>,
+    clock: Clock,
+}
+
+impl Sinks {
+    /// A client that trusts the public certificate authorities, and those of `authorities`. Events are signed by the current signer.
+    ///
+    /// # Errors
+    /// If an authority is not a valid certificate.
+    pub fn new(
+        authorities: Vec<rustls::pki_types::CertificateDer<'static>>,
+        signer: watch::Receiver<Arc<Signer>>,
+        clock: Clock,
+    ) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        for authority in authorities {
+            roots.add(authority)?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let tls = tls.with_root_certificates(roots).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self { client, signer, requests: Arc::new(Semaphore::new(MAX_REQUESTS)), clock })
+    }
+
+    /// Posts `event` to `sink` until it is accepted or refused, at the latest by `until`.
+    pub async fn post(&self, sink: &Uri, event: &Event, until: Instant) -> Delivery {
+        let body = Bytes::from(event.body());
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let cause = match timeout_at(until, self.attempt(sink, event, body.clone())).await {
+                Ok(Ok(status)) => match status {
+                    status if status.is_success() => return Delivery::Accepted,
+                    status if is_final(status) => return Delivery::Refused,
+                    status => format!("status {status}"),
+                },
+                Ok(Err(error)) => ErrorChain(&error).to_string(),
+                Err(_) => "no response in time".to_owned(),
+            };
+            if self.clock.monotonic() + pause >= until {
+                // Logs contain no addresses, and the URL of a sink may contain a secret.
+                tracing::warn!(host = sink.host(), cause, "a sink did not accept an event");
+                return Delivery::Failed;
+            }
+            tracing::debug!(host = sink.host(), cause, "a sink did not accept an event; trying again");
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        sink: &Uri,
+        event: &Event,
+        body: Bytes,
+    ) -> Result<StatusCode, hyper_util::client::legacy::Error> {
+        // The semaphore is never closed.
+        let _permit = self.requests.acquire().await;
+        let signer = self.signer.borrow().clone();
+        let mut request = Request::new(Full::from(body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = sink.clone();
+        *request.headers_mut() = event.headers(&body, &signer, self.clock.now());
+        let response = self.client.request(request).await?;
+        let status = response.status();
+        // The connection can be used again only after the body. A sink that never ends it has answered all the same.
+        tokio::spawn(timeout(RESPONSE_TIMEOUT, Limited::new(response.into_body(), RESPONSE_BYTES).collect()));
+        Ok(status)
+    }
+}
+
+/// Whether a sink with this status would refuse the event again.
+fn is_final(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::GONE
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::UNPROCESSABLE_ENTITY
+    )
+}
+
+/// The URL of a sink; `None` if it has none, which the schema rejects.
+#[must_use]
+pub fn url(sink: &Sink) -> Option<Uri> {
+    if let Some(uri) = &sink.uri {
+        return uri.parse().ok().filter(|uri: &Uri| uri.host().is_some());
+    }
+    let SinkService { namespace, name, port, path } = sink.service.as_ref()?;
+    let (port, path) = (port.unwrap_or(80), path.as_deref().unwrap_or("/"));
+    format!("http://{name}.{namespace}.svc:{port}{path}").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn url_is_that_of_the_uri_or_of_the_service() {
+        let service = |port, path: Option<&str>| Sink {
+            uri: None,
+            service: Some(SinkService {
+                namespace: "sales".to_owned(),
+                name: "desk".to_owned(),
+                port,
+                path: path.map(str::to_owned),
+            }),
+        };
+        let text = |sink: &Sink| url(sink).map(|url| url.to_string());
+        assert_eq!(text(&service(None, None)).as_deref(), Some("http://desk.sales.svc:80/"));
+        assert_eq!(text(&service(Some(8080), Some("/in?x=1"))).as_deref(), Some("http://desk.sales.svc:8080/in?x=1"));
+        let uri = |uri: &str| Sink { uri: Some(uri.to_owned()), service: None };
+        assert_eq!(text(&uri("https://example.com/messages")).as_deref(), Some("https://example.com/messages"));
+        assert_eq!((text(&uri("/messages")), text(&Sink::default())), (None, None));
+    }
+
+    #[test]
+    fn only_refusals_of_the_event_itself_are_final() {
+        let finals: Vec<u16> = [200, 302, 400, 401, 403, 404, 408, 409, 410, 413, 415, 422, 425, 429, 500, 503]
+            .into_iter()
+            .filter(|code| is_final(StatusCode::from_u16(*code).unwrap()))
+            .collect();
+        assert_eq!(finals, [400, 410, 413, 415, 422]);
+    }
+}
