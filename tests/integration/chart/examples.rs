@@ -1,10 +1,12 @@
-//! The examples that must be rendered first: a Kustomization, and a Helm chart of a user.
+//! The examples that must be rendered first: a Kustomization, and a Helm chart of a user. And the `ProxyAddresses`, on an API server with the
+//! chart.
 
 #![allow(dead_code)] // This module uses only the examples of the testdata.
 
 use crate::common::chart::{documents, helm};
+use crate::common::cluster::Cluster;
 use crate::common::succeed;
-use crate::testdata::examples::{HELM_CHART, KUSTOMIZATION, assert_is_typed};
+use crate::testdata::examples::{HELM_CHART, KUSTOMIZATION, assert_is_typed, manifests};
 use control_plane::tools::{self, Tool};
 use std::process::Command;
 
@@ -28,4 +30,18 @@ fn kustomization_renders_conversations() {
 fn helm_chart_of_a_user_renders_conversations() {
     succeed(helm().args(["lint", "--strict", HELM_CHART]));
     assert_renders_conversations(HELM_CHART, &succeed(helm().args(["template", "team", HELM_CHART])));
+}
+
+#[test]
+fn api_server_accepts_the_proxy_addresses() {
+    let documents = manifests().into_iter().flat_map(|manifest| manifest.documents);
+    let addresses: Vec<_> =
+        documents.map(|document| document.object).filter(|object| object["kind"] == "ProxyAddress").collect();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("proxy-addresses.json");
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": addresses});
+    std::fs::write(&path, list.to_string()).unwrap();
+    let mut kubectl = Cluster::shared().kubectl();
+    kubectl.args(["create", "--dry-run=server", "--validate=strict", "--filename"]);
+    succeed(kubectl.arg(path));
 }

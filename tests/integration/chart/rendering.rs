@@ -237,47 +237,51 @@ fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
         ("router.sources.gateway.type=CloudEvents", &["router/sources/gateway", "secretName"]),
         (&source("SMS", ""), &["router/sources/gateway/type", "'CloudEvents'"]),
         (&source("Twilio", ""), &["router.sources.gateway.publicURL must be set", "/v1/sources/gateway"]),
+        (&source("Meta", ""), &["router.deadLetterSink must be set for a source of type Meta"]),
         (&source("Twilio", "router.sources.gateway.publicURL=http://host/x"), &["sources/gateway/publicURL"]),
         (
-            &source("Meta", "router.sources.gateway.publicURL=https://host/x"),
+            &source("CloudEvents", "router.sources.gateway.publicURL=https://host/x"),
             &["router.sources.gateway.publicURL is only for", "remove it"],
         ),
-        (&source("Meta", "router.sources.gateway.token=secret"), &["router/sources/gateway", "'token'"]),
-        (&source("Meta", "router.sources.Gateway.type=Meta"), &["router/sources", "'Gateway'"]),
+        (&source("CloudEvents", "router.sources.gateway.token=secret"), &["router/sources/gateway", "'token'"]),
+        (&source("CloudEvents", "router.sources.Gateway.type=CloudEvents"), &["router/sources", "'Gateway'"]),
         (
             &source(
-                "Meta",
+                "CloudEvents",
                 "router.deadLetterSink.uri=http://a,router.deadLetterSink.service.name=b,router.deadLetterSink.service.namespace=c",
             ),
             &["either uri or service", "remove one"],
         ),
-        (&source("Meta", "router.deadLetterSink.uri=dead-letters"), &["router/deadLetterSink/uri"]),
-        (&source("Meta", "router.deadLetterSink.service.name=a"), &["router/deadLetterSink/service", "'namespace'"]),
+        (&source("CloudEvents", "router.deadLetterSink.uri=dead-letters"), &["router/deadLetterSink/uri"]),
+        (
+            &source("CloudEvents", "router.deadLetterSink.service.name=a"),
+            &["router/deadLetterSink/service", "'namespace'"],
+        ),
         (
             &source(
-                "Meta",
+                "CloudEvents",
                 "router.deadLetterSink.service.name=switchboard-router,router.deadLetterSink.service.namespace=default",
             ),
             &["must not be the router itself"],
         ),
         (
-            &source("Meta", "router.sinkCA.configMap=a,router.sinkCA.secret=b"),
+            &source("CloudEvents", "router.sinkCA.configMap=a,router.sinkCA.secret=b"),
             &["router.sinkCA", "leave one of them empty"],
         ),
-        (&source("Meta", "router.port=8080"), &["router.port and health.port must differ"]),
-        (&source("Meta", "router.drainDelay=0s"), &["router/drainDelay"]),
-        (&source("Meta", "router.ingress.enabled=true"), &["router.ingress.host must be set"]),
-        (&source("Meta", "router.httpRoute.enabled=true"), &["router.httpRoute.parentRefs must name a Gateway"]),
+        (&source("CloudEvents", "router.port=8080"), &["router.port and health.port must differ"]),
+        (&source("CloudEvents", "router.drainDelay=0s"), &["router/drainDelay"]),
+        (&source("CloudEvents", "router.ingress.enabled=true"), &["router.ingress.host must be set"]),
+        (&source("CloudEvents", "router.httpRoute.enabled=true"), &["router.httpRoute.parentRefs must name a Gateway"]),
         (
-            &source("Meta", "router.autoscaling.enabled=true,router.autoscaling.minReplicas=11"),
+            &source("CloudEvents", "router.autoscaling.enabled=true,router.autoscaling.minReplicas=11"),
             &["router.autoscaling.maxReplicas must be at least", "11"],
         ),
         (
-            &source("Meta", "router.autoscaling.enabled=true,router.resources.requests.cpu=null"),
+            &source("CloudEvents", "router.autoscaling.enabled=true,router.resources.requests.cpu=null"),
             &["router.resources.requests.cpu must be set"],
         ),
-        (&source("Meta", "router.service.type=ExternalName"), &["router/service/type"]),
-        (&source("Meta", "router.autocreateNamespaces[0]=*"), &["router/autocreateNamespaces"]),
+        (&source("CloudEvents", "router.service.type=ExternalName"), &["router/service/type"]),
+        (&source("CloudEvents", "router.autocreateNamespaces[0]=*"), &["router/autocreateNamespaces"]),
     ] {
         let complaint = fail(helm().args(["template", "switchboard", CHART, "--set", value]));
         for word in words {
@@ -363,24 +367,26 @@ fn image_follows_the_values() {
 
 /// Every flag of `switchboard run` has an environment variable that the chart sets, and the chart sets no other variable.
 #[test]
-fn chart_sets_every_flag_of_run() {
-    let help = succeed(Command::new(env!("CARGO_BIN_EXE_switchboard")).args(["run", "--help"]));
-    let flags = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
-    let named: Vec<_> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
-    assert_eq!(flags, named.len(), "a flag has no environment variable: {named:?}");
+fn chart_sets_every_flag_of_the_processes() {
+    for command in ["run", "route"] {
+        let help = succeed(Command::new(env!("CARGO_BIN_EXE_switchboard")).args([command, "--help"]));
+        let flags = help.lines().filter(|line| line.trim_start().starts_with("--")).count();
+        let named: Vec<_> = help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap()).collect();
+        assert_eq!(flags, named.len(), "a flag of {command} has no environment variable: {named:?}");
 
-    let mut set = BTreeSet::new();
-    for (_, deployment) in objects(&["Deployment"]) {
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-        if words(&container["args"]) == ["run"] {
-            let environment = container["env"].as_array().unwrap();
-            set.extend(environment.iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
+        let mut set = BTreeSet::new();
+        for (_, deployment) in objects(&["Deployment"]) {
+            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+            if words(&container["args"]) == [command] {
+                let environment = container["env"].as_array().unwrap();
+                set.extend(environment.iter().map(|variable| variable["name"].as_str().unwrap().to_owned()));
+            }
         }
+        // These flags are for tests: they can break the guarantee, or close conversations by mistake.
+        let is_in_the_chart = |name: &&&str| !name.starts_with("SWITCHBOARD_UNSAFE_");
+        let known: BTreeSet<_> = named.iter().filter(is_in_the_chart).map(|name| (*name).to_owned()).collect();
+        assert_eq!(set, known, "{command}");
     }
-    // These flags are for tests: they can break the guarantee, or close conversations by mistake.
-    let is_in_the_chart = |name: &&&str| !name.starts_with("SWITCHBOARD_UNSAFE_");
-    let known: BTreeSet<_> = named.iter().filter(is_in_the_chart).map(|name| (*name).to_owned()).collect();
-    assert_eq!(set, known);
 }
 
 /// Router and operator have different accounts. No role of one is bound to the other, because the operator may write claims and delete
@@ -412,7 +418,7 @@ fn router_has_an_account_and_roles_of_its_own() {
     assert_eq!(bindings, expected.map(str::to_owned).into());
 }
 
-/// The router may create conversations only where a RoleBinding lets it, and reads no Secret by the API.
+/// The router may create conversations only where a `RoleBinding` lets it, and reads no Secret by the API.
 #[test]
 fn router_may_only_read_report_activity_and_create() {
     for case in ["router", "everything"] {

@@ -83,6 +83,9 @@ Fails if the values of the router contradict each other.
 {{- if and (ne $source.type "Twilio") $source.publicURL -}}
 {{- fail (printf "router.sources.%s.publicURL is only for a source of type Twilio, whose signature covers the URL: remove it" $name) -}}
 {{- end -}}
+{{- if and (eq $source.type "Meta") (not $root.Values.router.deadLetterSink.uri) (not $root.Values.router.deadLetterSink.service) -}}
+{{- fail (printf "router.deadLetterSink must be set for a source of type Meta, such as router.sources.%s: Meta sends batches, and repeats a whole batch for days if one of its messages is not accepted" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- if and .deadLetterSink.uri .deadLetterSink.service -}}
 {{- fail "router.deadLetterSink must have either uri or service: remove one of them" -}}
