@@ -11,6 +11,8 @@ pub mod https;
 pub mod oracle;
 pub mod proxy;
 pub mod recorder;
+pub mod routing;
+pub mod sink;
 pub mod webhook_client;
 
 use control_plane::ControlPlane;

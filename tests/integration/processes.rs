@@ -13,6 +13,8 @@ mod faults_store;
 mod faults_unseen;
 mod gitops;
 mod grants;
+mod inbound;
+mod inbound_faults;
 mod input;
 mod leader;
 mod lifecycle;

@@ -29,6 +29,7 @@ mod process;
 mod progress;
 mod reaper;
 pub mod repository;
+pub mod router;
 mod server;
 pub mod tools;
 pub mod tour;
@@ -54,6 +55,7 @@ pub use installation::{Builder as InstallationBuilder, Installation, Replica};
 pub use kubernetes::Kubernetes;
 pub use process::{Process, output, run};
 pub use reaper::end_everything;
+pub use router::Router;
 pub use server::Server;
 pub use tools::Tool;
 

@@ -2,7 +2,7 @@
 //! Each test has its own namespace and addresses, so that no test depends on another. If the environment names a running
 //! playground, it replaces this control plane, for tests that harm nothing and need no process of it.
 
-use control_plane::{ControlPlane, Installation, Replica, TEST_CLUSTER};
+use control_plane::{ControlPlane, Installation, Server, TEST_CLUSTER};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::events::v1::Event;
@@ -72,7 +72,12 @@ impl Cluster {
             }
             let control_plane = ControlPlane::builder().api_servers(2).user("outsider", &[]);
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
-            Self::install(control_plane, &Installation::builder(env!("CARGO_BIN_EXE_switchboard")).replicas(2))
+            let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"))
+                .replicas(2)
+                .set("router.enabled", "true")
+                .set("router.sources.gateway.type", "CloudEvents")
+                .set("router.sources.gateway.secretName", "gateway");
+            Self::install(control_plane, &installation)
         };
         // If the start fails for the first test, the other tests do not try again.
         let cluster = CLUSTER.get_or_init(|| std::panic::catch_unwind(start).ok());
@@ -326,9 +331,9 @@ where
     timeout(TIMEOUT, so.next()).await.ok().flatten()
 }
 
-/// The text that a replica serves at `/metrics`.
-pub async fn metrics(replica: &Replica) -> String {
-    let client = Client::try_from(Config::new(format!("http://{}", replica.address()).parse().unwrap())).unwrap();
+/// The text that a replica of the operator or a router serves at `/metrics`.
+pub async fn metrics(server: &Server) -> String {
+    let client = Client::try_from(Config::new(format!("http://{}", server.address()).parse().unwrap())).unwrap();
     client.request_text(hyper::Request::get("/metrics").body(Vec::new()).unwrap()).await.unwrap()
 }
 

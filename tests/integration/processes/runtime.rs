@@ -1,6 +1,7 @@
 //! The observability of real replicas: metrics, traces, the self-check, and the reload of certificates.
 
 use crate::common::cluster::{Cluster, TIMEOUT, metrics};
+use crate::common::routing::{Inbound, routers};
 use crate::common::webhook_client::{self, WebhookClient};
 use control_plane::{ControlPlane, Installation};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -19,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 /// The description of one metric.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Metric {
     type_: String,
     labels: BTreeSet<String>,
@@ -55,10 +56,11 @@ fn served(text: &str) -> BTreeMap<String, Metric> {
     metrics.into_iter().map(named).collect()
 }
 
-/// The metrics of the table in METRICS.md.
-fn documented() -> BTreeMap<String, Metric> {
+/// The metrics of the table in a section of METRICS.md.
+fn documented(section: &str) -> BTreeMap<String, Metric> {
     let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    let rows = include_str!("../../../METRICS.md").lines().filter(|line| line.starts_with("| `"));
+    let (_, text) = include_str!("../../../METRICS.md").split_once(&format!("\n## {section}\n")).unwrap();
+    let rows = text.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| `"));
     let metrics = rows.map(|row| {
         let [_, name, type_, labels, meaning, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
             panic!("{row}")
@@ -77,7 +79,7 @@ async fn served_metrics_are_exactly_the_documented_ones() {
     // Only the leader serves this metric, after its first self-check.
     let in_force = "switchboard_webhook_in_force";
     wait_for(cluster, in_force, 1.0).await;
-    let documented = documented();
+    let documented = documented("Operator");
     let mut all = BTreeSet::new();
     for replica in cluster.installation.replicas() {
         for (name, metric) in served(&metrics(replica).await) {
@@ -86,6 +88,19 @@ async fn served_metrics_are_exactly_the_documented_ones() {
         }
     }
     assert_eq!(all, documented.into_keys().collect());
+}
+
+#[tokio::test]
+async fn router_serves_exactly_the_documented_metrics() {
+    let mut documented = documented("Router");
+    let of_operator = self::documented("Operator");
+    for name in ["switchboard_api_requests_total", "switchboard_panics_total", "switchboard_build_info"] {
+        documented.insert(name.to_owned(), of_operator[name].clone());
+    }
+    // So that each has its labels.
+    let inbound = Inbound::new(json!({})).await;
+    inbound.send(0, "m").await;
+    assert_eq!(served(&metrics(&routers()[0]).await), documented);
 }
 
 /// Waits until the sum of a sample over the replicas has this value.
