@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::{ControlPlane, Error, process, repository};
+use crate::{ControlPlane, Error, Process, Router, ports::Port, process, repository};
 
 struct Step {
     title: &'static str,
@@ -115,6 +115,58 @@ const STEPS: &[Step] = &[
         ],
     },
     Step {
+        title: "An inbound message finds its conversation",
+        why: "A ProxyAddress declares our number: from which sources its messages come, and which sink gets them. A gateway posts Alice's answer\n\
+              to the router. The router finds her conversation by the binding, and delivers the message to the sink, which prints it here.",
+        commands: &[
+            done("cat tests/control-plane/tour/number.yaml", &["kind: ProxyAddress"]),
+            done(
+                r#"sed "s|SINK|$SINK|" tests/control-plane/tour/number.yaml | kubectl apply -f -"#,
+                &["sales-sms created"],
+            ),
+            done("kubectl wait pa/sales-sms --for=condition=Ready --timeout=30s", &["condition met"]),
+            done("cat tests/control-plane/tour/send", &["curl"]),
+            done("tests/control-plane/tour/send +15558675310 sms-1 'Yes, at noon'", &["200"]),
+            done(
+                r#"cat "$SINK_LOG""#,
+                &["message.received.v1 sms-1 for default/alice-again", "\"agent-9\"", "Yes, at noon"],
+            ),
+        ],
+    },
+    Step {
+        title: "The first message of a contact opens a conversation",
+        why: "Dave is unknown, and writes twice at the same moment. Whichever message comes first opens a conversation, as the ProxyAddress says,\n\
+              and the other one goes there too: two conversations cannot hold one binding. The agent with the fewest conversations gets it.",
+        commands: &[
+            done(
+                "tests/control-plane/tour/send +12025550147 sms-2 Hello & tests/control-plane/tour/send +12025550147 sms-3 'Are you there?'; wait",
+                &["200"],
+            ),
+            done("kubectl get conv -l team=sales -o wide", &["in-", "agent-"]),
+            done(
+                r#"test "$(kubectl get conv -l team=sales -o name | wc -l)" = 1 && grep -c message.received "$SINK_LOG""#,
+                &["3"],
+            ),
+        ],
+    },
+    Step {
+        title: "After a close, the next message opens another conversation",
+        why: "The agent closes the conversation. Dave's next message opens another one.",
+        commands: &[
+            done(
+                r#"kubectl patch $(kubectl get conv -l team=sales -o name) --type=merge -p '{"spec":{"state":"Closed"}}'"#,
+                &["patched"],
+            ),
+            done(
+                "kubectl wait conv -l team=sales --for=jsonpath='{.status.state}'=Closed --timeout=30s",
+                &["condition met"],
+            ),
+            done("tests/control-plane/tour/send +12025550147 sms-4 'One more question'", &["200"]),
+            done("kubectl get conv -l team=sales", &["Closed", "in-"]),
+            done(r#"test "$(kubectl get conv -l team=sales -o name | wc -l)" = 2 && echo two"#, &["two"]),
+        ],
+    },
+    Step {
         title: "Users cannot delete a claim",
         why: "An AddressBinding is the claim on a binding. If users could delete it, two conversations could hold the same binding. You are\n\
               in system:masters, which no role restricts, but the policy of the chart still refuses the delete.",
@@ -128,19 +180,66 @@ const STEPS: &[Step] = &[
     },
 ];
 
+/// The token of the source `gateway`.
+const TOKEN: &str = "token-of-the-gateway";
+
+/// What messages need: a router, and a sink that prints them to its log.
+pub struct Messaging {
+    router: Router,
+    sink: Process,
+    port: Port,
+}
+
+impl Messaging {
+    /// The values of the chart that the router needs.
+    pub const VALUES: [(&str, &str); 4] = [
+        ("router.enabled", "true"),
+        ("router.sources.gateway.type", "CloudEvents"),
+        ("router.sources.gateway.secretName", "gateway"),
+        ("router.autocreateNamespaces[0]", "default"),
+    ];
+
+    /// Starts the router of this `program`, and the sink.
+    pub fn start(control_plane: &ControlPlane, program: &Path) -> Result<Self, Error> {
+        let port = Port::reserve()?;
+        let mut command = Command::new("python3");
+        command.arg(repository::root()?.join("examples/sink.py")).arg(port.address().port().to_string());
+        let sink = Process::new("sink", control_plane.data_dir().join("logs/sink.log"), command)?;
+        sink.start()?;
+        let router =
+            Router::builder(program, "router").source("gateway", "{type: CloudEvents}").key("gateway", "token", TOKEN);
+        let router = router.start(control_plane)?;
+        Ok(Self { router, sink, port })
+    }
+
+    /// What is needed to send another message in another terminal.
+    #[must_use]
+    pub fn exports(&self) -> String {
+        format!("export ROUTER=http://{} TOKEN={TOKEN}", self.router.inbound_address())
+    }
+}
+
 /// Prints the tour.
 pub struct Guide<'a> {
     control_plane: &'a ControlPlane,
     /// The root of the repository. Commands run here, so that their paths are short.
     root: PathBuf,
+    /// The environment variables of the commands.
+    variables: Vec<(&'static str, String)>,
     colours: bool,
 }
 
 impl<'a> Guide<'a> {
-    /// Uses colours on a terminal, unless `NO_COLOR` is set.
-    pub fn new(control_plane: &'a ControlPlane) -> Result<Self, Error> {
+    /// Uses colours on a terminal, unless `NO_COLOR` is set. Messages go to the router by way of `messaging`.
+    pub fn new(control_plane: &'a ControlPlane, messaging: &Messaging) -> Result<Self, Error> {
         let colours = io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Ok(Self { control_plane, root: repository::root()?, colours })
+        let variables = vec![
+            ("ROUTER", format!("http://{}", messaging.router.inbound_address())),
+            ("TOKEN", TOKEN.to_owned()),
+            ("SINK", format!("http://{}/", messaging.port.address())),
+            ("SINK_LOG", messaging.sink.log().display().to_string()),
+        ];
+        Ok(Self { control_plane, root: repository::root()?, variables, colours })
     }
 
     /// Runs every step. The first step with an unexpected result is the error.
@@ -187,7 +286,7 @@ impl<'a> Guide<'a> {
                 None => shell.env_remove(name),
             };
         }
-        shell.env("PATH", path);
+        shell.env("PATH", path).envs(self.variables.iter().map(|(name, value)| (name, value)));
         shell
     }
 

@@ -15,7 +15,7 @@ use std::{
 use control_plane::{
     ControlPlane, Error, Installation, Kubernetes, TEST_CLUSTER, end_everything, repository,
     tools::{self, Tool},
-    tour::{Guide, print},
+    tour::{Guide, Messaging, print},
 };
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -118,12 +118,16 @@ fn install(options: &Options, control_plane: &ControlPlane, operator: &Path) -> 
         // For a terminal, and for a Ctrl-C that soon ends it.
         installation = installation.flag("--log-format=text").flag("--drain-delay=1s");
     }
+    for (key, value) in Messaging::VALUES {
+        installation = installation.set(key, value);
+    }
     let installation = installation.install(control_plane)?;
     print(&format!("ready after {:.1} s\n", started.elapsed().as_secs_f32()))?;
 
-    if options.operator {
+    let messaging = options.operator.then(|| Messaging::start(control_plane, operator)).transpose()?;
+    if let Some(messaging) = &messaging {
         let started = Instant::now();
-        Guide::new(control_plane)?.lead()?;
+        Guide::new(control_plane, messaging)?.lead()?;
         let took = started.elapsed().as_secs_f32();
         print(&format!("\nThe tour took {took:.0} s, and every step came out as told.\n"))?;
     }
@@ -141,6 +145,13 @@ fn install(options: &Options, control_plane: &ControlPlane, operator: &Path) -> 
         tools.display(),
         installation.replica(0).log().parent().unwrap_or(Path::new("")).display(),
     ))?;
+    if let Some(messaging) = &messaging {
+        print(&format!(
+            "\nTo send another message, from the root of the repository:\n\n  {}\n  \
+             tests/control-plane/tour/send +12025550147 sms-5 'Thank you'\n",
+            messaging.exports(),
+        ))?;
+    }
     if !options.operator {
         let commands = installation.replicas().iter().map(|replica| replica.shell_line("cargo run --"));
         print(&format!(
