@@ -220,8 +220,27 @@ impl PreviousStatus {
             self.state_transition_time.filter(|_| !is_first_state),
             self.since(ConditionType::Unassigned, ConditionStatus::True),
             self.since(ConditionType::Stalled, ConditionStatus::True),
+            self.bound_after_wait(),
         ];
         times.into_iter().flatten().any(|time| time >= since)
+    }
+
+    /// Time at which the conversation got its binding after it had waited: its first status, which has its first state, did not say that it
+    /// is bound. `None` if it was bound from the first status on, or if its state has changed since.
+    fn bound_after_wait(&self) -> Option<Time> {
+        let bound = self.since(ConditionType::Bound, ConditionStatus::True);
+        bound.filter(|bound| self.state_transition_time.is_some_and(|first| *bound > first))
+    }
+
+    /// The status before this one, as far as it can be derived: each notice of it is a notice of this status.
+    pub(super) fn derived_predecessor(&self) -> Self {
+        let was_reactivated = (self.state, self.state_reason) == (Some(State::Active), Some(StateReason::Activity));
+        let mut before = Self { state: was_reactivated.then_some(State::Inactive), ..Self::default() };
+        if self.bound_after_wait().is_some() {
+            before.conditions.statuses[ConditionType::Bound as usize] = Some(ConditionStatus::False);
+            before.conditions.since[ConditionType::Bound as usize] = Some(Time::EPOCH);
+        }
+        before
     }
 
     /// Time at which the condition got this status; `None` if it has another status.

@@ -107,8 +107,7 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
 /// always Active.
 #[must_use]
 pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
-    let was_reactivated = (status.state, status.state_reason) == (Some(State::Active), Some(StateReason::Activity));
-    let before = PreviousStatus { state: was_reactivated.then_some(State::Inactive), ..PreviousStatus::default() };
+    let before = PreviousStatus::of(status).derived_predecessor();
     new_notices(&before, status).into_iter().filter(|notice| notice.time >= since).collect()
 }
 
@@ -211,5 +210,19 @@ mod tests {
         );
         input.status.reported_activity = None;
         assert_eq!(notices_since(&live(&mut input, 45), at(45))[0].reason, NoticeReason::Closed);
+    }
+
+    #[test]
+    fn notice_of_a_hand_over_can_be_recovered_from_the_status() {
+        let mut input = input();
+        let another = BindingStatus::HeldByAnother;
+        let waiting = decide(&input, &Defaults::default(), Some(&another), at(1)).status;
+        input.status = PreviousStatus::of(&waiting);
+        let status = live(&mut input, 5);
+        let [notice] = &notices_since(&status, at(5))[..] else { panic!("{status:?}") };
+        assert_eq!((notice.reason, notice.time), (NoticeReason::Bound, at(5)));
+        assert!(input.status.has_notices_since(at(5)) && !input.status.has_notices_since(at(6)));
+        let status = live(&mut LifecycleInput { status: PreviousStatus::default(), ..input }, 1);
+        assert_eq!(notices_since(&status, at(1)), [], "it was bound from the first status on");
     }
 }
