@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use switchboard::api::Conversation;
+use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation};
 use switchboard::core::binding::BindingName;
 use tokio::time::{Instant, sleep};
 
@@ -30,6 +30,10 @@ const DENIED: &str = "example.com/denied";
 
 /// The pause between two checks of a condition that cannot be watched.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The conversations of [`create_waiting`], in the order in which they get the binding. Of those of the same second, the lower name is
+/// the first.
+pub const WAITING: [&str; 2] = ["waiting-1", "waiting-2"];
 
 /// A cluster with one API server, and a proxy between the operator and that API server.
 pub struct FaultCluster {
@@ -105,6 +109,18 @@ impl FaultCluster {
         (ns, checker)
     }
 
+    /// A checked namespace in which `alice` is bound, and the conversations of [`create_waiting`] have been told that they wait.
+    pub async fn contended_namespace(&self) -> (TestNamespace, HistoryChecker) {
+        let (ns, checker) = self.checked_namespace().await;
+        ns.create("alice", json!({})).await.unwrap();
+        ns.bound("alice").await;
+        create_waiting(&ns).await;
+        for name in WAITING {
+            waiting(&ns, name).await;
+        }
+        (ns, checker)
+    }
+
     /// A checker that uses `oracle`.
     pub fn checker(&self, ns: &TestNamespace, oracle: Oracle) -> HistoryChecker {
         HistoryChecker {
@@ -165,6 +181,42 @@ pub async fn create_with_retries(ns: &TestNamespace, name: &str, changes: Value)
             Err(status) => panic!("cannot create {name}: {status:?}"),
         }
     }
+}
+
+/// The same changes of the spec, for a conversation that waits for a binding that is not free.
+pub fn waits(mut changes: Value) -> Value {
+    changes["onConflict"] = json!("Wait");
+    changes
+}
+
+/// Creates conversations that wait for this namespace's binding, which must not be free.
+pub async fn create_waiting(ns: &TestNamespace) {
+    for name in WAITING {
+        ns.create(name, waits(json!({}))).await.expect("it is stored without its binding");
+    }
+}
+
+/// Waits until the conversation is told that it waits, and returns it.
+pub async fn waiting(ns: &TestNamespace, name: &str) -> Conversation {
+    let (conversation, reason) = ns.wait_for_condition(name, ConditionType::Bound, ConditionStatus::False).await;
+    assert_eq!(reason, ConditionReason::WaitingForBinding, "{conversation:?}");
+    conversation
+}
+
+/// Closes the holder of the binding and each of its successors, and asserts that those that wait get the binding, the oldest first, that
+/// other creates are refused meanwhile, and that the binding is free at the end. `holder` is the present holder, or gets the binding next.
+pub async fn assert_handed_over(ns: &TestNamespace, checker: &mut HistoryChecker, holder: &str) {
+    let waiting = WAITING.into_iter().filter(|name| *name > holder || !WAITING.contains(&holder));
+    for holder in [holder].into_iter().chain(waiting) {
+        ns.bound(holder).await;
+        checker.wait_until_at_rest().await;
+        assert_eq!(ns.held_by().await.as_deref(), Some(holder));
+        let refusal = ns.create("refused", json!({})).await.expect_err("another conversation holds the binding");
+        assert!(refusal.message.contains("48031"), "{refusal:?}");
+        ns.change(holder, json!({"state": "Closed"})).await.unwrap();
+    }
+    ns.wait_until_free().await;
+    checker.wait_until_at_rest().await;
 }
 
 /// Whether it is a 503 with a retry delay, after which clients retry by themselves.

@@ -2,7 +2,10 @@
 //! the operator repairs the objects, and no two conversations have `Bound=True` at the same time. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition};
-use crate::common::fault_cluster::{FaultCluster, HistoryChecker, POLL_INTERVAL, create_with_retries, shared};
+use crate::common::fault_cluster::{
+    FaultCluster, HistoryChecker, POLL_INTERVAL, WAITING, assert_handed_over, create_waiting, create_with_retries,
+    shared,
+};
 use crate::common::oracle::Oracle;
 use crate::common::proxy::{Fault, Stage};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
@@ -51,11 +54,12 @@ async fn unguarded_namespace() -> (&'static FaultCluster, TestNamespace, History
     (cluster, ns, checker)
 }
 
-/// An unguarded namespace in which `alice` is bound.
+/// An unguarded namespace in which `alice` is bound and others wait for the binding.
 async fn unguarded_alice() -> (&'static FaultCluster, TestNamespace, HistoryChecker, Conversation) {
     let (cluster, ns, checker) = unguarded_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
     let alice = ns.bound("alice").await;
+    create_waiting(&ns).await;
     (cluster, ns, checker, alice)
 }
 
@@ -116,8 +120,7 @@ async fn deleted_claim_is_recreated_for_its_holder() {
     let claim = ns.claim().await.unwrap();
     assert_eq!(claim.spec.conversation_ref.name, "alice");
     assert_eq!(Some(&claim.spec.admissions[0].uid), alice.metadata.uid.as_ref());
-    let refusal = ns.create("bob", json!({})).await.unwrap_err();
-    assert!(refusal.message.contains("48031"), "{refusal:?}");
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -144,8 +147,9 @@ async fn create_admitted_while_a_claim_is_missing_is_bound_first() {
     ns.bound("bob").await;
     checker.wait_until_at_rest().await;
     ns.change("bob", json!({"state": "Closed"})).await.unwrap();
+    // It is older than those that wait.
     ns.bound("alice").await;
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -154,6 +158,7 @@ async fn claim_edited_to_name_no_conversation_names_its_holder_again() {
     edit_claim(&ns, json!({"conversationRef": {"name": "nobody"}})).await.unwrap();
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.conversation_ref.name, "alice");
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -162,8 +167,7 @@ async fn claim_without_admissions_keeps_its_holder() {
     edit_claim(&ns, json!({"admissions": []})).await.unwrap();
     let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("48031"), "{refusal:?}");
-    checker.wait_until_at_rest().await;
-    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    assert_handed_over(&ns, &mut checker, "alice").await;
     create_with_retries(&ns, "bob", json!({})).await;
     checker.wait_until_at_rest().await;
 }
@@ -177,17 +181,21 @@ async fn forged_uid_in_a_claim_is_pruned_after_the_grace_period() {
     edit_claim(&ns, json!({"admissions": admissions})).await.unwrap();
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
 async fn cleared_status_is_written_again() {
     let (_cluster, ns, mut checker, before) = unguarded_alice().await;
     let cleared = json!({"conditions": [], "state": null, "addressBindingName": null, "observedGeneration": null});
-    patch_status(&ns, "alice", cleared, false).await.unwrap();
+    for name in ["alice"].into_iter().chain(WAITING) {
+        patch_status(&ns, name, cleared.clone(), false).await.unwrap();
+    }
     let after = ns.bound("alice").await;
     checker.wait_until_at_rest().await;
     let name = |conversation: &Conversation| conversation.status.as_ref().unwrap().address_binding_name.clone();
     assert_eq!(name(&after), name(&before));
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -198,9 +206,15 @@ async fn exactly_one_holder_is_bound_after_a_claim_was_edited() {
     let bob = ns.create("bob", json!({})).await;
     checker.wait_until_at_rest().await;
     let stored = ns.conversations().list(&kube::api::ListParams::default()).await.unwrap();
-    assert_eq!(stored.items.len(), 1 + usize::from(bob.is_ok()));
+    assert_eq!(stored.items.len(), 1 + WAITING.len() + usize::from(bob.is_ok()));
     let is_bound = |conversation: &&Conversation| {
         condition(conversation, ConditionType::Bound).is_some_and(|(status, _)| status == ConditionStatus::True)
     };
     assert_eq!(stored.items.iter().filter(is_bound).count(), 1);
+    let holder = ns.held_by().await.unwrap();
+    let other = if holder == "alice" { "bob" } else { "alice" };
+    if other == "alice" || bob.is_ok() {
+        ns.delete(other).await;
+    }
+    assert_handed_over(&ns, &mut checker, &holder).await;
 }

@@ -1,22 +1,25 @@
 //! Single faults around a create. After each of them at most one conversation holds the binding. The same name can use the binding
 //! again at once, and other names within the grace period. Tier: processes.
 
-use crate::common::cluster::{TIMEOUT, TestNamespace};
+use crate::common::cluster::{TIMEOUT, TestNamespace, until};
 use crate::common::fake_webhook::{FakeWebhook, Verdict};
 use crate::common::fault_cluster::{
-    FaultCluster, GRACE_PERIOD, HistoryChecker, POLL_INTERVAL, claim_create, claim_delete, claim_replace, claim_use,
-    create_denied, create_with_retries, is_retryable, shared, status_write,
+    FaultCluster, GRACE_PERIOD, HistoryChecker, POLL_INTERVAL, WAITING, assert_handed_over, claim_create, claim_delete,
+    claim_replace, claim_use, create_denied, create_waiting, create_with_retries, is_retryable, shared, status_write,
+    waiting, waits,
 };
 use crate::common::oracle::Oracle;
 use crate::common::proxy::{Call, Fault, InForce, Stage};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use serde_json::json;
+use kube::core::Status;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State};
+use switchboard::api::{AddressBinding, ConditionReason, ConditionStatus, ConditionType, Conversation, State};
 use tokio::sync::{Barrier, Notify};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// A namespace on the shared cluster.
@@ -56,8 +59,10 @@ async fn assert_claimed_once_at_rest(ns: &TestNamespace, checker: &mut HistoryCh
 async fn denied_create_leaves_the_binding_to_the_same_name_at_once() {
     let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
     assert_eq!(admissions(&ns).await, 1, "the operator's webhook had allowed it");
-    ns.create("alice", json!({})).await.expect("the same name at once");
+    let (alice, ()) = tokio::join!(ns.create("alice", json!({})), create_waiting(&ns));
+    alice.expect("the same name at once");
     assert_claimed_once_at_rest(&ns, &mut checker, "alice").await;
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -67,6 +72,17 @@ async fn denied_create_leaves_the_binding_after_the_grace_period() {
     assert!(is_retryable(&refusal), "{refusal:?}");
     create_with_retries(&ns, "bob", json!({})).await;
     assert_claimed_once_at_rest(&ns, &mut checker, "bob").await;
+}
+
+#[tokio::test]
+async fn denied_create_leaves_the_binding_to_the_oldest_waiting() {
+    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
+    create_waiting(&ns).await;
+    let refusal = ns.create("bob", json!({})).await.expect_err("alice might still be stored");
+    assert!(is_retryable(&refusal), "{refusal:?}");
+    ns.bound(WAITING[0]).await;
+    assert_claimed_once_at_rest(&ns, &mut checker, WAITING[0]).await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
 }
 
 #[tokio::test]
@@ -105,27 +121,40 @@ async fn create_refused_by_a_quota_leaves_the_binding_usable() {
 async fn create_with_an_existing_name_leaves_the_binding_usable() {
     let (_cluster, ns, mut checker) = shared_namespace().await;
     ns.create("alice", json!({"state": "Closed"})).await.unwrap();
-    let refusal = ns.create("alice", json!({})).await.unwrap_err();
-    assert_eq!((refusal.code, refusal.reason.as_str()), (409, "AlreadyExists"));
-    assert_eq!(admissions(&ns).await, 0, "the name was read before the binding was claimed");
+    for changes in [json!({}), waits(json!({}))] {
+        let refusal = ns.create("alice", changes).await.unwrap_err();
+        assert_eq!((refusal.code, refusal.reason.as_str()), (409, "AlreadyExists"));
+        assert_eq!(admissions(&ns).await, 0, "the name was read before the binding was claimed");
+    }
     create_with_retries(&ns, "bob", json!({})).await;
+    create_waiting(&ns).await;
     assert_claimed_once_at_rest(&ns, &mut checker, "bob").await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
 }
 
-#[tokio::test]
-async fn client_disconnect_during_review_leaves_the_binding_usable() {
-    let (cluster, ns, mut checker) = shared_namespace().await;
+/// A namespace in which the client of a create of `alice` disconnected while the operator made its claim. The API server may have stored
+/// alice or not. If `is_contended`, conversations that wait were created meanwhile.
+async fn namespace_after_a_disconnect(is_contended: bool) -> (TestNamespace, HistoryChecker) {
+    let (cluster, ns, checker) = shared_namespace().await;
     let mut held = cluster.proxy.hold(Stage::After, claim_create(&ns));
-    let began = Instant::now();
     let (client, _rest) = cluster.checked_namespace().await;
     let client = TestNamespace { client: client.client, ..ns.clone() };
     let create = tokio::spawn(async move { client.create("alice", json!({})).await });
     let request = held.next().await;
+    drop(held);
+    if is_contended {
+        create_waiting(&ns).await;
+    }
     create.abort();
     assert!(create.await.unwrap_err().is_cancelled());
     request.resolve(Fault::Pass);
-    drop(held);
-    // The API server may have stored alice or not.
+    (ns, checker)
+}
+
+#[tokio::test]
+async fn client_disconnect_during_review_leaves_the_binding_usable() {
+    let (ns, mut checker) = namespace_after_a_disconnect(false).await;
+    let began = Instant::now();
     let refusal_or_bob = loop {
         match ns.create("bob", json!({})).await {
             Err(status) if is_retryable(&status) && began.elapsed() < TIMEOUT => sleep(POLL_INTERVAL).await,
@@ -140,6 +169,15 @@ async fn client_disconnect_during_review_leaves_the_binding_usable() {
 }
 
 #[tokio::test]
+async fn waiting_conversations_survive_a_disconnect_during_review() {
+    let (ns, mut checker) = namespace_after_a_disconnect(true).await;
+    checker.wait_until_at_rest().await;
+    let holder = ns.held_by().await.expect("alice was stored, or the oldest that waits has the binding");
+    assert!(["alice", WAITING[0]].contains(&holder.as_str()), "{holder}");
+    assert_handed_over(&ns, &mut checker, &holder).await;
+}
+
+#[tokio::test]
 async fn lost_answer_to_a_claim_create_leads_to_a_retryable_503() {
     let (cluster, ns, mut checker) = shared_namespace().await;
     let lost = cluster.proxy.inject(Stage::After, Fault::Cut, claim_create(&ns));
@@ -147,18 +185,31 @@ async fn lost_answer_to_a_claim_create_leads_to_a_retryable_503() {
     assert!(is_retryable(&refusal), "{refusal:?}");
     assert!(lost.count() > 0);
     drop(lost);
-    ns.create("alice", json!({})).await.expect("the same name at once");
-    checker.wait_until_at_rest().await;
+    let (alice, ()) = tokio::join!(ns.create("alice", json!({})), create_waiting(&ns));
+    alice.expect("the same name at once");
+    assert_handed_over(&ns, &mut checker, "alice").await;
+}
+
+#[tokio::test]
+async fn waiting_create_holds_the_claim_whose_answer_was_lost() {
+    let (cluster, ns, mut checker) = shared_namespace().await;
+    let lost = cluster.proxy.inject(Stage::After, Fault::Cut, claim_create(&ns));
+    create_waiting(&ns).await;
+    assert!(lost.count() > 0);
+    drop(lost);
+    assert_claimed_once_at_rest(&ns, &mut checker, WAITING[0]).await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
 }
 
 #[tokio::test]
 async fn duplicated_claim_create_makes_one_claim() {
-    let (cluster, ns, mut checker) = shared_namespace().await;
-    let twice = cluster.proxy.inject(Stage::Before, Fault::Twice, claim_create(&ns));
-    ns.create("alice", json!({})).await.unwrap();
-    assert!(twice.count() > 0);
-    checker.wait_until_at_rest().await;
-    assert_eq!(admissions(&ns).await, 1);
+    for (name, changes) in [("alice", json!({})), (WAITING[0], waits(json!({})))] {
+        let (cluster, ns, mut checker) = shared_namespace().await;
+        let twice = cluster.proxy.inject(Stage::Before, Fault::Twice, claim_create(&ns));
+        ns.create(name, changes).await.unwrap();
+        assert!(twice.count() > 0);
+        assert_claimed_once_at_rest(&ns, &mut checker, name).await;
+    }
 }
 
 #[tokio::test]
@@ -175,10 +226,18 @@ async fn duplicated_writes_and_lost_answers_do_not_change_the_result() {
         ns.bound("alice").await;
         writes.wait_for(2).await;
         drop(writes);
+        create_waiting(&ns).await;
+        let (is_hand_over, hand_over) = (claim_replace(&ns), once());
+        let hand_overs = cluster.proxy.inject(stage, fault, move |call| is_hand_over(call) && hand_over());
+        ns.delete("alice").await;
+        ns.bound(WAITING[0]).await;
+        hand_overs.wait_for(1).await;
+        drop(hand_overs);
+        ns.delete(WAITING[1]).await;
         let release = once();
         let is_delete = claim_delete(&ns);
         let releases = cluster.proxy.inject(stage, fault, move |call| is_delete(call) && release());
-        ns.delete("alice").await;
+        ns.delete(WAITING[0]).await;
         ns.wait_until_free().await;
         releases.wait_for(1).await;
         checker.wait_until_at_rest().await;
@@ -187,27 +246,30 @@ async fn duplicated_writes_and_lost_answers_do_not_change_the_result() {
 
 #[tokio::test]
 async fn repeatedly_denied_create_does_not_block_other_creates() {
-    let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
-    let stored = Notify::new();
-    let deny_repeatedly = async {
-        let mut count = 0_u32;
-        while timeout(GRACE_PERIOD / 8, stored.notified()).await.is_err() {
-            create_denied(&ns, "alice").await;
-            count += 1;
-        }
-        count
-    };
-    let create_bob = async {
-        create_with_retries(&ns, "bob", json!({})).await;
-        stored.notify_one();
-    };
-    let (denied, ()) = tokio::join!(deny_repeatedly, create_bob);
-    assert!(denied > 2, "{denied}");
-    checker.wait_until_at_rest().await;
+    for changes in [json!({}), waits(json!({}))] {
+        let (_cluster, ns, mut checker, _other_webhook) = namespace_with_denied_alice().await;
+        let bound = Notify::new();
+        let deny_repeatedly = async {
+            let mut count = 0_u32;
+            while timeout(GRACE_PERIOD / 8, bound.notified()).await.is_err() {
+                create_denied(&ns, "alice").await;
+                count += 1;
+            }
+            count
+        };
+        let create_bob = async {
+            create_with_retries(&ns, "bob", changes).await;
+            ns.bound("bob").await;
+            bound.notify_one();
+        };
+        let (denied, ()) = tokio::join!(deny_repeatedly, create_bob);
+        assert!(denied > 2, "{denied}");
+        checker.wait_until_at_rest().await;
+    }
 }
 
-#[tokio::test]
-async fn generated_name_conflict_delays_by_at_most_the_grace_period() {
+/// Creates a conversation with a generated name, while another conversation takes the first such name.
+async fn create_with_a_name_conflict(changes: Value) {
     let (_cluster, ns, mut checker) = shared_namespace().await;
     let for_reviews = ns.clone();
     let other = FakeWebhook::start(&ns.client, &ns.namespace, 10, move |review| {
@@ -221,7 +283,7 @@ async fn generated_name_conflict_delays_by_at_most_the_grace_period() {
         }
     })
     .await;
-    let mut object = ns.conversation("", json!({}));
+    let mut object = ns.conversation("", changes);
     object.metadata.name = None;
     object.metadata.generate_name = Some("inbound-".to_owned());
     let began = Instant::now();
@@ -234,8 +296,21 @@ async fn generated_name_conflict_delays_by_at_most_the_grace_period() {
             }
         }
     };
-    assert_ne!(stored.metadata.name.as_deref(), Some(other.reviews()[0].object_name()));
-    checker.wait_until_at_rest().await;
+    let name = stored.metadata.name.unwrap();
+    assert_ne!(name, other.reviews()[0].object_name());
+    ns.bound(&name).await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, &name).await;
+}
+
+#[tokio::test]
+async fn generated_name_conflict_delays_by_at_most_the_grace_period() {
+    create_with_a_name_conflict(json!({})).await;
+}
+
+#[tokio::test]
+async fn generated_name_conflict_delays_a_waiting_create() {
+    create_with_a_name_conflict(waits(json!({}))).await;
 }
 
 /// A shared namespace in which `alice` is bound and the release of its claim is held.
@@ -245,6 +320,18 @@ async fn bound_alice_with_held_release() -> (Arc<FaultCluster>, TestNamespace, H
     ns.bound("alice").await;
     let release = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
     (cluster, ns, checker, release)
+}
+
+/// A shared namespace in which `alice` is bound, another conversation waits, and the hand-over to it is held.
+async fn bound_alice_with_held_hand_over() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker, InForce) {
+    let (cluster, ns, checker) = shared_namespace().await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    ns.create(WAITING[0], waits(json!({}))).await.unwrap();
+    waiting(&ns, WAITING[0]).await;
+    let is_replace = claim_replace(&ns);
+    let hand_over = cluster.proxy.hold(Stage::Before, move |call| is_replace(call) && call.mentions(WAITING[0]));
+    (cluster, ns, checker, hand_over)
 }
 
 #[tokio::test]
@@ -262,6 +349,18 @@ async fn release_after_a_stale_read_keeps_a_recreated_conversation() {
 }
 
 #[tokio::test]
+async fn hand_over_after_a_stale_read_keeps_a_recreated_conversation() {
+    let (_cluster, ns, mut checker, mut hand_over) = bound_alice_with_held_hand_over().await;
+    ns.delete("alice").await;
+    let request = hand_over.next().await;
+    ns.create("alice", json!({})).await.expect("the same name at once");
+    request.resolve(Fault::Pass);
+    drop(hand_over);
+    ns.create(WAITING[1], waits(json!({}))).await.unwrap();
+    assert_handed_over(&ns, &mut checker, "alice").await;
+}
+
+#[tokio::test]
 async fn release_after_a_stale_read_keeps_a_replaced_claim() {
     let (_cluster, ns, mut checker, mut release) = bound_alice_with_held_release().await;
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
@@ -274,18 +373,41 @@ async fn release_after_a_stale_read_keeps_a_replaced_claim() {
 }
 
 #[tokio::test]
+async fn hand_over_after_a_stale_read_keeps_a_replaced_claim() {
+    let (_cluster, ns, mut checker, mut hand_over) = bound_alice_with_held_hand_over().await;
+    ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    let request = hand_over.next().await;
+    ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
+    request.resolve(Fault::Pass);
+    drop(hand_over);
+    ns.create(WAITING[1], waits(json!({}))).await.unwrap();
+    assert_handed_over(&ns, &mut checker, "bob").await;
+}
+
+fn spawn_create(
+    ns: &TestNamespace,
+    name: &'static str,
+    changes: Value,
+) -> JoinHandle<Result<Conversation, Box<Status>>> {
+    let ns = ns.clone();
+    tokio::spawn(async move { ns.create(name, changes).await })
+}
+
+#[tokio::test]
 async fn create_with_a_delayed_claim_is_refused_for_the_first_holder() {
     let (cluster, ns, mut checker) = shared_namespace().await;
     let mut late = cluster.proxy.hold(Stage::Before, claim_create(&ns));
-    let bobs = ns.clone();
-    let bob = tokio::spawn(async move { bobs.create("bob", json!({})).await });
-    let request = late.next().await;
+    let bob = spawn_create(&ns, "bob", json!({}));
+    let waiting = spawn_create(&ns, WAITING[0], waits(json!({})));
+    let requests = [late.next().await, late.next().await];
     drop(late);
     ns.create("alice", json!({})).await.unwrap();
-    request.resolve(Fault::Pass);
+    requests.into_iter().for_each(|request| request.resolve(Fault::Pass));
     let refusal = bob.await.unwrap().expect_err("alice holds the binding");
     assert!(refusal.message.contains("48031"), "{refusal:?}");
-    checker.wait_until_at_rest().await;
+    waiting.await.unwrap().expect("it is stored without its binding");
+    ns.create(WAITING[1], waits(json!({}))).await.unwrap();
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -294,11 +416,7 @@ async fn one_of_two_concurrent_claim_replacements_wins() {
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     let to_release = release.next().await;
     let mut replace = cluster.proxy.hold(Stage::Before, claim_replace(&ns));
-    let create = |name: &'static str| {
-        let ns = ns.clone();
-        tokio::spawn(async move { ns.create(name, json!({})).await })
-    };
-    let (bob, carol) = (create("bob"), create("carol"));
+    let (bob, carol) = (spawn_create(&ns, "bob", json!({})), spawn_create(&ns, "carol", json!({})));
     let (one, other) = (replace.next().await, replace.next().await);
     drop(replace);
     one.resolve(Fault::Pass);
@@ -311,7 +429,36 @@ async fn one_of_two_concurrent_claim_replacements_wins() {
 }
 
 #[tokio::test]
-async fn unused_uid_of_racing_applies_is_pruned_from_the_claim() {
+async fn first_of_concurrent_replacements_of_both_kinds_wins() {
+    for winner in ["bob", WAITING[0]] {
+        let (cluster, ns, mut checker, mut release) = bound_alice_with_held_release().await;
+        ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+        let to_release = release.next().await;
+        let mut replace = cluster.proxy.hold(Stage::Before, claim_replace(&ns));
+        let bob = spawn_create(&ns, "bob", json!({}));
+        let waiting = spawn_create(&ns, WAITING[0], waits(json!({})));
+        let requests = [replace.next().await, replace.next().await];
+        drop(replace);
+        let (first, second): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request| request.call.mentions(&format!("{winner:?}")));
+        first.into_iter().for_each(|request| request.resolve(Fault::Pass));
+        let is_winners =
+            |claim: Option<&AddressBinding>| claim.is_some_and(|claim| claim.spec.conversation_ref.name == winner);
+        assert!(until(ns.claims(), ns.binding().as_str(), is_winners).await.is_some(), "{winner} claims the binding");
+        second.into_iter().for_each(|request| request.resolve(Fault::Pass));
+        to_release.resolve(Fault::Pass);
+        drop(release);
+        let bob = bob.await.unwrap();
+        assert!(bob.as_ref().err().is_none_or(|refusal| refusal.message.contains("48031")), "{bob:?}");
+        assert_eq!(bob.is_ok(), winner == "bob");
+        waiting.await.unwrap().expect("it is stored in any case");
+        ns.create(WAITING[1], waits(json!({}))).await.unwrap();
+        assert_handed_over(&ns, &mut checker, winner).await;
+    }
+}
+
+/// Lets two server-side applies of `alice` race, and returns the number of those that must be repeated.
+async fn race_applies(changes: Value) -> usize {
     let (_cluster, ns, mut checker) = shared_namespace().await;
     let both = Arc::new(Barrier::new(2));
     let _other = FakeWebhook::start(&ns.client, &ns.namespace, 10, move |review| {
@@ -325,28 +472,37 @@ async fn unused_uid_of_racing_applies_is_pruned_from_the_claim() {
     })
     .await;
     let apply = |manager: &'static str| {
-        let ns = ns.clone();
+        let (ns, changes) = (ns.clone(), changes.clone());
         async move {
-            let object: Conversation = ns.conversation("alice", json!({}));
+            let object: Conversation = ns.conversation("alice", changes);
             ns.conversations().patch("alice", &PatchParams::apply(manager).force(), &Patch::Apply(&object)).await
         }
     };
-    // The one that comes second is told to repeat its request, which is an update then.
     let (one, other) = tokio::join!(apply("one"), apply("other"));
     let is_repeated =
         |outcome: &kube::Result<Conversation>| matches!(outcome, Err(kube::Error::Api(status)) if is_retryable(status));
-    assert_eq!(
-        [&one, &other].map(|outcome| usize::from(is_repeated(outcome))).iter().sum::<usize>(),
-        1,
-        "{one:?} {other:?}"
-    );
+    let repeated = [&one, &other].map(|outcome| usize::from(is_repeated(outcome))).iter().sum();
+    assert_eq!([&one, &other].iter().filter(|outcome| outcome.is_ok()).count() + repeated, 2, "{one:?} {other:?}");
     let (one, other) = (apply("one").await.unwrap(), apply("other").await.unwrap());
     assert_eq!(one.metadata.uid, other.metadata.uid);
     assert_eq!(admissions(&ns).await, 1, "the second one left no UID behind");
     checker.wait_until_at_rest().await;
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     ns.create("bob", json!({})).await.expect("a later close frees the binding at once");
-    checker.wait_until_at_rest().await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
+    repeated
+}
+
+#[tokio::test]
+async fn unused_uid_of_racing_applies_is_pruned_from_the_claim() {
+    // The one that comes second is told to repeat its request, which is an update then.
+    assert_eq!(race_applies(json!({})).await, 1);
+}
+
+#[tokio::test]
+async fn racing_applies_that_wait_need_no_repetition() {
+    assert_eq!(race_applies(waits(json!({}))).await, 0);
 }
 
 #[tokio::test]
@@ -374,6 +530,7 @@ async fn conversation_stored_after_the_grace_period_is_not_bound() {
     });
     other.wait_for(1).await;
     create_with_retries(&ns, "bob", json!({})).await;
+    create_waiting(&ns).await;
     late.notify_one();
     alice.await.unwrap().expect("alice is stored although its claim was collected");
     let (alice, reason) = ns.wait_for_condition("alice", ConditionType::Bound, ConditionStatus::False).await;
@@ -382,20 +539,24 @@ async fn conversation_stored_after_the_grace_period_is_not_bound() {
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.conversation_ref.name, "bob");
     ns.change("bob", json!({"state": "Closed"})).await.unwrap();
+    // It is older than those that wait.
     ns.bound("alice").await;
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
 async fn creates_of_an_existing_name_do_not_delay_a_later_close() {
     let (_cluster, ns, mut checker) = shared_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
-    for _ in 0..20 {
-        assert_eq!(ns.create("alice", json!({})).await.unwrap_err().reason, "AlreadyExists");
+    for _ in 0..10 {
+        for changes in [json!({}), waits(json!({}))] {
+            assert_eq!(ns.create("alice", changes).await.unwrap_err().reason, "AlreadyExists");
+        }
     }
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     ns.create("bob", json!({})).await.expect("a close frees the binding at once");
-    checker.wait_until_at_rest().await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
 }
 
 #[tokio::test]
@@ -426,15 +587,14 @@ async fn admission_reads_from_etcd_and_not_from_a_cache() {
 #[tokio::test]
 async fn create_gets_a_503_while_claims_are_unreachable() {
     let (cluster, ns, mut checker) = shared_namespace().await;
-    let is_claim = claim_use(&ns);
-    let cut = cluster.proxy.inject(Stage::Before, Fault::Cut, is_claim);
-    let refusal = ns.create("alice", json!({})).await.unwrap_err();
-    assert!(is_retryable(&refusal), "{refusal:?}");
-    drop(cut);
-    let refused = cluster.proxy.inject(Stage::Before, Fault::Answer(500), claim_use(&ns));
-    let refusal = ns.create("alice", json!({})).await.unwrap_err();
-    assert!(is_retryable(&refusal), "{refusal:?}");
-    drop(refused);
+    let (unclaimed, mut unclaimed_checker) = cluster.checked_namespace().await;
+    for (fault, name) in [(Fault::Cut, WAITING[0]), (Fault::Answer(500), WAITING[1])] {
+        let _faults = [&ns, &unclaimed].map(|ns| cluster.proxy.inject(Stage::Before, fault, claim_use(ns)));
+        let refusal = ns.create("alice", json!({})).await.unwrap_err();
+        assert!(is_retryable(&refusal), "{refusal:?}");
+        unclaimed.create(name, waits(json!({}))).await.expect("one that may wait is stored without its binding");
+    }
+    assert_handed_over(&unclaimed, &mut unclaimed_checker, WAITING[0]).await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.conversations().get_opt("alice").await.unwrap(), None);
     ns.create("alice", json!({})).await.unwrap();

@@ -3,7 +3,8 @@
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
 use crate::common::fault_cluster::{
-    FaultCluster, POLL_INTERVAL, claim_delete, claim_use, exclusive_cluster, kill_around, status_write,
+    FaultCluster, POLL_INTERVAL, WAITING, assert_handed_over, claim_delete, claim_replace, claim_use, create_waiting,
+    exclusive_cluster, kill_around, status_write,
 };
 use crate::common::oracle::{Change, Kind};
 use crate::common::proxy::{Call, Fault, Held, InForce, Stage};
@@ -43,10 +44,12 @@ fn is_write(call: &Call) -> bool {
 
 // ---- Changes between a decision and its write ----
 
-/// Creates `alice` with `changes`, whose timer soon closes it, and holds every write that closes it. Returns the first such write.
+/// Creates `alice` with `changes`, whose timer soon closes it, and others that wait for the binding. Holds every write that closes alice,
+/// and returns the first such write.
 async fn hold_closings(cluster: &FaultCluster, ns: &TestNamespace, changes: Value) -> (InForce, Held) {
     let mut closings = cluster.proxy.hold(Stage::Before, closing(ns, "alice"));
     ns.create("alice", changes).await.unwrap();
+    create_waiting(ns).await;
     let decided = closings.next().await;
     (closings, decided)
 }
@@ -68,7 +71,7 @@ async fn activity_after_the_decision_to_close_prevents_the_close() {
         status(&alice).closed_time.unwrap() >= now.after(Duration::from_secs(2)),
         "the timer counts from the activity"
     );
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
 }
 
 #[tokio::test]
@@ -82,7 +85,8 @@ async fn participant_added_after_the_decision_prevents_the_close() {
     let (alice, _) = ns.wait_for_condition("alice", ConditionType::Unassigned, ConditionStatus::False).await;
     assert_eq!((status(&alice).state, &status(&alice).deadlines), (Some(State::Active), &None));
     assert_eq!(closings.count(), 1, "the operator does not try to close it again");
-    checker.wait_until_at_rest().await;
+    drop(closings);
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -99,8 +103,9 @@ async fn longer_ttl_after_the_decision_to_delete_prevents_the_delete() {
     assert_eq!(deletes.count(), 1);
 }
 
-#[tokio::test]
-async fn conversation_edited_after_its_close_releases_its_binding() {
+/// Edits `alice` between its close and the release of its binding, which must come all the same. If `is_contended`, the binding is handed
+/// over to others that wait.
+async fn edit_between_close_and_release(is_contended: bool) {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = cluster.checked_namespace().await;
     let elsewhere = TestNamespace { proxy: "+15017122662".to_owned(), ..ns.clone() };
@@ -113,7 +118,12 @@ async fn conversation_edited_after_its_close_releases_its_binding() {
         for is_killed in [false, true] {
             ns.create("alice", json!({})).await.unwrap();
             ns.bound("alice").await;
-            let mut releases = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
+            let (is_delete, is_replace) = (claim_delete(&ns), claim_replace(&ns));
+            let is_release = move |call: &Call| if is_contended { is_replace(call) } else { is_delete(call) };
+            let mut releases = cluster.proxy.hold(Stage::Before, is_release);
+            if is_contended {
+                create_waiting(&ns).await;
+            }
             ns.change("alice", close.clone()).await.unwrap();
             ns.wait_for_state("alice", State::Closed).await;
             let release = releases.next().await;
@@ -127,12 +137,28 @@ async fn conversation_edited_after_its_close_releases_its_binding() {
                 release.resolve(Fault::Pass);
                 drop(releases);
             }
+            if is_contended {
+                assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+                for name in WAITING {
+                    ns.delete(name).await;
+                }
+            }
             ns.wait_until_free().await;
             checker.wait_until_at_rest().await;
             assert_eq!(elsewhere.claim().await, None, "{close} and then {edit}");
             ns.delete("alice").await;
         }
     }
+}
+
+#[tokio::test]
+async fn conversation_edited_after_its_close_releases_its_binding() {
+    edit_between_close_and_release(false).await;
+}
+
+#[tokio::test]
+async fn conversation_edited_after_its_close_hands_over_its_binding() {
+    edit_between_close_and_release(true).await;
 }
 
 // ---- Timers ----
@@ -203,10 +229,14 @@ async fn expired_timer_is_applied_once_writes_succeed_again() {
     for fault in [Fault::Answer(500), Fault::Cut, Fault::Answer(403)] {
         let failing = cluster.proxy.inject(Stage::Before, fault, closing(&ns, "alice"));
         ns.create("alice", json!({"timers": {"closeAfter": "1s"}})).await.unwrap();
+        create_waiting(&ns).await;
         failing.wait_for(1).await;
         drop(failing);
         ns.wait_for_state("alice", State::Closed).await;
-        ns.delete("alice").await;
+        assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+        for name in ["alice"].into_iter().chain(WAITING) {
+            ns.delete(name).await;
+        }
         ns.wait_until_free().await;
     }
     checker.wait_until_at_rest().await;
@@ -324,6 +354,33 @@ async fn assert_event_recorded_once(stage: Stage) {
     ns.wait_for_event("bob", "Unassigned").await;
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(ns.wait_for_event("alice", "Closed").await.len(), 1);
+}
+
+/// As [`assert_event_recorded_once`], for the Event that a conversation which waited is bound.
+async fn assert_event_of_a_hand_over_recorded_once(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.contended_namespace().await;
+    let close = async {
+        ns.change("alice", json!({"state": "Closed"})).await.unwrap();
+    };
+    kill_around(&cluster, stage, event(&ns, r#""reason":"Bound""#), close).await;
+    ns.wait_for_event(WAITING[0], "Bound").await;
+    // The new leader records this Event after it has recorded the recent ones of its predecessor again.
+    ns.create("bob", json!({"contact": null, "participants": []})).await.unwrap();
+    ns.wait_for_event("bob", "Unassigned").await;
+    let events = ns.wait_for_event(WAITING[0], "Bound").await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+}
+
+#[tokio::test]
+async fn kill_before_the_event_of_a_hand_over_does_not_lose_it() {
+    assert_event_of_a_hand_over_recorded_once(Stage::Before).await;
+}
+
+#[tokio::test]
+async fn kill_after_the_event_of_a_hand_over_does_not_repeat_it() {
+    assert_event_of_a_hand_over_recorded_once(Stage::After).await;
 }
 
 #[tokio::test]
@@ -490,7 +547,7 @@ fn patch(
 #[tokio::test]
 async fn invalid_conversation_is_reported_and_stops_no_other_work() {
     let cluster = exclusive_cluster().await;
-    let (ns, _) = cluster.checked_namespace().await;
+    let (ns, mut checker) = cluster.checked_namespace().await;
     let (other, mut other_checker) = cluster.checked_namespace().await;
     let control_plane = cluster.control_plane();
     ns.create("alice", json!({})).await.unwrap();
@@ -529,14 +586,16 @@ async fn invalid_conversation_is_reported_and_stops_no_other_work() {
     assert!(ns.claim().await.is_some(), "the claim stays, since alice may still hold its binding");
     let refusal = ns.create("carol", json!({})).await.unwrap_err();
     assert_eq!(refusal.code, 503, "no other conversation gets the binding: {refusal:?}");
+    create_waiting(&ns).await;
 
     patch(control_plane, &ns, "alice", &json!({"timers": null}), "none").expect("the conversation can be corrected");
     let corrected = |alice: &Conversation| status(alice).observed_generation == alice.metadata.generation;
     let alice = ns.wait_for("alice", "observed", corrected).await;
     assert!(metrics(cluster.replica()).await.contains("switchboard_invalid_conversations 0\n"));
     assert_eq!(condition(&alice, ConditionType::Bound).map(|(status, _)| status), Some(ConditionStatus::True));
+    assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
     ns.conversations().delete("alice", &DeleteParams::default()).await.unwrap();
-    ns.wait_until_free().await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
     let log = std::fs::read_to_string(cluster.replica().log()).unwrap();
     assert!(log.contains("cannot be decoded and is not reconciled"), "the log names the invalid conversation");
     assert!(!log.contains(&ns.contact), "the log contains the address of the contact");

@@ -4,16 +4,18 @@
 use crate::common::cluster::{TIMEOUT, TestNamespace};
 use crate::common::fake_webhook::{FakeWebhook, Verdict};
 use crate::common::fault_cluster::{
-    ExclusiveCluster, FaultCluster, HistoryChecker, POLL_INTERVAL, claim_create, claim_delete, claim_replace,
-    create_denied, create_with_retries, exclusive_cluster, is_retryable, kill_around, status_write,
+    ExclusiveCluster, FaultCluster, HistoryChecker, POLL_INTERVAL, WAITING, assert_handed_over, claim_create,
+    claim_delete, claim_replace, create_denied, create_waiting, create_with_retries, exclusive_cluster, is_retryable,
+    kill_around, status_write, waiting, waits,
 };
 use crate::common::proxy::{Call, Fault, Proxy, Stage};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, State};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Creates a conversation whose review gets no answer, and asserts that the create fails.
 async fn create_without_answer(ns: &TestNamespace, name: &str) {
@@ -27,8 +29,8 @@ async fn kill_before_a_claim_create_leaves_no_claim() {
     let (ns, mut checker) = cluster.checked_namespace().await;
     kill_around(&cluster, Stage::Before, claim_create(&ns), create_without_answer(&ns, "alice")).await;
     ns.create("bob", json!({})).await.expect("there is no claim");
-    checker.wait_until_at_rest().await;
-    assert_eq!(ns.held_by().await.as_deref(), Some("bob"));
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
 }
 
 /// A namespace in which the operator was killed after it had made the claim for `alice`, and then restarted.
@@ -44,8 +46,9 @@ async fn kill_after_a_claim_create_leaves_it_to_the_same_name() {
     let (_cluster, ns, mut checker) = killed_after_claim_for_alice().await;
     let refusal = ns.create("bob", json!({})).await.expect_err("alice may still be stored");
     assert!(is_retryable(&refusal), "{refusal:?}");
-    ns.create("alice", json!({})).await.expect("the same name at once");
-    checker.wait_until_at_rest().await;
+    let (alice, ()) = tokio::join!(ns.create("alice", json!({})), create_waiting(&ns));
+    alice.expect("the same name at once");
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -56,15 +59,24 @@ async fn kill_after_a_claim_create_frees_it_after_the_grace_period() {
     checker.wait_until_at_rest().await;
 }
 
+#[tokio::test]
+async fn kill_after_a_claim_create_leaves_it_to_the_oldest_waiting() {
+    let (_cluster, ns, mut checker) = killed_after_claim_for_alice().await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+}
+
 async fn kill_around_uid_addition(stage: Stage) {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = cluster.checked_namespace().await;
     let _other = cluster.deny_some(&ns).await;
     create_denied(&ns, "alice").await;
     kill_around(&cluster, stage, claim_replace(&ns), create_without_answer(&ns, "alice")).await;
-    ns.create("alice", json!({})).await.expect("the same name at once");
+    let (alice, ()) = tokio::join!(ns.create("alice", json!({})), create_waiting(&ns));
+    alice.expect("the same name at once");
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -88,8 +100,9 @@ async fn kill_around_replacement(stage: Stage) {
     kill_around(&cluster, stage, claim_replace(&ns), create_without_answer(&ns, "bob")).await;
     drop(no_release);
     ns.create("bob", json!({})).await.expect("the same name at once");
+    create_waiting(&ns).await;
     ns.bound("bob").await;
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
 }
 
 #[tokio::test]
@@ -102,13 +115,43 @@ async fn kill_after_a_claim_replacement_leaves_it_to_the_new_name() {
     kill_around_replacement(Stage::After).await;
 }
 
+async fn kill_around_hand_over(stage: Stage) {
+    let cluster = exclusive_cluster().await;
+    let (ns, mut checker) = cluster.contended_namespace().await;
+    let claim = ns.claim().await.unwrap().metadata.uid;
+    let close = async { drop(ns.change("alice", json!({"state": "Closed"})).await.unwrap()) };
+    kill_around(&cluster, stage, claim_replace(&ns), close).await;
+    ns.bound(WAITING[0]).await;
+    assert_eq!(ns.claim().await.unwrap().metadata.uid, claim, "the claim was replaced");
+    // A deletion hands the binding over, too.
+    kill_around(&cluster, stage, claim_replace(&ns), ns.delete(WAITING[0])).await;
+    assert_handed_over(&ns, &mut checker, WAITING[1]).await;
+}
+
+#[tokio::test]
+async fn kill_before_a_hand_over_delays_the_hand_over() {
+    kill_around_hand_over(Stage::Before).await;
+}
+
+#[tokio::test]
+async fn kill_after_a_hand_over_keeps_the_new_holder() {
+    kill_around_hand_over(Stage::After).await;
+}
+
 async fn kill_around_status_write(stage: Stage) {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = cluster.checked_namespace().await;
     let create = async { drop(ns.create("alice", json!({})).await.unwrap()) };
     kill_around(&cluster, stage, status_write(&ns, "alice"), create).await;
     ns.bound("alice").await;
-    checker.wait_until_at_rest().await;
+    // The status by which a conversation is told that it waits, and the one by which it is told that it is bound.
+    let create = async { drop(ns.create(WAITING[0], waits(json!({}))).await.unwrap()) };
+    kill_around(&cluster, stage, status_write(&ns, WAITING[0]), create).await;
+    waiting(&ns, WAITING[0]).await;
+    ns.create(WAITING[1], waits(json!({}))).await.unwrap();
+    let close = async { drop(ns.change("alice", json!({"state": "Closed"})).await.unwrap()) };
+    kill_around(&cluster, stage, status_write(&ns, WAITING[0]), close).await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
 }
 
 #[tokio::test]
@@ -149,9 +192,10 @@ async fn kill_around_pruning(stage: Stage) {
     create_denied(&ns, "alice").await;
     ns.create("alice", json!({})).await.unwrap();
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 2);
-    kill_around(&cluster, stage, claim_replace(&ns), std::future::ready(())).await;
+    kill_around(&cluster, stage, claim_replace(&ns), create_waiting(&ns)).await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -171,9 +215,10 @@ async fn kill_around_renewal(stage: Stage) {
     let is_lease = |call: &Call| call.is("PUT", "/leases/switchboard");
     kill_around(&cluster, stage, is_lease, std::future::ready(())).await;
     ns.create("alice", json!({})).await.expect("admission needs no leader");
+    create_waiting(&ns).await;
     cluster.wait_for_leader_other_than(&before).await;
     ns.bound("alice").await;
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, "alice").await;
 }
 
 #[tokio::test]
@@ -188,7 +233,7 @@ async fn kill_after_a_lease_renewal_leads_to_a_new_leader() {
 
 #[tokio::test]
 async fn api_server_killed_before_storing_leaves_the_binding_usable() {
-    for winner in ["alice", "bob"] {
+    for winner in ["alice", "bob", WAITING[0]] {
         let cluster = exclusive_cluster().await;
         let (ns, mut checker) = cluster.checked_namespace().await;
         // The operator's webhook allows the create, and the API server waits for the other webhook.
@@ -211,9 +256,11 @@ async fn api_server_killed_before_storing_leaves_the_binding_usable() {
         create.await.unwrap().unwrap_err();
         api_server.start().unwrap();
         let ns = TestNamespace { client: cluster.client().await, ..ns };
-        create_with_retries(&ns, winner, json!({})).await;
-        checker.wait_until_at_rest().await;
-        assert_eq!(ns.held_by().await.as_deref(), Some(winner));
+        if winner != WAITING[0] {
+            create_with_retries(&ns, winner, json!({})).await;
+        }
+        create_waiting(&ns).await;
+        assert_handed_over(&ns, &mut checker, winner).await;
     }
 }
 
@@ -233,17 +280,21 @@ async fn duplicated_review_and_lost_answer_do_no_harm() {
     let twice = webhook_proxy.inject(Stage::Before, Fault::Twice, |call| call.is("POST", "/admit"));
     ns.create("alice", json!({})).await.unwrap();
     assert_eq!(twice.count(), 1);
+    create_waiting(&ns).await;
+    assert!(twice.count() >= 3);
     drop(twice);
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
+    assert_handed_over(&ns, &mut checker, "alice").await;
 
     let (ns, mut checker) = cluster.checked_namespace().await;
     let lost = webhook_proxy.inject(Stage::After, Fault::Cut, |call| call.is("POST", "/admit"));
     create_without_answer(&ns, "alice").await;
     drop(lost);
     assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
-    ns.create("alice", json!({})).await.expect("the same name at once");
-    checker.wait_until_at_rest().await;
+    let (alice, ()) = tokio::join!(ns.create("alice", json!({})), create_waiting(&ns));
+    alice.expect("the same name at once");
+    assert_handed_over(&ns, &mut checker, "alice").await;
     installation.balancer().add(webhook);
     installation.balancer().remove(webhook_proxy.address());
     drop(webhook_proxy);
@@ -262,14 +313,18 @@ async fn leader_suspended_during_a_write_does_not_undo_later_writes() {
         ns.create("alice", json!({})).await.unwrap();
         ns.bound("alice").await;
     }
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     cluster.installation().balancer().cut(leader.webhook_address());
 
     let mut release = cluster.proxy.hold(Stage::Before, claim_delete(&ns));
     let mut status = cluster.proxy.hold(Stage::Before, status_write(&other, "alice"));
+    let mut hand_over = cluster.proxy.hold(Stage::Before, claim_replace(&contended));
     ns.delete("alice").await;
     other.change("alice", json!({"participants": []})).await.unwrap();
+    contended.delete("alice").await;
     let (release_of_old, status_of_old) = (release.next().await, status.next().await);
-    drop((release, status));
+    let hand_over_of_old = hand_over.next().await;
+    drop((release, status, hand_over));
     leader.pause();
     cluster.wait_for_leader_other_than(&identity).await;
     create_with_retries(&ns, "alice", json!({})).await;
@@ -277,9 +332,13 @@ async fn leader_suspended_during_a_write_does_not_undo_later_writes() {
     other.change("alice", json!({"state": "Closed"})).await.unwrap();
     other.wait_for_state("alice", State::Closed).await;
     create_with_retries(&other, "bob", json!({})).await;
+    contended.bound(WAITING[0]).await;
+    contended.change(WAITING[0], json!({"state": "Closed"})).await.unwrap();
+    contended.bound(WAITING[1]).await;
 
     release_of_old.resolve(Fault::Pass);
     status_of_old.resolve(Fault::Pass);
+    hand_over_of_old.resolve(Fault::Pass);
     leader.resume();
     leader.wait_until_ready().unwrap();
     other.bound("bob").await;
@@ -287,6 +346,7 @@ async fn leader_suspended_during_a_write_does_not_undo_later_writes() {
     other_checker.wait_until_at_rest().await;
     assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
     assert_eq!(other.held_by().await.as_deref(), Some("bob"));
+    assert_handed_over(&contended, &mut contended_checker, WAITING[1]).await;
 }
 
 #[tokio::test]
@@ -298,6 +358,7 @@ async fn admission_is_correct_while_watches_deliver_nothing() {
     cluster.proxy.freeze_watches(true);
     let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert!(refusal.message.contains("48031"), "{refusal:?}");
+    create_waiting(&ns).await;
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
     ns.delete("bob").await;
@@ -308,6 +369,10 @@ async fn admission_is_correct_while_watches_deliver_nothing() {
     cluster.proxy.freeze_watches(false);
     ns.bound("bob").await;
     checker.wait_until_at_rest().await;
+    ns.delete("bob").await;
+    assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+    ns.create("bob", json!({})).await.unwrap();
+    ns.bound("bob").await;
     ns.delete("bob").await;
     create_with_retries(&ns, "carol", json!({})).await;
     checker.wait_until_at_rest().await;
@@ -320,13 +385,16 @@ async fn silent_watches_are_detected_and_restarted() {
     let (other, mut other_checker) = cluster.checked_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
     ns.bound("alice").await;
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     cluster.proxy.kill_watches();
     ns.delete("alice").await;
+    contended.delete("alice").await;
     other.create("bob", json!({})).await.unwrap();
     other.bound("bob").await;
     ns.wait_until_free().await;
     checker.wait_until_at_rest().await;
     other_checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, WAITING[0]).await;
 }
 
 #[tokio::test]
@@ -351,32 +419,48 @@ async fn disconnected_operator_admits_nothing_and_recovers() {
     let (other, mut other_checker) = cluster.checked_namespace().await;
     other.create("alice", json!({})).await.unwrap();
     other.bound("alice").await;
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
+    let (unclaimed, mut unclaimed_checker) = cluster.checked_namespace().await;
     cluster.proxy.freeze_watches(true);
     let cut = cluster.proxy.inject(Stage::Before, Fault::Cut, |call| !call.path.contains("/leases/"));
     let cut_from_lease = cluster.proxy.inject(Stage::Before, Fault::Cut, |call| call.path.contains("/leases/"));
     let refusal = ns.create("alice", json!({})).await.unwrap_err();
     assert!(is_retryable(&refusal), "{refusal:?}");
     other.delete("alice").await;
+    contended.delete("alice").await;
+    // A conversation that may wait is stored without its binding.
+    create_waiting(&unclaimed).await;
     // Nine attempts to renew span eight retry periods. The lease duration is seven and a half.
     cut_from_lease.wait_for(9).await;
-    assert_eq!(other.held_by().await.as_deref(), Some("alice"), "the claim is not released");
+    for ns in [&other, &contended] {
+        assert_eq!(ns.held_by().await.as_deref(), Some("alice"), "the claim is not released");
+    }
+    assert_eq!(unclaimed.claim().await, None);
     drop((cut, cut_from_lease));
     cluster.proxy.freeze_watches(false);
     create_with_retries(&ns, "alice", json!({})).await;
     other.wait_until_free().await;
     checker.wait_until_at_rest().await;
     other_checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, WAITING[0]).await;
+    assert_handed_over(&unclaimed, &mut unclaimed_checker, WAITING[0]).await;
 }
 
-/// Creates and deletes conversations for ever, whatever the answers are.
-async fn create_and_delete(ns: TestNamespace) {
-    for round in 0.. {
-        let name = ["alice", "bob"][round % 2];
-        let conversation = ns.conversation(name, json!({}));
-        if ns.conversations().create(&PostParams::default(), &conversation).await.is_err() {
-            sleep(POLL_INTERVAL).await;
+/// Creates and deletes conversations with these names and changes until `done`, whatever the answers are. Leaves none.
+async fn create_and_delete(ns: TestNamespace, names: [&str; 2], changes: Value, done: CancellationToken) {
+    let delete = async |name| drop(ns.conversations().delete(name, &DeleteParams::default()).await);
+    while !done.is_cancelled() {
+        for name in names {
+            let conversation = ns.conversation(name, changes.clone());
+            if ns.conversations().create(&PostParams::default(), &conversation).await.is_err() {
+                sleep(POLL_INTERVAL).await;
+            }
+            delete(name).await;
         }
-        let _ = ns.conversations().delete(name, &kube::api::DeleteParams::default()).await;
+    }
+    // The API server may have been away during the last round.
+    for name in names {
+        delete(name).await;
     }
 }
 
@@ -384,16 +468,22 @@ async fn create_and_delete(ns: TestNamespace) {
 async fn api_server_restart_under_load_keeps_the_invariants() {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = cluster.checked_namespace().await;
-    let load = tokio::spawn(create_and_delete(ns.clone()));
-    checker.wait_for_hold_intervals(&ns, 3).await;
+    let done = CancellationToken::new();
+    let load = [(["alice", "bob"], json!({})), (WAITING, waits(json!({})))];
+    let load = load.map(|(names, changes)| tokio::spawn(create_and_delete(ns.clone(), names, changes, done.clone())));
+    checker.wait_for_hold_intervals(&ns, 6).await;
     let api_server = cluster.control_plane().api_server(0);
     api_server.kill();
     api_server.start().unwrap();
-    load.abort();
     ns.wait_until_api_server_answers().await;
+    done.cancel();
+    for load in load {
+        load.await.unwrap();
+    }
     create_with_retries(&ns, "carol", json!({})).await;
     ns.bound("carol").await;
-    checker.wait_until_at_rest().await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "carol").await;
 }
 
 #[tokio::test]
@@ -402,6 +492,7 @@ async fn etcd_restart_keeps_the_invariants() {
     let (ns, mut checker) = cluster.checked_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
     ns.bound("alice").await;
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     let etcd = cluster.control_plane().etcd();
     etcd.kill();
     let (conversations, bob) = (ns.conversations(), ns.conversation("bob", json!({})));
@@ -415,6 +506,7 @@ async fn etcd_restart_keeps_the_invariants() {
     let (bob, reason) = ns.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::True).await;
     assert_eq!(reason, ConditionReason::BindingHeld, "{bob:?}");
     checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, "alice").await;
 }
 
 #[tokio::test]
@@ -426,6 +518,7 @@ async fn operator_without_rights_admits_nothing_and_recovers() {
     other.create("alice", json!({"timers": {"closeAfter": "8s"}})).await.unwrap();
     ns.bound("alice").await;
     other.bound("alice").await;
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     let api = Api::<ClusterRoleBinding>::all(ns.client.clone());
     let mut rights = api.get("switchboard").await.unwrap();
     api.delete("switchboard", &DeleteParams::default()).await.unwrap();
@@ -437,13 +530,16 @@ async fn operator_without_rights_admits_nothing_and_recovers() {
     api_server.start().unwrap();
     let ns = TestNamespace { client: cluster.client().await, ..ns };
     let other = TestNamespace { client: cluster.client().await, ..other };
+    let contended = TestNamespace { client: cluster.client().await, ..contended };
     watches.wait_for(2).await;
     closings.wait_for(1).await;
     let refusal = ns.create("bob", json!({})).await.unwrap_err();
     assert!(is_retryable(&refusal), "{refusal:?}");
     ns.change("alice", json!({"state": "Closed"})).await.expect("a change that opens no conversation needs no webhook");
+    contended.change("alice", json!({"state": "Closed"})).await.unwrap();
     checker.check().await;
     other_checker.check().await;
+    contended_checker.check().await;
 
     (rights.metadata.uid, rights.metadata.resource_version) = (None, None);
     let api = Api::all(ns.client.clone());
@@ -454,4 +550,5 @@ async fn operator_without_rights_admits_nothing_and_recovers() {
     other.wait_until_free().await;
     checker.wait_until_at_rest().await;
     other_checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, WAITING[0]).await;
 }

@@ -4,7 +4,10 @@
 use crate::common;
 use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace, until};
 use crate::common::etcd::{compact, set_disk_full};
-use crate::common::fault_cluster::{FaultCluster, POLL_INTERVAL, create_with_retries, exclusive_cluster, is_retryable};
+use crate::common::fault_cluster::{
+    FaultCluster, POLL_INTERVAL, WAITING, assert_handed_over, claim_replace, create_with_retries, exclusive_cluster,
+    is_retryable, waiting, waits,
+};
 use crate::common::oracle::Oracle;
 use crate::common::proxy::{Fault, Stage};
 use control_plane::{ControlPlane, Installation};
@@ -25,13 +28,17 @@ async fn full_disk_of_etcd_admits_nothing_and_loses_nothing() {
     let (other, mut other_checker) = cluster.checked_namespace().await;
     other.create("alice", json!({})).await.unwrap();
     other.bound("alice").await;
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     set_disk_full(cluster.control_plane(), true).await;
     let refusal = ns.create("alice", json!({})).await.expect_err("no claim can be made");
     assert!(is_retryable(&refusal), "{refusal:?}");
     let refusal = other.create("bob", json!({})).await.expect_err("alice holds it");
     assert!(is_retryable(&refusal), "{refusal:?}");
-    // etcd still accepts deletions, of a conversation and of its claim.
+    // etcd still accepts deletions, of a conversation and of its claim, but no hand-over.
     other.delete("alice").await;
+    let hand_over = cluster.proxy.inject(Stage::Before, Fault::Pass, claim_replace(&contended));
+    contended.delete("alice").await;
+    hand_over.wait_for(1).await;
     set_disk_full(cluster.control_plane(), false).await;
     create_with_retries(&ns, "alice", json!({})).await;
     create_with_retries(&other, "bob", json!({})).await;
@@ -39,6 +46,7 @@ async fn full_disk_of_etcd_admits_nothing_and_loses_nothing() {
     other.bound("bob").await;
     checker.wait_until_at_rest().await;
     other_checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, WAITING[0]).await;
 }
 
 #[tokio::test]
@@ -51,6 +59,7 @@ async fn watches_restart_after_a_compaction_and_miss_nothing() {
         ns.create("alice", json!({})).await.unwrap();
         ns.bound("alice").await;
     }
+    let (contended, mut contended_checker) = cluster.contended_namespace().await;
     let is_watch = |call: &common::proxy::Call| call.query.contains("watch=true");
     let unavailable = cluster.proxy.inject(Stage::Before, Fault::Answer(503), is_watch);
     cluster.proxy.freeze_watches(true);
@@ -58,8 +67,11 @@ async fn watches_restart_after_a_compaction_and_miss_nothing() {
     ns.create("bob", json!({})).await.expect("closing frees the binding at once, without the leader");
     ns.delete("bob").await;
     other.delete("alice").await;
+    contended.delete("alice").await;
+    contended.delete(WAITING[0]).await;
     checker.check().await;
     other_checker.check().await;
+    contended_checker.check().await;
     // The restarted API server has no watch cache, and etcd has no older revisions.
     compact(cluster.control_plane()).await;
     let api_server = cluster.control_plane().api_server(0);
@@ -69,12 +81,14 @@ async fn watches_restart_after_a_compaction_and_miss_nothing() {
     cluster.proxy.freeze_watches(false);
     let ns = TestNamespace { client: cluster.client().await, ..ns };
     let other = TestNamespace { client: cluster.client().await, ..other };
+    let contended = TestNamespace { client: cluster.client().await, ..contended };
     ns.wait_until_free().await;
     other.wait_until_free().await;
     create_with_retries(&ns, "carol", json!({})).await;
     ns.bound("carol").await;
     checker.wait_until_at_rest().await;
     other_checker.wait_until_at_rest().await;
+    assert_handed_over(&contended, &mut contended_checker, WAITING[1]).await;
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -96,6 +110,7 @@ async fn restored_etcd_backup_restarts_replicas_which_then_recover() {
     let (ns, _) = cluster.checked_namespace().await;
     ns.create("alice", json!({})).await.unwrap();
     ns.bound("alice").await;
+    let (contended, _) = cluster.contended_namespace().await;
     let (data, backup) = (control_plane.etcd_data(), control_plane.data_dir().join("backup"));
     control_plane.etcd().stop();
     copy(&data, &backup);
@@ -106,6 +121,8 @@ async fn restored_etcd_backup_restarts_replicas_which_then_recover() {
     ns.change("alice", json!({"state": "Closed"})).await.unwrap();
     create_with_retries(&ns, "bob", json!({})).await;
     ns.bound("bob").await;
+    contended.change("alice", json!({"state": "Closed"})).await.unwrap();
+    contended.bound(WAITING[0]).await;
 
     control_plane.api_server(0).stop();
     control_plane.etcd().stop();
@@ -123,6 +140,8 @@ async fn restored_etcd_backup_restarts_replicas_which_then_recover() {
 
     let ns = TestNamespace { client: cluster.client().await, ..ns };
     let mut checker = cluster.checker(&ns, Oracle::default());
+    let contended = TestNamespace { client: cluster.client().await, ..contended };
+    let mut contended_checker = cluster.checker(&contended, Oracle::default());
     let refusal = ns.create("carol", json!({})).await.expect_err("alice is open again");
     assert!(refusal.message.contains("48031") && refusal.message.contains("/alice"), "{refusal:?}");
     checker.wait_until_at_rest().await;
@@ -130,25 +149,35 @@ async fn restored_etcd_backup_restarts_replicas_which_then_recover() {
     create_with_retries(&ns, "bob", json!({})).await;
     ns.bound("bob").await;
     checker.wait_until_at_rest().await;
+    waiting(&contended, WAITING[0]).await;
+    assert_handed_over(&contended, &mut contended_checker, "alice").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deletion_of_a_full_namespace_leaves_no_claim() {
     const COUNT: usize = 1_000;
+    /// The number of these bindings for which another conversation of the namespace waits.
+    const CONTENDED: usize = 100;
     let control_plane =
         ControlPlane::builder().namespace_controller().start().unwrap_or_else(|error| panic!("{error}"));
     let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"));
     let cluster = Cluster::install(control_plane, &installation);
     let ns = cluster.test_namespace().await;
     let creates = stream::iter(0..COUNT).map(Ok::<_, Box<kube::core::Status>>);
+    let of_contact = |number: usize| json!({"contact": {"address": format!("+1666{number:07}")}});
     let create = |number: usize| {
         let ns = &ns;
         async move {
-            let contact = json!({"contact": {"address": format!("+1666{number:07}")}});
-            ns.create(&format!("contact-{number}"), contact).await.map(drop)
+            ns.create(&format!("contact-{number}"), of_contact(number)).await?;
+            if number < CONTENDED {
+                ns.create(&format!("waiting-{number}"), waits(of_contact(number))).await?;
+            }
+            Ok(())
         }
     };
     creates.try_for_each_concurrent(16, create).await.unwrap();
+    let other_ns = cluster.test_namespace().await;
+    other_ns.create("waiting", waits(of_contact(1))).await.unwrap();
     let claims = ns.claims().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(claims.len(), COUNT);
     let namespaces = Api::<Namespace>::all(ns.client.clone());
@@ -160,14 +189,15 @@ async fn deletion_of_a_full_namespace_leaves_no_claim() {
         .expect("the namespace is deleted within the timeout");
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        let remaining: Vec<AddressBinding> = ns.claims().list(&ListParams::default()).await.unwrap().items;
+        let mut remaining: Vec<AddressBinding> = ns.claims().list(&ListParams::default()).await.unwrap().items;
+        remaining.retain(|claim| claim.spec.conversation_ref.namespace == ns.namespace);
         if remaining.is_empty() {
             break;
         }
         assert!(Instant::now() < deadline, "{} claims remain, such as {:?}", remaining.len(), remaining[0]);
         sleep(POLL_INTERVAL).await;
     }
-    let other_ns = cluster.test_namespace().await;
-    let bob = other_ns.conversation("bob", json!({"contact": {"address": "+16660000000"}}));
+    let bob = other_ns.conversation("bob", of_contact(0));
     other_ns.create_object(&bob, &PostParams::default()).await.expect("each binding is free");
+    other_ns.bound("waiting").await;
 }

@@ -3,14 +3,15 @@
 
 use crate::common::cluster::{TIMEOUT, TestNamespace};
 use crate::common::fault_cluster::{
-    ExclusiveCluster, FaultCluster, HistoryChecker, POLL_INTERVAL, claim_create, exclusive_cluster, kill_around,
+    ExclusiveCluster, FaultCluster, HistoryChecker, POLL_INTERVAL, assert_handed_over, claim_create, create_waiting,
+    exclusive_cluster, kill_around, waiting, waits,
 };
 use crate::common::oracle::Oracle;
 use crate::common::proxy::Stage;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use switchboard::api::{ConditionReason, ConditionStatus, ConditionType};
 use tokio::time::{Instant, sleep};
 
@@ -22,11 +23,11 @@ async fn unseen_namespace(cluster: &FaultCluster) -> (TestNamespace, HistoryChec
     (ns, checker)
 }
 
-/// Creates these conversations, in this order, while no webhook is installed.
-pub(super) async fn create_unseen(cluster: &FaultCluster, ns: &TestNamespace, names: &[&str]) {
+/// Creates conversations with these names and changes, in this order, while no webhook is installed.
+pub(super) async fn create_unseen(cluster: &FaultCluster, ns: &TestNamespace, conversations: &[(&str, Value)]) {
     without_webhook(cluster, async || {
-        for name in names {
-            ns.create(name, json!({})).await.unwrap();
+        for (name, changes) in conversations {
+            ns.create(name, changes.clone()).await.unwrap();
         }
     })
     .await;
@@ -73,7 +74,7 @@ async fn unseen_conversation_beside_bound_alice() -> (ExclusiveCluster, TestName
     let (ns, checker) = unseen_namespace(&cluster).await;
     ns.create("alice", json!({})).await.unwrap();
     ns.bound("alice").await;
-    create_unseen(&cluster, &ns, &["unseen"]).await;
+    create_unseen(&cluster, &ns, &[("unseen", json!({}))]).await;
     wait_until_not_bound(&ns, "unseen").await;
     (cluster, ns, checker)
 }
@@ -94,7 +95,7 @@ async fn in_order<'a>(ns: &TestNamespace, names: [&'a str; 2]) -> [&'a str; 2] {
 async fn unseen_conversation_is_found_and_bound() {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = unseen_namespace(&cluster).await;
-    create_unseen(&cluster, &ns, &["unseen"]).await;
+    create_unseen(&cluster, &ns, &[("unseen", json!({}))]).await;
     wait_until_webhook_is_called(&ns, true).await;
     let unseen = ns.bound("unseen").await;
     checker.wait_until_at_rest().await;
@@ -104,7 +105,8 @@ async fn unseen_conversation_is_found_and_bound() {
     assert!(refusal.message.contains("48031"), "{refusal:?}");
     ns.change("unseen", json!({"state": "Closed"})).await.unwrap();
     ns.create("bob", json!({})).await.expect("a close frees the binding at once");
-    checker.wait_until_at_rest().await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "bob").await;
 }
 
 #[tokio::test]
@@ -113,7 +115,8 @@ async fn older_of_two_unseen_conversations_is_bound_first() {
     let (ns, mut checker) = unseen_namespace(&cluster).await;
     // The leader sees neither of them before its restart, and then both in one list.
     cluster.proxy.freeze_watches(true);
-    create_unseen(&cluster, &ns, &["unseen-1", "unseen-2"]).await;
+    let unseen = [("unseen-1", json!({})), ("unseen-2", json!({})), ("unseen-3", waits(json!({})))];
+    create_unseen(&cluster, &ns, &unseen).await;
     cluster.replica().kill();
     cluster.proxy.freeze_watches(false);
     cluster.replica().start().unwrap();
@@ -121,12 +124,17 @@ async fn older_of_two_unseen_conversations_is_bound_first() {
     ns.bound(older).await;
     let message = wait_until_not_bound(&ns, younger).await;
     assert!(message.starts_with("48031: ") && message.contains(ns.binding().as_str()), "{message}");
+    waiting(&ns, "unseen-3").await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.held_by().await.as_deref(), Some(older));
     ns.change(older, json!({"state": "Closed"})).await.unwrap();
     ns.bound(younger).await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.held_by().await.as_deref(), Some(younger));
+    ns.change(younger, json!({"state": "Closed"})).await.unwrap();
+    ns.bound("unseen-3").await;
+    create_waiting(&ns).await;
+    assert_handed_over(&ns, &mut checker, "unseen-3").await;
 }
 
 #[tokio::test]
@@ -144,19 +152,26 @@ async fn unseen_conversation_does_not_take_the_holders_binding() {
     let (_cluster, ns, mut checker) = unseen_conversation_beside_bound_alice().await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.held_by().await.as_deref(), Some("alice"));
+    create_waiting(&ns).await;
     ns.delete("alice").await;
+    // It is older than those that wait.
     ns.bound("unseen").await;
-    checker.wait_until_at_rest().await;
+    assert_handed_over(&ns, &mut checker, "unseen").await;
 }
 
 async fn kill_around_claim_for_unseen_conversation(stage: Stage) {
     let cluster = exclusive_cluster().await;
     let (ns, mut checker) = unseen_namespace(&cluster).await;
-    kill_around(&cluster, stage, claim_create(&ns), create_unseen(&cluster, &ns, &["unseen"])).await;
+    let unseen = [("unseen", json!({})), ("unseen-waiting", waits(json!({})))];
+    kill_around(&cluster, stage, claim_create(&ns), create_unseen(&cluster, &ns, &unseen)).await;
     wait_until_webhook_is_called(&ns, true).await;
     ns.bound("unseen").await;
+    waiting(&ns, "unseen-waiting").await;
     checker.wait_until_at_rest().await;
     assert_eq!(ns.claim().await.unwrap().spec.admissions.len(), 1);
+    create_waiting(&ns).await;
+    ns.change("unseen", json!({"state": "Closed"})).await.unwrap();
+    assert_handed_over(&ns, &mut checker, "unseen-waiting").await;
 }
 
 #[tokio::test]

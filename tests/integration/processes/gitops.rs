@@ -81,7 +81,7 @@ async fn stalled_conversation_fails_the_health_check() {
     let cluster = exclusive_cluster().await;
     let (ns, git) = namespace_on(&cluster).await;
     ns.create("alice", json!({})).await.unwrap();
-    create_unseen(&cluster, &ns, &["bob"]).await;
+    create_unseen(&cluster, &ns, &[("bob", json!({}))]).await;
     ns.wait_for_condition("bob", ConditionType::Stalled, ConditionStatus::True).await;
     git.commit(&[ns.manifest("alice", json!({})), ns.manifest("bob", json!({}))]);
     let failed = git.reconcile().await;

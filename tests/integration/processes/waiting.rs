@@ -1,30 +1,20 @@
 //! Conversations that wait for their binding (`onConflict: Wait`), and those that are being deleted. Tier: processes.
 
 use crate::common::cluster::{TIMEOUT, TestNamespace, metrics};
-use crate::common::fault_cluster::{FaultCluster, HistoryChecker, POLL_INTERVAL, claim_use, exclusive_cluster, shared};
+use crate::common::fault_cluster::{
+    FaultCluster, HistoryChecker, POLL_INTERVAL, claim_use, exclusive_cluster, shared, waiting, waits,
+};
 use crate::common::proxy::{Call, Fault, Stage};
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, Conversation, State};
+use switchboard::api::{ConditionReason, ConditionStatus, ConditionType, State};
 use tokio::time::{Instant, sleep};
 
 async fn namespace() -> (Arc<FaultCluster>, TestNamespace, HistoryChecker) {
     let cluster = shared().await;
     let (namespace, checker) = cluster.checked_namespace().await;
     (cluster, namespace, checker)
-}
-
-fn waits(mut spec: Value) -> Value {
-    spec["onConflict"] = json!("Wait");
-    spec
-}
-
-/// Waits until the conversation is told that it waits, and returns it.
-async fn waiting(namespace: &TestNamespace, name: &str) -> Conversation {
-    let (conversation, reason) = namespace.wait_for_condition(name, ConditionType::Bound, ConditionStatus::False).await;
-    assert_eq!(reason, ConditionReason::WaitingForBinding, "{conversation:?}");
-    conversation
 }
 
 /// Adds a finalizer, which keeps the object after its deletion.
