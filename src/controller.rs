@@ -153,11 +153,10 @@ impl Controller {
                     let tasks = dispatch(ClosedConversations { index: &mut self.index, backfill_since }, event);
                     self.enqueue(tasks);
                 }
-                catalog = self.proxy_addresses.changed() => {
-                    if let Some(catalog) = catalog {
-                        self.catalog_changed(catalog);
-                    }
-                }
+                catalog = self.proxy_addresses.changed() => match catalog {
+                    Some(catalog) => self.catalog_changed(catalog),
+                    None => self.catalog_withdrawn(),
+                },
                 Some(result) = jobs.join_next() => self.job_finished(result?),
                 () = self.event_recorder.progress() => {}
                 () = self.leadership.changed() => {}
@@ -211,6 +210,14 @@ impl Controller {
             self.take_up(work);
         }
         self.enqueue(proxy_addresses);
+    }
+
+    /// The ProxyAddresses may be outdated. Everything goes on, except closes by a default.
+    fn catalog_withdrawn(&mut self) {
+        self.index.defaults.catalog_withdrawn();
+        tracing::warn!(
+            "the watch of the ProxyAddresses or of the namespaces has failed for too long; no default timer closes a conversation until both work again"
+        );
     }
 
     fn take_up(&mut self, LeaderWork { tasks, background, deadlines }: LeaderWork) {

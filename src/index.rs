@@ -11,7 +11,7 @@ mod stats;
 mod task;
 mod tombstones;
 
-pub use defaults::{DefaultTimers, Permission};
+pub use defaults::{ChangedDefaults, DefaultTimers, Permission};
 pub use dispatch::{AddressBindings, ClosedConversations, EventHandler, OpenConversations, dispatch, watch_for};
 pub use entry::{AdmissionEntry, BindingEntry, ClaimEntry, Entry, InvalidEntry, fingerprint};
 pub use keys::{NamespacedName, ProxyKey, Uid, Version};
@@ -284,6 +284,10 @@ impl Index {
     pub fn catalog_changed(&mut self, catalog: Arc<Catalog>, time: Time, now: Instant) -> Vec<NamespacedName> {
         let changed = self.defaults.catalog_changed(catalog, time, now);
         self.sync_stats();
+        let changed = match changed {
+            ChangedDefaults::All => return self.conversations.keys().cloned().collect(),
+            ChangedDefaults::Of(changed) => changed,
+        };
         let in_use: HashSet<ProxyKey> = changed.into_iter().filter(|proxy| self.proxies.contains_key(proxy)).collect();
         if in_use.is_empty() {
             return Vec::new();

@@ -549,4 +549,38 @@ mod tests {
         state.proxy_address_event(Ok(Event::InitDone), now + MAX_DOUBT);
         assert!(state.proxy_addresses.is_believed(now + 2 * MAX_DOUBT));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn catalog_is_withdrawn_until_a_failing_watch_lists_again() {
+        let client = Client::try_from(kube::Config::new("http://localhost".parse().unwrap())).unwrap();
+        let (mut watcher, mut reader) = ProxyAddressWatcher::new(client, Clock);
+        watcher.state = synced();
+        assert!(watcher.publish());
+        let is_known = |catalog: Option<Arc<Catalog>>| catalog.is_some_and(|catalog| catalog.get("older").is_some());
+        assert!(is_known(reader.changed().await));
+        for fail_namespaces in [false, true] {
+            let fail = |watcher: &mut ProxyAddressWatcher| {
+                let (error, now) = (watcher::Error::NoResourceVersion, Clock.monotonic());
+                if fail_namespaces {
+                    watcher.state.namespace_event(Err(error), now);
+                } else {
+                    watcher.state.proxy_address_event(Err(error), now);
+                }
+                watcher.publish()
+            };
+            assert!(!fail(&mut watcher), "it is believed at first");
+            tokio::time::advance(MAX_DOUBT).await;
+            assert!(fail(&mut watcher));
+            assert!(reader.changed().await.is_none() && reader.catalog().is_none());
+            let older = Guarded(Ok(proxy_address("older", "2026-01-01T00:00:00Z", "sales")));
+            for event in [Event::Init, Event::InitApply(older), Event::InitDone] {
+                watcher.state.proxy_address_event(Ok(event), Clock.monotonic());
+            }
+            for event in [Event::Init, Event::InitApply(namespace("sales", "sales")), Event::InitDone] {
+                watcher.state.namespace_event(Ok(event), Clock.monotonic());
+            }
+            assert!(watcher.publish());
+            assert!(is_known(reader.changed().await));
+        }
+    }
 }

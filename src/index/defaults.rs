@@ -22,6 +22,8 @@ pub struct DefaultTimers {
     /// The time from the observation of a default until it closes a conversation.
     delay: Duration,
     catalog: Option<Arc<Catalog>>,
+    /// Whether `catalog` may be outdated, because a watch has failed for too long.
+    is_withdrawn: bool,
     /// The defaults of the addresses that are not in `declared`.
     undeclared: Option<Observed>,
     /// The addresses whose defaults are not those of the installation, or were not until recently.
@@ -61,6 +63,17 @@ pub enum Permission {
     Withheld,
     /// They may not before this instant, because they have changed.
     NotBefore(Instant),
+    /// They may not, until the watch shows them again.
+    Withdrawn,
+}
+
+/// The proxy addresses whose defaults have changed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChangedDefaults {
+    /// These.
+    Of(HashSet<ProxyKey>),
+    /// All, since changes may have been missed.
+    All,
 }
 
 impl DefaultTimers {
@@ -86,7 +99,9 @@ impl DefaultTimers {
             return (Defaults::default(), Permission::Unconfirmed);
         };
         let not_before = observed.instant + self.delay;
-        let permission = if now < not_before {
+        let permission = if self.is_withdrawn {
+            Permission::Withdrawn
+        } else if now < not_before {
             Permission::NotBefore(not_before)
         } else {
             match self.live_reads.get(proxy) {
@@ -101,7 +116,7 @@ impl DefaultTimers {
             timers: observed.timers,
             closes_from: Some(observed.time.after(self.delay)),
             // The wall clock that `closes_from` is compared with may be set forward. The monotonic clock is not.
-            are_withheld: matches!(permission, Permission::Withheld | Permission::NotBefore(_)),
+            are_withheld: matches!(permission, Permission::Withheld | Permission::NotBefore(_) | Permission::Withdrawn),
         };
         (defaults, permission)
     }
@@ -110,9 +125,19 @@ impl DefaultTimers {
         self.declared.get(proxy).or(self.undeclared.as_ref())
     }
 
-    /// Replaces the ProxyAddresses. Returns the addresses whose defaults have changed.
-    pub fn catalog_changed(&mut self, catalog: Arc<Catalog>, time: Time, instant: Instant) -> HashSet<ProxyKey> {
+    /// The watch has failed for so long that changes may have been missed. No default closes anything until it shows the ProxyAddresses
+    /// again.
+    pub fn catalog_withdrawn(&mut self) {
+        self.is_withdrawn = true;
+    }
+
+    /// Replaces the ProxyAddresses. Returns the addresses whose defaults have changed. After a withdrawal all defaults count as new.
+    pub fn catalog_changed(&mut self, catalog: Arc<Catalog>, time: Time, instant: Instant) -> ChangedDefaults {
         let installation = self.installation;
+        let was_withdrawn = std::mem::take(&mut self.is_withdrawn);
+        if was_withdrawn {
+            *self = Self::new(installation, self.delay);
+        }
         let undeclared = *self.undeclared.get_or_insert(Observed { timers: installation, time, instant });
         let declared = catalog.all().map(|proxy_address| &proxy_address.spec).filter(|spec| spec.defaults.is_some());
         let mut current: HashMap<ProxyKey, Timers> = declared
@@ -137,7 +162,7 @@ impl DefaultTimers {
         let is_settled = |observed: &Observed| instant >= observed.instant + self.delay;
         self.declared.retain(|_, observed| observed.timers != installation || !is_settled(observed));
         self.catalog = Some(catalog);
-        changed
+        if was_withdrawn { ChangedDefaults::All } else { ChangedDefaults::Of(changed) }
     }
 
     /// A conversation is due to be closed by the defaults of `proxy`, and waits for a live read.
@@ -225,9 +250,13 @@ mod tests {
 
         fn observe(&mut self, minute: u64, stored: &[ProxyAddress]) -> bool {
             let (time, instant) = (at(minute), self.instant(minute));
-            let changed = self.defaults.catalog_changed(catalog(stored), time, instant);
-            assert!(changed.iter().all(|changed| *changed == key()), "{changed:?}");
-            !changed.is_empty()
+            match self.defaults.catalog_changed(catalog(stored), time, instant) {
+                ChangedDefaults::All => true,
+                ChangedDefaults::Of(changed) => {
+                    assert!(changed.iter().all(|changed| *changed == key()), "{changed:?}");
+                    !changed.is_empty()
+                }
+            }
         }
 
         /// The default `closeAfter`, and the minute from which it closes.
@@ -299,6 +328,25 @@ mod tests {
         let mut timeline = Timeline::new("1h", &[]);
         assert!(!timeline.observe(60, &[proxy_address("sales", "1h", &json!({}))]), "as that of the installation");
         assert_eq!(timeline.in_effect(), (timers("1h"), Some(at(10))));
+    }
+
+    #[test]
+    fn default_closes_nothing_while_the_catalog_is_withdrawn() {
+        for (installation, stored) in [("1h", vec![]), ("", vec![proxy_address("sales", "24h", &json!({}))])] {
+            let mut timeline = Timeline::new(installation, &stored);
+            timeline.defaults.live_read(&key(), Some(timeline.in_effect().0), timeline.instant(20));
+            assert_eq!(timeline.permission(20), Permission::Granted);
+            timeline.defaults.catalog_withdrawn();
+            timeline.defaults.live_read(&key(), Some(timeline.in_effect().0), timeline.instant(20));
+            assert_eq!(timeline.permission(20), Permission::Withdrawn, "whatever a live read shows");
+            assert!(timeline.defaults.of(Some(&key()), timeline.instant(20)).0.are_withheld);
+            assert!(timeline.defaults.has_synced(), "other work goes on");
+            assert!(timeline.observe(30, &stored), "another default may have been in effect meanwhile");
+            assert_eq!(timeline.permission(39), Permission::NotBefore(timeline.instant(40)));
+            assert_eq!(timeline.permission(40), Permission::Unconfirmed);
+            assert!(!timeline.observe(50, &stored), "nothing was missed");
+            assert_eq!(timeline.permission(50), Permission::Unconfirmed);
+        }
     }
 
     #[test]

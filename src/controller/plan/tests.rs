@@ -112,8 +112,25 @@ fn close_by_a_default_is_planned_only_after_a_live_read() {
 }
 
 #[test]
+fn close_by_a_default_is_planned_again_after_a_withdrawal() {
+    let timers = json!({"closeAfter": "10m"});
+    let mut index = index_with_defaults(&timers);
+    let mut alice = conversation("alice", UID, json!({"contact": null}));
+    let created = "2026-11-24T10:00:00Z".parse::<Time>().unwrap();
+    index.conversation_applied(&alice, Instant::now());
+    store_planned_status(&mut index, &mut alice, at(created));
+    index.defaults.catalog_withdrawn();
+    let due = at(created.after(Duration::from_mins(10)));
+    let plan = |index: &Index| plan_conversation(index, &key("alice"), |_| false, due);
+    assert!(matches!(plan(&index), Plan::Wait { until: None, .. }), "{:?}", plan(&index));
+    assert_eq!(index.catalog_changed(catalog(&timers), due.now, due.instant), [key("alice")]);
+    assert!(matches!(plan(&index), Plan::AwaitLiveRead { .. }), "{:?}", plan(&index));
+}
+
+#[test]
 fn close_by_its_own_timer_needs_no_live_read() {
     let mut index = index_with_defaults(&json!({"closeAfter": "10m"}));
+    index.defaults.catalog_withdrawn();
     let alice = conversation("alice", UID, json!({"contact": null, "timers": {"closeAfter": "5m"}}));
     index.conversation_applied(&alice, Instant::now());
     let due = at("2026-11-24T10:10:00Z".parse().unwrap());
