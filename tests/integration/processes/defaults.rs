@@ -4,9 +4,11 @@
 use crate::common::chart::CHART;
 use crate::common::cluster::{TIMEOUT, TestNamespace, until};
 use crate::common::fault_cluster::{FaultCluster, POLL_INTERVAL, shared, status_write};
-use crate::common::proxy::{Call, Fault, Stage};
+use crate::common::proxy::{Call, Fault, InForce, Stage};
+use crate::common::recorder::Recorder;
 use crate::processes::start::wait_for_answer;
 use control_plane::tools::{self, Tool};
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -19,6 +21,7 @@ use switchboard::api::{
     ConditionStatus, Conversation, ConversationStatus, ProxyAddress, ProxyAddressConditionReason as Reason,
     ProxyAddressConditionType as Type, State, StateReason, Time, TimersInEffect,
 };
+use switchboard::clock::Clock;
 use tokio::sync::OnceCell;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
@@ -155,6 +158,73 @@ async fn removed_default_takes_its_timers_away() {
     assert_eq!((status(&alice).state, close_time(&alice)), (Some(State::Active), None));
 }
 
+#[tokio::test]
+async fn defaults_of_several_addresses_change_at_once_and_apart() {
+    /// The number of conversations behind each address.
+    const COUNT: usize = 5;
+    let cluster = impatient().await;
+    let timers = |close_after: Option<&str>| {
+        let timers = json!({"closeAfter": close_after, "closeUnassignedAfter": "12h"});
+        serde_json::from_value::<TimersInEffect>(timers).unwrap()
+    };
+    // Two defaults change, one is removed, and one changes so that it closes.
+    let mut changes = Vec::new();
+    for (before, after) in [("24h", Some("48h")), ("25h", Some("49h")), ("26h", None), ("27h", Some("1s"))] {
+        changes.push((test_namespace(&cluster).await, before, after));
+    }
+    for (ns, before, _) in &changes {
+        declare(ns, json!({"closeAfter": before})).await;
+        for number in 0..COUNT {
+            ns.create(&format!("alice-{number}"), json!({"contact": null})).await.unwrap();
+        }
+    }
+    for (ns, before, _) in &changes {
+        for number in 0..COUNT {
+            wait_for_timers(ns, &format!("alice-{number}"), json!(timers(Some(before)))).await;
+        }
+    }
+    let reads: Vec<_> = changes
+        .iter()
+        .filter(|(_, _, after)| *after != Some("1s"))
+        .map(|(ns, ..)| cluster.proxy.inject(Stage::Before, Fault::Pass, live_read(ns)))
+        .collect();
+    join_all(changes.iter().map(async |(ns, _, after)| match after {
+        Some(after) => change_defaults(ns, json!({"closeAfter": after})).await,
+        None => delete_defaults(ns).await,
+    }))
+    .await;
+    for (ns, _, after) in &changes {
+        for number in 0..COUNT {
+            let name = format!("alice-{number}");
+            if *after == Some("1s") {
+                ns.wait_for_state(&name, State::Closed).await;
+                continue;
+            }
+            let alice = wait_for_timers(ns, &name, json!(timers(*after))).await;
+            let close_after = status(&alice).timers.unwrap().close_after;
+            assert_eq!(close_time(&alice), close_after.map(|after| created(&alice).after(after.as_std())), "{after:?}");
+        }
+    }
+    // No conversation ever had the timers of another address, or was closed by them.
+    let mut seen = 0;
+    for event in Recorder::start(cluster.control_plane()).new_events().await {
+        let Some((_, before, after)) = changes.iter().find(|(ns, ..)| ns.namespace == event.namespace) else {
+            continue;
+        };
+        let status = event.object.map(|object| object["status"].clone()).unwrap_or_default();
+        assert!(status["state"] != "Closed" || *after == Some("1s"), "{before}: {status}");
+        if status["timers"].is_object() {
+            let in_effect = serde_json::from_value::<TimersInEffect>(status["timers"].clone()).unwrap();
+            // The watch may show a new ProxyAddress after its first conversation.
+            let own = [timers(None), timers(Some(before)), timers(*after)];
+            assert!(own.contains(&in_effect), "{before}: {status}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2 * COUNT * changes.len() - COUNT, "{seen} statuses with timers are in the history");
+    assert_eq!(reads.iter().map(InForce::count).sum::<usize>(), 0, "the close of others needs no read of these");
+}
+
 // ---- Closes by a default ----
 
 #[tokio::test]
@@ -200,6 +270,53 @@ async fn live_read_confirms_the_closes_of_a_batch() {
     }
     let count = reads.count();
     assert!((1..names.len()).contains(&count), "{count} reads for {} conversations", names.len());
+}
+
+/// Ends the leader when a default is about to close a conversation. The next leader, which observes the default from its start on, closes
+/// the conversation after its own delay and its own live read. With one replica, it is the same one, started again.
+async fn assert_next_leader_observes_a_default_anew(replicas: usize) {
+    // The delay is not over yet when the Lease of the killed leader has expired.
+    const DELAY: Duration = Duration::from_secs(8);
+    let flags = ["--lease-duration=2s", "--defaults-delay=8s", "--unsafe-defaults-delay"];
+    let cluster = FaultCluster::start_with(replicas, &flags).await;
+    let identity = cluster.wait_for_leader_other_than("").await;
+    let leader = cluster.replica_of(&identity);
+    let all = cluster.installation().replicas();
+    let next = all.iter().find(|replica| replica.webhook_address() != leader.webhook_address()).unwrap_or(leader);
+    if replicas > 1 {
+        cluster.installation().balancer().remove(next.webhook_address());
+        next.kill();
+    }
+    let ns = test_namespace(&cluster).await;
+    let mut reads = cluster.proxy.hold(Stage::Before, live_read(&ns));
+    declare(&ns, json!({"closeAfter": "1s"})).await;
+    ns.create("alice", json!({})).await.unwrap();
+    let read = reads.next().await;
+    let ended = Clock.now();
+    if replicas > 1 {
+        next.start().unwrap();
+    }
+    leader.kill();
+    read.resolve(Fault::Cut);
+    if replicas == 1 {
+        next.start().unwrap();
+    }
+    let read = reads.next().await;
+    assert_eq!(status(&ns.conversations().get("alice").await.unwrap()).state, Some(State::Active));
+    read.resolve(Fault::Pass);
+    let alice = ns.wait_for_state("alice", State::Closed).await;
+    assert!(status(&alice).closed_time.unwrap() >= ended.after(DELAY), "{ended}: {alice:?}");
+    cluster.wait_for_leader_other_than(&identity).await;
+}
+
+#[tokio::test]
+async fn restarted_leader_observes_a_default_anew() {
+    assert_next_leader_observes_a_default_anew(1).await;
+}
+
+#[tokio::test]
+async fn new_standby_that_takes_over_observes_a_default_anew() {
+    assert_next_leader_observes_a_default_anew(2).await;
 }
 
 /// Changes the defaults of a cluster with the usual delay of ten minutes to a typo, by `change`, and corrects them. Nothing closes.

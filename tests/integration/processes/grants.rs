@@ -2,7 +2,7 @@
 
 use crate::common;
 use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace, create_namespace, metrics};
-use crate::common::fault_cluster::{FaultCluster, POLL_INTERVAL, exclusive_cluster, shared};
+use crate::common::fault_cluster::{FaultCluster, POLL_INTERVAL, exclusive_cluster, is_retryable, shared};
 use crate::common::proxy::{Call, Fault, Stage};
 use control_plane::{ControlPlane, Installation};
 use futures::future::join_all;
@@ -221,6 +221,51 @@ async fn granted_create_reads_no_proxy_address() {
     let undecided = other.create("alice", json!({})).await.unwrap_err();
     assert_eq!(undecided.code, 503, "without a live read, it is not denied: {undecided:?}");
     assert!(reads.count() > 0, "{undecided:?}");
+}
+
+/// There is no catalog at the start, and none after the watch of the ProxyAddresses has failed for too long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_rest_on_live_reads_while_the_watch_fails() {
+    let cluster = exclusive_cluster().await;
+    let (namespace, _) = cluster.checked_namespace().await;
+    let namespace = with_own_proxy(namespace);
+    declare(&namespace, own_name(&namespace)).await;
+    let (other, _) = cluster.checked_namespace().await;
+    let other = TestNamespace { proxy: namespace.proxy.clone(), ..other };
+    let is_read = |call: &Call| call.is("GET", "/proxyaddresses") && call.query.contains("fieldSelector=");
+    let is_watch = |call: &Call| call.is("GET", "/proxyaddresses") && !call.query.contains("fieldSelector=");
+    let failures = cluster.proxy.inject(Stage::Before, Fault::Answer(500), is_watch);
+    let replica = cluster.replica();
+    replica.kill();
+    replica.start_without_waiting().unwrap();
+    failures.wait_for(1).await;
+    let reads = cluster.proxy.inject(Stage::Before, Fault::Pass, is_read);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let deadline = Instant::now() + TIMEOUT;
+    while let Err(failure) = namespace.create_object(&namespace.conversation("probe", json!({})), &dry_run).await {
+        assert!(Instant::now() < deadline, "the replica answers no review: {failure:?}");
+        sleep(POLL_INTERVAL).await;
+    }
+    facts(&other.create("alice", json!({})).await.expect_err("a live read shows that it is not granted"));
+    let before = reads.count();
+    namespace.create("alice", json!({})).await.expect("a live read shows the grant");
+    assert!(reads.count() > before, "a live read decides");
+    namespace.create("waiting", json!({"onConflict": "Wait"})).await.expect("a live read shows the grant");
+    drop(reads);
+    let unreadable = cluster.proxy.inject(Stage::Before, Fault::Answer(500), is_read);
+    for changes in [json!({}), json!({"onConflict": "Wait"})] {
+        let undecided = namespace.create("bob", changes).await.unwrap_err();
+        assert!(is_retryable(&undecided), "{undecided:?}");
+    }
+    drop((unreadable, failures));
+    tokio::task::block_in_place(|| replica.wait_until_ready()).unwrap();
+    namespace.bound("alice").await;
+    namespace.change("alice", json!({"state": "Closed"})).await.unwrap();
+    namespace.bound("waiting").await;
+    let reads = cluster.proxy.inject(Stage::Before, Fault::Pass, is_read);
+    let contact = json!({"contact": {"address": "+15550000003"}});
+    namespace.create("carol", contact).await.expect("it is granted");
+    assert_eq!(reads.count(), 0, "the watch shows the grant again");
 }
 
 #[tokio::test]
