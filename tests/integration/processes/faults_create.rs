@@ -402,7 +402,9 @@ async fn create_with_a_delayed_claim_is_refused_for_the_first_holder() {
     let requests = [late.next().await, late.next().await];
     drop(late);
     ns.create("alice", json!({})).await.unwrap();
-    requests.into_iter().for_each(|request| request.resolve(Fault::Pass));
+    for request in requests {
+        request.resolve(Fault::Pass);
+    }
     let refusal = bob.await.unwrap().expect_err("alice holds the binding");
     assert!(refusal.message.contains("48031"), "{refusal:?}");
     waiting.await.unwrap().expect("it is stored without its binding");
@@ -441,11 +443,15 @@ async fn first_of_concurrent_replacements_of_both_kinds_wins() {
         drop(replace);
         let (first, second): (Vec<_>, Vec<_>) =
             requests.into_iter().partition(|request| request.call.mentions(&format!("{winner:?}")));
-        first.into_iter().for_each(|request| request.resolve(Fault::Pass));
+        for request in first {
+            request.resolve(Fault::Pass);
+        }
         let is_winners =
             |claim: Option<&AddressBinding>| claim.is_some_and(|claim| claim.spec.conversation_ref.name == winner);
         assert!(until(ns.claims(), ns.binding().as_str(), is_winners).await.is_some(), "{winner} claims the binding");
-        second.into_iter().for_each(|request| request.resolve(Fault::Pass));
+        for request in second {
+            request.resolve(Fault::Pass);
+        }
         to_release.resolve(Fault::Pass);
         drop(release);
         let bob = bob.await.unwrap();
