@@ -94,3 +94,4 @@ clean-cache: ## Remove what was built and fetched into the cache directory
 require:
 	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
 	@tests/control-plane/require-go.sh
+	@tests/interop/require-python.sh

@@ -15,6 +15,7 @@ mod gitops;
 mod grants;
 mod inbound;
 mod inbound_faults;
+mod inbound_interop;
 mod input;
 mod leader;
 mod lifecycle;
