@@ -16,6 +16,7 @@ mod grants;
 mod inbound;
 mod inbound_faults;
 mod inbound_interop;
+mod inbound_walk;
 mod input;
 mod leader;
 mod lifecycle;

@@ -263,6 +263,12 @@ pub struct HistoryChecker {
 }
 
 impl HistoryChecker {
+    /// Checks these claims, and the conversations of a namespace, from now on.
+    pub fn start(control_plane: &ControlPlane, namespace: &str, claims: HashSet<BindingName>) -> Self {
+        let (recorder, oracle) = (Recorder::start(control_plane), Oracle::default());
+        Self { recorder, oracle, namespace: namespace.to_owned(), claims }
+    }
+
     /// Checks the history up to the present moment.
     pub async fn check(&mut self) {
         for event in self.recorder.new_events().await {
