@@ -66,9 +66,9 @@ soak: require ## Races on a real control plane for long: ROUNDS=10000 rounds of 
 	@echo "Two API servers, two replicas; each round prints nothing, each hundred a line; nothing but the last line matters."
 	SWITCHBOARD_SOAK_ROUNDS=$(or $(ROUNDS),10000) cargo test --release --locked --test integration -- --ignored --nocapture --exact processes::races::soak
 
-fuzz: require ## Random input for what strangers can send: reviews, addresses, durations (SECONDS=60 for each; needs a C++ compiler)
+fuzz: require ## Random input for what strangers can send: reviews, addresses, durations, webhooks of providers (SECONDS=60 for each; needs a C++ compiler)
 	@echo "Compiles a fuzzer, then tries inputs until one makes a parser panic or answer wrongly, or until the time is over."
-	@for target in review address duration; do \
+	@for target in review address duration twilio meta cloud_event; do \
 		corpus="$(TARGET)/fuzz-corpus/$$target"; mkdir -p "$$corpus"; \
 		RUSTC_BOOTSTRAP=1 .ci/cargo-tool fuzz run --fuzz-dir tests/fuzz --target-dir "$(TARGET)/fuzz" --sanitizer none $$target \
 			"$$corpus" tests/fuzz/seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -artifact_prefix="$(abspath $(TARGET))/fuzz-corpus/" || exit 1; \
