@@ -1,6 +1,6 @@
 //! The requests about conversations: who holds a binding, the create of a conversation, and reports of activity. It decides nothing.
 
-use super::activity::Windows;
+use super::activity::{Due, WindowEnd, Windows};
 use super::watcher::SharedKnown;
 use crate::api::{AddressBinding, Conversation, ConversationReference, State, Time};
 use crate::claims::claim_of;
@@ -29,12 +29,18 @@ const UNKNOWN_WINDOW: Duration = Duration::from_secs(10);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message waits for its report. Usually a few milliseconds are enough to learn that its conversation has been closed.
 const REPORT_WAIT: Duration = Duration::from_millis(300);
+/// The interval of looks at the length of a window that is open.
+const WINDOW_STEP: Duration = Duration::from_secs(10);
+/// The time after which a create is given up that nobody waits for. An API server answers within 34 s, or never.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(40);
 /// The maximum number of simultaneous reports at the end of windows: those of many conversations can end at the same time.
 const MAX_REPORTS: usize = 8;
 
 /// The conversations of the cluster.
 #[derive(Clone)]
 pub struct Conversations {
+    /// Retries requests that the API server rejects because it is too busy.
+    retrying: Client,
     client: Client,
     known: SharedKnown,
     windows: Arc<Windows>,
@@ -43,17 +49,17 @@ pub struct Conversations {
 }
 
 impl Conversations {
-    /// The conversations that `client` reads and writes.
+    /// The conversations that `retrying` reads, and `client` writes.
     #[must_use]
-    pub fn new(client: Client, known: SharedKnown, clock: Clock) -> Self {
-        Self { client, known, windows: Arc::default(), reports: Arc::new(Semaphore::new(MAX_REPORTS)), clock }
+    pub fn new(retrying: Client, client: Client, known: SharedKnown, clock: Clock) -> Self {
+        Self { retrying, client, known, windows: Arc::default(), reports: Arc::new(Semaphore::new(MAX_REPORTS)), clock }
     }
 
     /// Reads live who has a binding.
     pub async fn sight(&self, binding: &Binding, deadline: Instant) -> BindingStatus {
         let reads = async {
             let name = binding.name();
-            let claim = Api::<AddressBinding>::all(self.client.clone()).get_opt(name.as_str()).await?;
+            let claim = Api::<AddressBinding>::all(self.retrying.clone()).get_opt(name.as_str()).await?;
             if let Some(claim) = claim.as_ref().and_then(claim_of)
                 && let Some(conversation) = self.get(&claim.holder).await?
             {
@@ -86,7 +92,7 @@ impl Conversations {
         let [contact, proxy] = [binding.contact(), binding.proxy()].map(|address| escape(address.as_str()));
         let channel = binding.channel();
         let selector = format!("spec.channel={channel},spec.contact.address={contact},spec.proxy.address={proxy}");
-        let conversations = Api::<Guarded<Conversation>>::all(self.client.clone());
+        let conversations = Api::<Guarded<Conversation>>::all(self.retrying.clone());
         let listed = conversations.list(&ListParams::default().fields(&selector)).await?;
         let needs =
             |conversation: &Conversation| LiveConversation::of(conversation).needed_binding.as_ref() == Some(name);
@@ -94,7 +100,7 @@ impl Conversations {
     }
 
     async fn get(&self, place: &ConversationReference) -> Result<Option<Conversation>, kube::Error> {
-        let conversations = Api::<Guarded<Conversation>>::namespaced(self.client.clone(), &place.namespace);
+        let conversations = Api::<Guarded<Conversation>>::namespaced(self.retrying.clone(), &place.namespace);
         // One that cannot be decoded gets no messages.
         Ok(conversations.get_opt(&place.name).await?.and_then(|Guarded(object)| object.ok()))
     }
@@ -128,12 +134,12 @@ impl Conversations {
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &namespace);
         let request = tokio::spawn(async move {
             let parameters = PostParams { field_manager: Some(ROUTER.to_owned()), ..PostParams::default() };
-            conversations.create(&parameters, &conversation).await
+            timeout(CREATE_TIMEOUT, conversations.create(&parameters, &conversation)).await
         });
         let created = match timeout_at(deadline, request).await {
-            Ok(Ok(Ok(created))) => created,
-            Ok(Ok(Err(error))) => return refused(&error, &namespace),
-            Ok(Err(_)) | Err(_) => return (Creation::Undecided, None),
+            Ok(Ok(Ok(Ok(created)))) => created,
+            Ok(Ok(Ok(Err(error)))) => return refused(&error, &namespace),
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => return (Creation::Undecided, None),
         };
         let name = created.metadata.name.clone().unwrap_or_default();
         let place = ConversationReference { namespace, name };
@@ -144,11 +150,19 @@ impl Conversations {
     /// fails, is repeated at the end of the window.
     pub async fn report(&self, recipient: &Recipient) -> Report {
         let (time, now) = (self.clock.now(), self.clock.monotonic());
-        if !self.windows.is_due(&recipient.uid, time, now, self.window(recipient)) {
+        let due = self.windows.activity(&recipient.uid, time, now, self.window(recipient));
+        if due == Due::Later {
             return Report::Done;
         }
         // It goes on if the caller stops waiting, so that the window always ends.
-        let report = tokio::spawn(self.clone().report_window(recipient.clone(), time));
+        let (this, reported) = (self.clone(), recipient.clone());
+        let report = tokio::spawn(async move {
+            let report = this.write_report(&reported, time).await;
+            if due == Due::Now && report == Report::Done {
+                tokio::spawn(this.report_ends(reported));
+            }
+            report
+        });
         match timeout(REPORT_WAIT, report).await {
             Ok(Ok(report)) => report,
             Ok(Err(_)) | Err(_) => Report::Done,
@@ -160,25 +174,21 @@ impl Conversations {
         self.known.read().window(recipient).unwrap_or(UNKNOWN_WINDOW)
     }
 
-    /// Makes the report at the beginning of a window. Those that follow are made by another task.
-    async fn report_window(self, recipient: Recipient, time: Time) -> Report {
-        let report = self.write_report(&recipient, time).await;
-        if report == Report::Done {
-            tokio::spawn(self.report_ends(recipient));
-        }
-        report
-    }
-
     /// Reports what happens until the end of each window, until a window is over in which nothing happened.
     async fn report_ends(self, recipient: Recipient) {
-        while let Some(end) = self.windows.end(&recipient.uid) {
-            sleep_until(end).await;
-            let length = self.window(&recipient);
-            let Some(time) = self.windows.ended(&recipient.uid, self.clock.monotonic(), length) else { return };
-            // The semaphore is never closed.
-            let _permit = self.reports.acquire().await;
-            if self.write_report(&recipient, time).await == Report::Gone {
-                return;
+        loop {
+            let now = self.clock.monotonic();
+            match self.windows.end(&recipient.uid, now, self.window(&recipient)) {
+                // Its length may change meanwhile.
+                WindowEnd::At(end) => sleep_until(end.min(now + WINDOW_STEP)).await,
+                WindowEnd::Over => return,
+                WindowEnd::Report(time) => {
+                    // The semaphore is never closed.
+                    let _permit = self.reports.acquire().await;
+                    if self.write_report(&recipient, time).await == Report::Gone {
+                        return;
+                    }
+                }
             }
         }
     }

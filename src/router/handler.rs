@@ -1,7 +1,7 @@
 //! The HTTP interface of the router: authenticates and parses requests at `/v1/sources/SOURCE`, routes their messages, and answers when each
 //! was accepted. It does not know how messages are routed.
 
-use super::messages::{Messages, Origin};
+use super::messages::{Deadlines, Messages, Origin};
 use super::metrics::RouterMetrics;
 use super::outcome::{MessageOutcome, RequestOutcome};
 use super::source::{self, InboundMessage, Parsed, Rejection, Source, SourceRequest, SourceType};
@@ -42,7 +42,8 @@ pub struct Limits {
     /// How long a connection without a request is kept. It is longer than the hour of Envoy and the 90 s of others, so that the proxy closes
     /// it: a request that meets a close is lost, if its provider does not repeat it.
     pub idle: Duration,
-    /// The time in which a message finds its conversation, from its turn on. The delivery comes on top of it.
+    /// The time in which a message finds its conversation. It begins again when the messages of its binding before it are done. The
+    /// delivery comes on top of it.
     pub routing: Duration,
     /// The time for all messages of a request. It is less than the 15 s after which Twilio gives up.
     pub request: Duration,
@@ -69,7 +70,7 @@ impl Default for Limits {
             concurrency: 256,
             batch_concurrency: 16,
             connections: 512,
-            drain: Duration::from_secs(12),
+            drain: Duration::from_secs(15),
         }
     }
 }
@@ -172,8 +173,11 @@ impl Handler {
         let outcomes = stream::iter(of_binding.into_values()).map(async |messages| {
             let mut worst = MessageOutcome::Delivered;
             for message in messages {
-                let deadline = end.min(self.clock.monotonic() + self.limits.routing);
-                worst = worst.max(self.messages.route(origin, &message, deadline).await);
+                if self.clock.monotonic() >= end {
+                    return MessageOutcome::Failed;
+                }
+                let limits = Deadlines { end, routing: self.limits.routing };
+                worst = worst.max(self.messages.route(origin, &message, limits).await);
                 if worst == MessageOutcome::Failed {
                     // Those after it would overtake it.
                     break;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the watches are not believed after an error, unless an event arrives. It is longer than the pause before kube tries again (at
-/// most a minute with its jitter) and the time-out of a connection (30 s) together.
-const DOUBT: Duration = Duration::from_secs(100);
+/// most a minute with its jitter) and the time after which a silent connection counts as dead (75 s) together.
+const DOUBT: Duration = Duration::from_secs(150);
 /// How long an assignment by this replica counts, if the watch does not show its conversation.
 const ASSIGNMENT_TTL: Duration = Duration::from_mins(1);
 
@@ -138,8 +138,8 @@ impl Known {
         contact: &str,
         now: Instant,
     ) -> Option<(String, AssignmentNumber)> {
-        let identity = assignee(assignment, contact, |identity| self.open_of(&proxy, identity))?.to_owned();
         self.unseen.retain(|_, unseen| now.saturating_duration_since(unseen.since) < ASSIGNMENT_TTL);
+        let identity = assignee(assignment, contact, |identity| self.open_of(&proxy, identity))?.to_owned();
         let number = self.next_assignment;
         self.next_assignment += 1;
         self.unseen.insert(number, Unseen { proxy, identity: identity.clone(), uid: None, since: now });

@@ -4,13 +4,14 @@
 use super::conversations::Conversations;
 use super::delivered::Delivered;
 use super::event::{Event, EventType};
+use super::known::AssignmentNumber;
 use super::lanes::Lanes;
 use super::metrics::RouterMetrics;
 use super::outcome::MessageOutcome;
 use super::sink::{Delivery, Sinks, url};
 use super::source::InboundMessage;
 use super::watcher::SharedKnown;
-use crate::api::{Autocreate, Channel, ConversationReference, ProxyAddress};
+use crate::api::{Autocreate, Channel, ConversationReference, MAX_ADDRESS_LENGTH, ProxyAddress};
 use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::inbound::{
@@ -22,18 +23,24 @@ use crate::proxy_addresses::{ProxyAddresses, read_in_effect};
 use crate::telemetry::error_chain::ErrorChain;
 use hyper::Uri;
 use kube::{Client, ResourceExt};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// The characters that a fragment of a URI cannot have (RFC 3986), besides those that are not ASCII.
+const FRAGMENT: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}');
 /// The time that the sink and the dead letter sink have together.
 const DELIVERY_TIME: Duration = Duration::from_millis(2500);
 /// The part of it that is kept for the dead letter sink.
 const DEAD_LETTER_TIME: Duration = Duration::from_millis(750);
 /// How long a live read is believed that found no ProxyAddress.
 const UNKNOWN_TTL: Duration = Duration::from_secs(5);
+/// The maximum length of an address. The schema admits no longer one.
+const MAX_ADDRESS_BYTES: usize = MAX_ADDRESS_LENGTH;
 /// The maximum number of addresses for which such a read is remembered.
 const MAX_UNKNOWN: usize = 1000;
 /// The maximum number of messages of one ProxyAddress that are on their way at the same time, so that a slow sink does not use up what the
@@ -74,6 +81,15 @@ pub struct Origin<'a> {
     pub source: &'a str,
     /// Whether the provider sends a message again that it was not told to be accepted.
     pub repeats: bool,
+}
+
+/// How long the way of a message may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// The end of the request.
+    pub end: Instant,
+    /// The time in which a message finds its conversation, before and after it waits for others.
+    pub routing: Duration,
 }
 
 /// The sinks of a message.
@@ -123,17 +139,19 @@ impl Messages {
         }
     }
 
-    /// Routes a message by `deadline`, and delivers it in the time that a delivery may take after that.
-    pub async fn route(&self, origin: Origin<'_>, message: &InboundMessage, deadline: Instant) -> MessageOutcome {
+    /// Routes a message within `deadlines`, and delivers it in the time that a delivery may take after that.
+    pub async fn route(&self, origin: Origin<'_>, message: &InboundMessage, deadlines: Deadlines) -> MessageOutcome {
         let began = self.clock.monotonic();
-        let outcome = self.outcome(origin, message, deadline).await;
+        let outcome = self.outcome(origin, message, deadlines).await;
         self.metrics.routed(outcome, self.clock.monotonic().saturating_duration_since(began));
         outcome
     }
 
-    async fn outcome(&self, origin: Origin<'_>, message: &InboundMessage, deadline: Instant) -> MessageOutcome {
-        let Some(proxy_address) = self.proxy_address(message, deadline).await else {
-            return MessageOutcome::Failed;
+    async fn outcome(&self, origin: Origin<'_>, message: &InboundMessage, deadlines: Deadlines) -> MessageOutcome {
+        let Deadlines { end, routing } = deadlines;
+        let deadline = || end.min(self.clock.monotonic() + routing);
+        let Some(proxy_address) = self.proxy_address(message, deadline()).await else {
+            return self.give_up(origin, &self.without_proxy_address(origin, message), message).await;
         };
         let inbound = proxy_address.as_deref().and_then(|declared| declared.spec.inbound.as_ref());
         let accepting = inbound.filter(|inbound| inbound.sources.iter().any(|source| source == origin.source));
@@ -144,9 +162,13 @@ impl Messages {
                 None => self.dead_letter_sink.clone(),
             },
             event_source: match &proxy_address {
-                Some(declared) => format!("/proxyaddresses/{}", declared.name_any()),
-                None => format!("/sources/{}", origin.source),
+                Some(declared) => event_source(&format!("/proxyaddresses/{}", declared.name_any()), message),
+                None => self.without_proxy_address(origin, message).event_source,
             },
+        };
+        let key = accepting.and(proxy_address.as_ref()).and_then(|declared| declared.uid()).unwrap_or_default();
+        let Some(_share) = InFlight::enter(&self.in_flight, key) else {
+            return self.give_up(origin, &receivers, message).await;
         };
         let (Some(accepting), Some(declared)) = (accepting, &proxy_address) else {
             let reason =
@@ -165,10 +187,7 @@ impl Messages {
         let conversation_name = key.conversation_name(&binding);
         // What happens to a message later opens no conversation.
         let autocreate = accepting.autocreate.as_ref().filter(|_| message.opens());
-        let Some(_share) = InFlight::enter(&self.in_flight, declared.uid().unwrap_or_default()) else {
-            return self.give_up(origin, &receivers, message).await;
-        };
-        let Ok(Some(_turn)) = timeout_at(deadline, self.lanes.enter(binding.name())).await else {
+        let Ok(Some(_turn)) = timeout_at(end, self.lanes.enter(binding.name())).await else {
             return self.give_up(origin, &receivers, message).await;
         };
         if self.delivered.contains(&conversation_name, self.clock.monotonic()) {
@@ -183,7 +202,7 @@ impl Messages {
             }),
             autocreate,
             proxy_address: declared,
-            deadline,
+            deadline: deadline(),
         };
         let outcome = match way.end().await {
             End::Deliver { recipient, is_created } => self.deliver(&receivers, message, &recipient, is_created).await,
@@ -197,12 +216,21 @@ impl Messages {
         outcome
     }
 
-    /// It cannot be found out in time where a message goes. If its provider will not send it again, the dead letter sink gets it.
+    /// The receivers of a message whose ProxyAddress is not known.
+    fn without_proxy_address(&self, origin: Origin<'_>, message: &InboundMessage) -> Receivers {
+        let event_source = event_source(&format!("/sources/{}", origin.source), message);
+        Receivers { sink: None, dead_letter: self.dead_letter_sink.clone(), event_source }
+    }
+
+    /// It cannot be found out in time where a message goes. If its provider will not send it again, a dead letter sink gets it: that of the
+    /// ProxyAddress, or else that of the router.
     async fn give_up(&self, origin: Origin<'_>, receivers: &Receivers, message: &InboundMessage) -> MessageOutcome {
-        if !origin.repeats && receivers.dead_letter.is_some() {
-            return self.unroutable(receivers, message, Unroutable::Undecided, None).await;
+        let dead_letter = receivers.dead_letter.clone().or_else(|| self.dead_letter_sink.clone());
+        if origin.repeats || dead_letter.is_none() {
+            return MessageOutcome::Failed;
         }
-        MessageOutcome::Failed
+        let receivers = Receivers { sink: None, dead_letter, event_source: receivers.event_source.clone() };
+        self.unroutable(&receivers, message, Unroutable::Undecided, None).await
     }
 
     /// The ProxyAddress in effect for the address of the business; `None` if that cannot be found out. That there is none is read live, since
@@ -212,6 +240,9 @@ impl Messages {
         let catalog = self.proxy_addresses.catalog();
         if let Some(declared) = catalog.as_ref().and_then(|catalog| catalog.shared(channel, address)) {
             return Some(Some(declared.clone()));
+        }
+        if address.len() > MAX_ADDRESS_BYTES {
+            return Some(None);
         }
         let now = self.clock.monotonic();
         let is_recent = |read: &Instant| now.saturating_duration_since(*read) < UNKNOWN_TTL;
@@ -273,6 +304,7 @@ impl Messages {
             partition_key: Some(recipient.uid.clone()),
             data,
         };
+        // The schema admits no sink without a URL.
         let Some(sink) = &receivers.sink else { return MessageOutcome::Failed };
         // Whoever assigns conversations usually learns of one before its first message.
         let created = is_created.then(|| event(EventType::Created, "/created", data(true)));
@@ -322,13 +354,15 @@ impl Messages {
             }),
         };
         let end = self.clock.monotonic() + DELIVERY_TIME;
-        let mut outcome = MessageOutcome::NotAccepted;
-        for sink in receivers.dead_letter.iter().chain(&receivers.sink) {
-            match self.sinks.post(sink, &event, end).await {
+        let sinks: Vec<_> = receivers.dead_letter.iter().chain(&receivers.sink).collect();
+        let mut outcome = if sinks.is_empty() { MessageOutcome::NotAccepted } else { MessageOutcome::Failed };
+        for (number, sink) in (1..).zip(&sinks) {
+            let until = if number < sinks.len() { end - DEAD_LETTER_TIME } else { end };
+            match self.sinks.post(sink, &event, until).await {
                 Delivery::Accepted => return MessageOutcome::Unroutable,
-                // The sink of a ProxyAddress may refuse what is not for it. One that is there for nothing else may not.
+                // The sink of a ProxyAddress may refuse what is not for it. A sink that is there for nothing else may not.
                 Delivery::Refused if receivers.sink.is_some() => outcome = MessageOutcome::Refused,
-                Delivery::Refused | Delivery::Failed => return MessageOutcome::Failed,
+                Delivery::Refused | Delivery::Failed => {}
             }
         }
         outcome
@@ -378,6 +412,28 @@ impl Drop for InFlight {
                 counts.remove(&self.uid);
             }
         }
+    }
+}
+
+/// The `source` of the event of a message. Events of different sources may have the same ID, so the `source` of the event that brought the
+/// message is its fragment.
+fn event_source(path: &str, message: &InboundMessage) -> String {
+    match &message.source {
+        Some(source) => format!("{path}#{}", utf8_percent_encode(source, FRAGMENT)),
+        None => path.to_owned(),
+    }
+}
+
+/// An assignment by this replica. It is settled when this is dropped.
+struct Assigned {
+    known: SharedKnown,
+    number: AssignmentNumber,
+    created: Option<Recipient>,
+}
+
+impl Drop for Assigned {
+    fn drop(&mut self) {
+        self.known.write().assignment_settled(self.number, self.created.as_ref());
     }
 }
 
@@ -461,19 +517,21 @@ impl Way<'_> {
             let proxy = ProxyKey::new(self.binding.channel(), self.binding.proxy().as_str());
             known.write().assign(assignment, proxy, self.binding.contact().as_str(), clock.monotonic())
         });
-        let identity = assigned.as_ref().map(|(identity, _)| identity.as_str());
-        let conversation = conversation(autocreate, &own.name, self.binding, identity);
+        let identity = assigned.as_ref().map(|(identity, _)| identity.clone());
+        let mut assigned = assigned.map(|(_, number)| Assigned { known: known.clone(), number, created: None });
+        let conversation = conversation(autocreate, &own.name, self.binding, identity.as_deref());
         let (creation, refusal) = conversations.create(conversation, self.deadline).await;
         let created = match &creation {
             Creation::Created(recipient) => Some(recipient),
             _ => None,
         };
-        if let Some((_, number)) = assigned {
-            known.write().assignment_settled(number, created);
+        if let Some(assigned) = &mut assigned {
+            assigned.created = created.cloned();
         }
         if created.is_some() {
             metrics.created();
-        } else if creation != Creation::Undecided {
+        } else if matches!(creation, Creation::AlreadyBound | Creation::AlreadyExists) {
+            // One that is refused counts: it leaves an admission behind.
             limit(&|limit, _| {
                 limit.give_back(autocreate);
                 true

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 /// How long an unused connection to a sink is kept. It is shorter than the 60 s after which many servers close one, so that a request is
 /// seldom sent on a connection that is about to be closed.
 const IDLE: Duration = Duration::from_secs(30);
+/// The maximum number of unused connections to a sink.
+const MAX_IDLE: usize = 32;
 /// The first pause between two attempts. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum size of the body of a response that is read, in bytes, so that the connection can be used again. The content is not used.
@@ -70,6 +72,7 @@ impl Sinks {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(MAX_IDLE)
             .build(connector);
         Ok(Self { client, signer, requests: Arc::new(Semaphore::new(MAX_REQUESTS)), clock })
     }
@@ -106,7 +109,7 @@ impl Sinks {
         body: Bytes,
     ) -> Result<StatusCode, hyper_util::client::legacy::Error> {
         // The semaphore is never closed.
-        let _permit = self.requests.acquire().await;
+        let permit = self.requests.clone().acquire_owned().await;
         let signer = self.signer.borrow().clone();
         let mut request = Request::new(Full::from(body.clone()));
         *request.method_mut() = Method::POST;
@@ -115,7 +118,10 @@ impl Sinks {
         let response = self.client.request(request).await?;
         let status = response.status();
         // The connection can be used again only after the body. A sink that never ends it has answered all the same.
-        tokio::spawn(timeout(RESPONSE_TIMEOUT, Limited::new(response.into_body(), RESPONSE_BYTES).collect()));
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = timeout(RESPONSE_TIMEOUT, Limited::new(response.into_body(), RESPONSE_BYTES).collect()).await;
+        });
         Ok(status)
     }
 }

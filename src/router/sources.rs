@@ -121,7 +121,7 @@ impl Sources {
         self.signer.subscribe()
     }
 
-    /// Takes up changed Secrets until the process exits. One that is not usable is logged, and the keys before it stay valid.
+    /// Takes up changed Secrets until the process exits.
     pub async fn run(self) {
         loop {
             sleep(POLL_INTERVAL).await;
@@ -139,7 +139,8 @@ impl Sources {
 }
 
 impl Configured {
-    /// Takes up the keys of the source `name`. Keys that are not usable revoke the previous ones: somebody has removed them.
+    /// Takes up the keys of the source `name`. Keys that are not usable revoke the previous ones: somebody has removed them. Files that
+    /// cannot be read do not, unless there are none.
     fn load(&self, secrets: &Path, name: &str) {
         let loaded = keys(secrets, name, self.source.type_());
         match loaded {
@@ -150,12 +151,15 @@ impl Configured {
                 }
             }
             Err(error) => {
+                let is_unreadable = matches!(error, Error::Unreadable { .. });
                 let error = ErrorChain(&error).to_string();
                 // Once, and not at each attempt.
                 if self.error.send_replace(Some(error.clone())).as_ref() != Some(&error) {
-                    tracing::error!(source = name, error, "the keys of the source are not usable; it accepts nothing");
+                    tracing::error!(source = name, error, "the keys of the source are not usable");
                 }
-                self.keys.send_replace(None);
+                if !is_unreadable || !secrets.join(name).exists() {
+                    self.keys.send_replace(None);
+                }
             }
         }
     }
@@ -188,9 +192,15 @@ fn files(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     for entry in std::fs::read_dir(directory).map_err(unreadable(directory))? {
         let entry = entry.map_err(unreadable(directory))?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        // The files are links to those of the current version.
-        let metadata = std::fs::metadata(&path).map_err(unreadable(&path))?;
-        if name.starts_with('.') || !metadata.is_file() {
+        if name.starts_with('.') {
+            continue;
+        }
+        // The files are links to those of the current version. A key that has just been removed has a link for a moment longer.
+        let metadata = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata.map_err(unreadable(&path))?,
+        };
+        if !metadata.is_file() {
             continue;
         }
         if metadata.len() > MAX_KEY_BYTES {

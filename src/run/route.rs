@@ -66,7 +66,7 @@ pub async fn route(settings: RouteSettings) -> Result<(), Error> {
 
     let (proxy_address_watcher, proxy_addresses) = ProxyAddressWatcher::new(client.clone(), clock);
     let retrying = api_server.retrying;
-    let conversations = Conversations::new(retrying.clone(), known.clone(), clock);
+    let conversations = Conversations::new(retrying.clone(), client.clone(), known.clone(), clock);
     let messages = Messages::new(
         retrying,
         clock,

@@ -5,13 +5,14 @@ use super::sink::Sink;
 use crate::common::succeed;
 use control_plane::ControlPlane;
 use control_plane::installation::NAMESPACE;
-use control_plane::router::{Builder, Router};
+use control_plane::router::{Builder, ROUTER, Router};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::Api;
 use kube::api::PostParams;
@@ -106,6 +107,21 @@ impl Inbound {
         });
         let bindings = Api::<RoleBinding>::namespaced(self.ns.client.clone(), &self.ns.namespace);
         bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+        // Each API server takes it up a moment later.
+        for api_server in 0..2 {
+            let reviews = Api::<SubjectAccessReview>::all(Cluster::shared().client(api_server).await);
+            let review = serde_json::from_value(json!({"spec": {
+                "user": ROUTER,
+                "resourceAttributes": {
+                    "namespace": self.ns.namespace, "verb": "create", "group": "switchboard.dev", "resource": "conversations",
+                },
+            }}))
+            .unwrap();
+            let is_allowed = async {
+                while !reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed {}
+            };
+            timeout(super::cluster::TIMEOUT, is_allowed).await.expect("the router may create conversations");
+        }
     }
 
     /// A message from the contact of the namespace.

@@ -4,7 +4,7 @@
 use crate::common::cluster::Cluster;
 use crate::common::fault_cluster::{HistoryChecker, POLL_INTERVAL};
 use crate::common::routing::{Inbound, builder};
-use crate::common::sink::Answer;
+use crate::common::sink::{Answer, Received};
 use control_plane::Router;
 use futures::future::join_all;
 use hyper::StatusCode;
@@ -40,6 +40,73 @@ impl Dice {
         };
         step(self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |state| Some(step(state))).unwrap()) % sides
     }
+}
+
+/// Kills routers, makes the sink fail and closes conversations until `is_over`. Returns how often each happened.
+async fn disturb(inbound: &Inbound, routers: &[Router], dice: &Dice, is_over: &AtomicBool) -> [usize; 3] {
+    let mut counts = [0_usize; 3];
+    while !is_over.load(Ordering::SeqCst) {
+        match dice.roll(6) {
+            0 => {
+                let router = usize::try_from(dice.roll(2)).unwrap();
+                tokio::task::block_in_place(|| {
+                    routers[router].kill();
+                    routers[router].start().unwrap();
+                });
+                counts[0] += 1;
+            }
+            1 => {
+                let status = [500, 503, 429, 404][usize::try_from(dice.roll(4)).unwrap()];
+                inbound.sink.answer(move |_| Answer::Status(status));
+                sleep(POLL_INTERVAL * 4).await;
+                inbound.sink.answer(|_| Answer::Status(202));
+                counts[1] += 1;
+            }
+            _ => {
+                let all = inbound.ns.conversations().list(&ListParams::default()).await.unwrap();
+                let open: Vec<_> = all
+                    .items
+                    .iter()
+                    .filter(|conversation| conversation.spec.state != Some(State::Closed))
+                    .filter_map(|conversation| conversation.metadata.name.clone())
+                    .collect();
+                if !open.is_empty() {
+                    let chosen = usize::try_from(dice.roll(u64::try_from(open.len()).unwrap())).unwrap();
+                    // A timer or another closer may have been first.
+                    let _ = inbound.ns.change(&open[chosen], json!({"state": "Closed"})).await;
+                    counts[2] += 1;
+                }
+            }
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+    counts
+}
+
+/// What a contact has sent: the messages that were accepted, in order, and those that were not.
+type Sent = (String, Vec<String>, HashSet<String>);
+
+/// Checks that each accepted message was delivered, in the order of each contact. Returns how many were accepted, and how many not.
+fn check_deliveries(received: &[Received], sent: &[Sent]) -> (usize, usize) {
+    let is_accepted = |event: &&Received| (200..300).contains(&event.status);
+    let mut first = HashMap::<&str, usize>::new();
+    for (position, event) in received.iter().filter(is_accepted).enumerate() {
+        let id = event.attribute("id").unwrap();
+        if ["received", "unroutable"].contains(&event.kind()) {
+            first.entry(id.strip_suffix("/unroutable").unwrap_or(id)).or_insert(position);
+        }
+    }
+    let (mut accepted_count, mut refused_count) = (0, 0);
+    for (contact, accepted, refused) in sent {
+        let positions: Vec<_> = accepted
+            .iter()
+            .map(|id| *first.get(id.as_str()).unwrap_or_else(|| panic!("{id} was acknowledged and not delivered")))
+            .collect();
+        assert!(positions.is_sorted(), "the messages of {contact} are out of order: {positions:?}");
+        accepted_count += accepted.len();
+        refused_count += refused.len();
+    }
+    (accepted_count, refused_count)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,70 +164,14 @@ async fn messages_are_delivered_or_refused_and_stay_in_order() {
 
     let disturber = {
         let (inbound, routers, dice, is_over) = (inbound.clone(), routers.clone(), dice.clone(), is_over.clone());
-        tokio::spawn(async move {
-            let mut counts = [0_usize; 3];
-            while !is_over.load(Ordering::SeqCst) {
-                match dice.roll(6) {
-                    0 => {
-                        let router = usize::try_from(dice.roll(2)).unwrap();
-                        tokio::task::block_in_place(|| {
-                            routers[router].kill();
-                            routers[router].start().unwrap();
-                        });
-                        counts[0] += 1;
-                    }
-                    1 => {
-                        let status = [500, 503, 429, 404][usize::try_from(dice.roll(4)).unwrap()];
-                        inbound.sink.answer(move |_| Answer::Status(status));
-                        sleep(POLL_INTERVAL * 4).await;
-                        inbound.sink.answer(|_| Answer::Status(202));
-                        counts[1] += 1;
-                    }
-                    _ => {
-                        let all = inbound.ns.conversations().list(&ListParams::default()).await.unwrap();
-                        let open: Vec<_> = all
-                            .items
-                            .iter()
-                            .filter(|conversation| conversation.spec.state != Some(State::Closed))
-                            .filter_map(|conversation| conversation.metadata.name.clone())
-                            .collect();
-                        if !open.is_empty() {
-                            let chosen = usize::try_from(dice.roll(u64::try_from(open.len()).unwrap())).unwrap();
-                            // A timer or another closer may have been first.
-                            let _ = inbound.ns.change(&open[chosen], json!({"state": "Closed"})).await;
-                            counts[2] += 1;
-                        }
-                    }
-                }
-                sleep(POLL_INTERVAL).await;
-            }
-            counts
-        })
+        tokio::spawn(async move { disturb(&inbound, &routers, &dice, &is_over).await })
     };
 
     let sent: Vec<_> = senders.await.into_iter().map(Result::unwrap).collect();
     is_over.store(true, Ordering::SeqCst);
     let [kills, outages, closes] = disturber.await.unwrap();
 
-    let received = inbound.sink.received();
-    let is_accepted = |event: &&crate::common::sink::Received| (200..300).contains(&event.status);
-    let mut first = HashMap::<&str, usize>::new();
-    for (position, event) in received.iter().filter(is_accepted).enumerate() {
-        let id = event.attribute("id").unwrap();
-        if ["received", "unroutable"].contains(&event.kind()) {
-            first.entry(id.strip_suffix("/unroutable").unwrap_or(id)).or_insert(position);
-        }
-    }
-    let (mut accepted_count, mut refused_count) = (0, 0);
-    for (contact, accepted, refused) in &sent {
-        let positions: Vec<_> = accepted
-            .iter()
-            .map(|id| *first.get(id.as_str()).unwrap_or_else(|| panic!("{id} was acknowledged and not delivered")))
-            .collect();
-        assert!(positions.is_sorted(), "the messages of {contact} are out of order: {positions:?}");
-        accepted_count += accepted.len();
-        refused_count += refused.len();
-    }
+    let (accepted_count, refused_count) = check_deliveries(&inbound.sink.received(), &sent);
     let opened = inbound.conversations().await.len();
     println!(
         "{accepted_count} messages accepted, {refused_count} refused, {opened} conversations, {kills} kills, {outages} outages, {closes} closes"
