@@ -1,7 +1,7 @@
 //! Faults that the lifecycle survives: changes between a decision and its write, timers that expire while no operator runs, a crash
 //! before an Event is recorded, refused lists and Events, invalid objects. Also the number of writes. Tier: processes.
 
-use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics};
+use crate::common::cluster::{TIMEOUT, TestNamespace, condition, metrics, until};
 use crate::common::fault_cluster::{
     FaultCluster, POLL_INTERVAL, WAITING, assert_handed_over, claim_delete, claim_replace, claim_use, create_waiting,
     exclusive_cluster, kill_around, status_write,
@@ -15,7 +15,9 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 use std::time::Duration;
-use switchboard::api::{ConditionStatus, ConditionType, Conversation, ConversationStatus, State, StateReason, Time};
+use switchboard::api::{
+    AddressBinding, ConditionStatus, ConditionType, Conversation, ConversationStatus, State, StateReason, Time,
+};
 use switchboard::clock::Clock;
 use tokio::time::{Instant, sleep};
 
@@ -159,6 +161,28 @@ async fn conversation_edited_after_its_close_releases_its_binding() {
 #[tokio::test]
 async fn conversation_edited_after_its_close_hands_over_its_binding() {
     edit_between_close_and_release(true).await;
+}
+
+#[tokio::test]
+async fn next_holder_is_bound_after_the_status_of_the_previous_one() {
+    let cluster = exclusive_cluster().await;
+    for change in [json!({"state": "Closed"}), json!({"contact": null})] {
+        let (ns, mut checker) = cluster.contended_namespace().await;
+        let mut statuses = cluster.proxy.hold(Stage::Before, status_write(&ns, "alice"));
+        let next_statuses = cluster.proxy.inject(Stage::Before, Fault::Pass, status_write(&ns, WAITING[0]));
+        ns.change("alice", change).await.unwrap();
+        let status = statuses.next().await;
+        let is_handed_over =
+            |claim: Option<&AddressBinding>| claim.is_some_and(|claim| claim.spec.conversation_ref.name == WAITING[0]);
+        assert!(until(ns.claims(), ns.binding().as_str(), is_handed_over).await.is_some(), "it is handed over");
+        // The renewals of the Lease measure the time: two seconds, in which the status of the next holder would have been written.
+        cluster.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/leases")).wait_for(8).await;
+        checker.check().await;
+        assert_eq!(next_statuses.count(), 0, "the stored status of alice has Bound=True");
+        status.resolve(Fault::Pass);
+        drop(statuses);
+        assert_handed_over(&ns, &mut checker, WAITING[0]).await;
+    }
 }
 
 // ---- Timers ----
