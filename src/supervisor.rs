@@ -319,9 +319,9 @@ mod tests {
 
     #[test]
     fn chart_gives_the_process_time_to_shut_down() {
-        let template = include_str!("../charts/switchboard/templates/deployment.yaml");
-        let seconds =
-            template.split("switchboard.drainDelaySeconds\" .) ").nth(1).and_then(|rest| rest.split(' ').next());
+        let helpers = include_str!("../charts/switchboard/templates/_helpers.tpl");
+        let helper = helpers.split("define \"switchboard.terminationGracePeriod\"").nth(1);
+        let seconds = helper.and_then(|rest| rest.split("(trimSuffix \"s\" .) ").nth(1)?.split(' ').next());
         let after_drain_delay = Duration::from_secs(seconds.unwrap().parse().unwrap());
         // The exporter of spans has five more seconds.
         assert!(after_drain_delay > SHUTDOWN_TIMEOUT + Duration::from_secs(5), "{after_drain_delay:?}");

@@ -81,6 +81,7 @@ mod tests {
             delivered.insert(number, now);
         }
         assert!(!delivered.contains(&0, now) && delivered.contains(&1, now) && delivered.contains(&MAX, now));
-        assert_eq!((delivered.lock().known.len(), delivered.lock().in_order.len()), (MAX, MAX));
+        let keys = delivered.lock();
+        assert_eq!((keys.known.len(), keys.in_order.len()), (MAX, MAX));
     }
 }
