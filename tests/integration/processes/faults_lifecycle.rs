@@ -500,10 +500,12 @@ async fn lists_are_streamed_or_fetched_in_pages_if_unsupported() {
     checker.wait_until_at_rest().await;
 }
 
-/// The warnings of the controller in `log`.
+/// The warnings of the controller and its index in `log`.
 fn controller_warnings(log: &str) -> Vec<&str> {
-    let is_warning =
-        |line: &&str| line.contains(r#""level":"WARN""#) && line.contains(r#""target":"switchboard::controller"#);
+    let is_of_controller = |line: &str| {
+        ["controller", "index"].iter().any(|module| line.contains(&format!(r#""target":"switchboard::{module}"#)))
+    };
+    let is_warning = |line: &&str| line.contains(r#""level":"WARN""#) && is_of_controller(line);
     log.lines().filter(is_warning).collect()
 }
 
