@@ -139,12 +139,15 @@ impl Index {
 
     /// Whether the conversation that the claim names holds the binding, and the claim records no other UID.
     pub fn is_settled(&self, name: &BindingName) -> bool {
-        self.claim(name).is_some_and(|claim| {
-            self.open(&claim.holder).is_some_and(|holder| {
-                holder.input.needed_binding() == Some(name)
-                    && matches!(&*claim.admissions, [admission] if admission.uid == holder.uid)
-            })
-        })
+        self.holder(name).is_some() && self.claim(name).is_some_and(|claim| claim.admissions.len() == 1)
+    }
+
+    /// The open conversation that holds the binding: the claim names it and records its UID.
+    pub fn holder(&self, name: &BindingName) -> Option<&NamespacedName> {
+        let claim = self.claim(name)?;
+        let entry = self.open(&claim.holder)?;
+        let is_recorded = claim.admissions.iter().any(|admission| admission.uid == entry.uid);
+        (is_recorded && entry.input.needed_binding() == Some(name)).then_some(&claim.holder)
     }
 
     /// The claims that are not settled.

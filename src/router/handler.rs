@@ -19,8 +19,8 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tracing::Instrument;
 use tracing::field::Empty;
-use tracing::{Instrument, Span};
 
 /// The path of a source, before its name.
 const PREFIX: &str = "/v1/sources/";
@@ -144,7 +144,6 @@ impl Handler {
             headers: parts.headers,
             body,
         };
-        let headers = request.headers.clone();
         let messages = match source::parse(source, &keys, &request) {
             Ok(Parsed::Messages(messages)) => messages,
             Ok(Parsed::Challenge(challenge)) => {
@@ -152,11 +151,14 @@ impl Handler {
             }
             Err(rejection) => return rejected_request(rejection),
         };
+        // Strangers may not choose what is traced, so the span begins only now.
+        let span = tracing::info_span!("inbound", outcome = Empty);
+        traces::set_parent(&span, &request.headers);
         drop(request);
-        // Strangers may not choose what is traced.
-        traces::set_parent(&Span::current(), &headers);
         let origin = Origin { source: name, repeats: source.repeats() };
-        match self.route(origin, messages, began + self.limits.request).await {
+        let outcome = self.route(origin, messages, began + self.limits.request).instrument(span.clone()).await;
+        span.record("outcome", outcome.as_str());
+        match outcome {
             RequestOutcome::Accepted => (RequestOutcome::Accepted, accepted(source)),
             RequestOutcome::NotFound => rejected(RequestOutcome::NotFound, "no ProxyAddress accepts the message"),
             outcome => rejected(outcome, "a message was not accepted; send it again"),
@@ -197,11 +199,9 @@ impl Service for Handler {
         let Some(name) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
             return text(StatusCode::NOT_FOUND, "the only path is /v1/sources/SOURCE");
         };
-        let span = tracing::info_span!("inbound", outcome = Empty);
         let known = if self.sources.get(&name).is_some() { name.as_str() } else { "unknown" };
-        let mut record =
-            Record { metrics: &self.metrics, source: known, span: span.clone(), outcome: RequestOutcome::Cancelled };
-        let answer = self.answer(&name, request, on_permit).instrument(span);
+        let mut record = Record { metrics: &self.metrics, source: known, outcome: RequestOutcome::Cancelled };
+        let answer = self.answer(&name, request, on_permit);
         let answered = AssertUnwindSafe(answer).catch_unwind().await;
         let (outcome, response) = answered.unwrap_or_else(|_| {
             self.metrics.panicked();
@@ -216,13 +216,11 @@ impl Service for Handler {
 struct Record<'a> {
     metrics: &'a RouterMetrics,
     source: &'a str,
-    span: Span,
     outcome: RequestOutcome,
 }
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        self.span.record("outcome", self.outcome.as_str());
         self.metrics.requested(self.source, self.outcome);
     }
 }

@@ -84,7 +84,7 @@ impl Known {
         if !self.is_believed(now) {
             return BindingStatus::Unknown;
         }
-        let Some(holder) = self.holder(name) else {
+        let Some(holder) = self.index.holder(name) else {
             return if self.is_awaited(name) { BindingStatus::Awaited } else { BindingStatus::Free };
         };
         self.recipient(holder).map_or(BindingStatus::Unknown, BindingStatus::Held)
@@ -92,19 +92,11 @@ impl Known {
 
     /// Whether an open conversation needs the binding and does not hold it.
     pub fn is_awaited(&self, name: &BindingName) -> bool {
-        let holder = self.holder(name);
+        let holder = self.index.holder(name);
         let needs = |key: &&NamespacedName| {
             self.index.open(key).is_some_and(|entry| entry.input.needed_binding() == Some(name))
         };
         self.index.candidates(name).iter().filter(needs).any(|key| Some(key) != holder)
-    }
-
-    /// The open conversation that holds the binding: the claim names it and records its UID.
-    fn holder(&self, name: &BindingName) -> Option<&NamespacedName> {
-        let claim = self.index.claim(name)?;
-        let entry = self.index.open(&claim.holder)?;
-        let is_recorded = claim.admissions.iter().any(|admission| admission.uid == entry.uid);
-        (is_recorded && entry.input.needed_binding() == Some(name)).then_some(&claim.holder)
     }
 
     fn recipient(&self, key: &NamespacedName) -> Option<Recipient> {

@@ -9,6 +9,7 @@ use futures::future::join_all;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use switchboard::api::{Conversation, ConversationStatus};
 use tokio::time::Instant;
 
 /// A router behind a proxy, and a proxy address that it knows.
@@ -42,11 +43,16 @@ impl RouterBehindProxy {
         }
     }
 
-    /// Sends messages until the watches of the router show who holds the binding, so that it reads nothing.
+    /// Sends messages until the watches of the router show the ProxyAddress and who holds the binding, so that it reads nothing.
     async fn send_until_watched(&self) {
         let deadline = Instant::now() + crate::common::cluster::TIMEOUT;
         for number in 0.. {
-            let reads = self.proxy.inject(Stage::Before, Fault::Pass, |call| call.path.contains("/addressbindings/"));
+            // The claim of the binding, or the ProxyAddresses.
+            let is_read = |call: &Call| {
+                let is_of_router = call.path.contains("/addressbindings/") || call.path.ends_with("/proxyaddresses");
+                is_of_router && !call.query.contains("watch=true")
+            };
+            let reads = self.proxy.inject(Stage::Before, Fault::Pass, is_read);
             self.send_until_accepted(&format!("watched-{number}")).await;
             if reads.count() == 0 {
                 return;
@@ -60,6 +66,12 @@ impl RouterBehindProxy {
         let received = self.inbound.sink.accepted("received");
         let with_id = received.iter().filter(|event| event.attribute("id") == Some(id));
         with_id.map(|event| event.conversation().unwrap().to_owned()).collect()
+    }
+
+    async fn wait_until_reported(&self, name: &str) {
+        let is_reported = |status: &ConversationStatus| status.reported_activity_time.is_some();
+        let condition = |conversation: &Conversation| conversation.status.as_ref().is_some_and(is_reported);
+        self.inbound.ns.wait_for(name, "reported", condition).await;
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -110,12 +122,7 @@ async fn report_that_hangs_does_not_hold_up_messages() {
         assert_eq!(behind.send(&format!("m{number}")).await.status, StatusCode::OK);
     }
     report.resolve(Fault::Pass);
-    let is_reported = |status: &switchboard::api::ConversationStatus| status.reported_activity_time.is_some();
-    behind
-        .inbound
-        .ns
-        .wait_for("alice", "reported", |conversation| conversation.status.as_ref().is_some_and(is_reported))
-        .await;
+    behind.wait_until_reported("alice").await;
 }
 
 #[tokio::test]
@@ -127,12 +134,7 @@ async fn failed_report_is_made_at_the_end_of_the_window() {
     behind.send_until_accepted("m0").await;
     failing.wait_for(1).await;
     drop(failing);
-    let is_reported = |status: &switchboard::api::ConversationStatus| status.reported_activity_time.is_some();
-    behind
-        .inbound
-        .ns
-        .wait_for("alice", "reported", |conversation| conversation.status.as_ref().is_some_and(is_reported))
-        .await;
+    behind.wait_until_reported("alice").await;
 }
 
 #[tokio::test]
