@@ -81,13 +81,10 @@ impl Conversations {
         }
     }
 
-    /// Whether an open conversation waits for the binding: as the watches show it, or according to a live list if they are not believed.
+    /// Whether an open conversation waits for a binding that nobody holds: as the watches show it, or else according to a live list.
     async fn is_awaited(&self, binding: &Binding, name: &BindingName) -> Result<bool, kube::Error> {
-        {
-            let known = self.known.read();
-            if known.is_believed(self.clock.monotonic()) {
-                return Ok(known.is_awaited(name));
-            }
+        if let Some(is_awaited) = self.known.read().is_awaited(name, self.clock.monotonic()) {
+            return Ok(is_awaited);
         }
         let [contact, proxy] = [binding.contact(), binding.proxy()].map(|address| escape(address.as_str()));
         let channel = binding.channel();

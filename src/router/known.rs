@@ -81,22 +81,20 @@ pub struct AssignmentNumber(u64);
 impl Known {
     /// Who has the binding of this name.
     pub fn sight(&self, name: &BindingName, now: Instant) -> BindingStatus {
-        if !self.is_believed(now) {
-            return BindingStatus::Unknown;
+        if let Some(is_awaited) = self.is_awaited(name, now) {
+            return if is_awaited { BindingStatus::Awaited } else { BindingStatus::Free };
         }
-        let Some(holder) = self.index.holder(name) else {
-            return if self.is_awaited(name) { BindingStatus::Awaited } else { BindingStatus::Free };
-        };
-        self.recipient(holder).map_or(BindingStatus::Unknown, BindingStatus::Held)
+        let holder = self.index.holder(name).filter(|_| self.is_believed(now));
+        holder.and_then(|holder| self.recipient(holder)).map_or(BindingStatus::Unknown, BindingStatus::Held)
     }
 
-    /// Whether an open conversation needs the binding and does not hold it.
-    pub fn is_awaited(&self, name: &BindingName) -> bool {
-        let holder = self.index.holder(name);
-        let needs = |key: &&NamespacedName| {
-            self.index.open(key).is_some_and(|entry| entry.input.needed_binding() == Some(name))
-        };
-        self.index.candidates(name).iter().filter(needs).any(|key| Some(key) != holder)
+    /// Whether an open conversation waits for a binding that nobody holds. `None` if the watches are not believed, or show a holder: if a
+    /// live read has found none, then they are late, and may not show yet who was created before that holder was closed.
+    pub fn is_awaited(&self, name: &BindingName, now: Instant) -> Option<bool> {
+        let needs =
+            |key: &NamespacedName| self.index.open(key).is_some_and(|entry| entry.input.needed_binding() == Some(name));
+        let is_free = self.is_believed(now) && self.index.holder(name).is_none();
+        is_free.then(|| self.index.candidates(name).iter().any(needs))
     }
 
     fn recipient(&self, key: &NamespacedName) -> Option<Recipient> {
@@ -297,5 +295,50 @@ impl EventHandler for Conversations<'_> {
             known.remove_details(&key);
         }
         affected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::fixtures::{NAME, UID, claim, conversation};
+    use kube::runtime::watcher;
+    use serde_json::json;
+
+    /// What is known after empty lists.
+    fn known(now: Instant) -> Known {
+        let mut known = Known::default();
+        let mut conversations = Conversations { known: &mut known, now };
+        conversations.list_started();
+        conversations.list_completed();
+        known.claims(now).list_started();
+        known.claims(now).list_completed();
+        known
+    }
+
+    #[test]
+    fn late_watches_do_not_tell_that_nobody_waits() {
+        let (now, name) = (Instant::now(), BindingName::existing(NAME.into()));
+        let mut known = known(now);
+        assert_eq!(known.is_awaited(&name, now), Some(false));
+        Conversations { known: &mut known, now }.applied(&conversation("alice", UID, json!({})));
+        assert_eq!(known.is_awaited(&name, now), Some(true), "its claim may have been released already");
+        known.index.claim_applied(&claim("alice", &[UID]), now);
+        assert_eq!(known.is_awaited(&name, now), None, "it may be closed, and another one may wait");
+        assert!(matches!(known.sight(&name, now), BindingStatus::Held(holder) if holder.uid == UID));
+        Conversations { known: &mut known, now }.applied(&conversation("next", "u2", json!({"onConflict": "Wait"})));
+        Conversations { known: &mut known, now }.deleted(&conversation("alice", UID, json!({})).metadata);
+        assert_eq!(known.is_awaited(&name, now), Some(true));
+        assert_eq!(known.sight(&name, now), BindingStatus::Awaited);
+    }
+
+    #[test]
+    fn failing_watch_is_not_believed_until_its_next_event() {
+        let (now, name) = (Instant::now(), BindingName::existing(NAME.into()));
+        let mut known = known(now);
+        known.claims_watched::<()>(&Err(watcher::Error::NoResourceVersion), now);
+        assert_eq!((known.is_awaited(&name, now), known.sight(&name, now)), (None, BindingStatus::Unknown));
+        known.claims_watched(&Ok(Event::<()>::InitDone), now);
+        assert_eq!((known.is_awaited(&name, now), known.sight(&name, now)), (Some(false), BindingStatus::Free));
     }
 }

@@ -1,6 +1,6 @@
 //! Inbound messages while something fails: the API server, a watch, a request of the router. Tier: processes.
 
-use crate::common::cluster::Cluster;
+use crate::common::cluster::{Cluster, TIMEOUT};
 use crate::common::proxy::{Call, Fault, Proxy, Stage};
 use crate::common::routing::{Answered, Inbound, builder, token};
 use crate::common::sink::Answer;
@@ -37,7 +37,7 @@ impl RouterBehindProxy {
 
     /// Sends a message again, as a provider does, until it is accepted.
     async fn send_until_accepted(&self, id: &str) {
-        let deadline = Instant::now() + crate::common::cluster::TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         while self.send(id).await.status != StatusCode::OK {
             assert!(Instant::now() < deadline, "{id} is never accepted");
         }
@@ -45,7 +45,7 @@ impl RouterBehindProxy {
 
     /// Sends messages until the watches of the router show the ProxyAddress and who holds the binding, so that it reads nothing.
     async fn send_until_watched(&self) {
-        let deadline = Instant::now() + crate::common::cluster::TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         for number in 0.. {
             // The claim of the binding, or the ProxyAddresses.
             let is_read = |call: &Call| {
@@ -158,6 +158,29 @@ async fn stalled_watch_sends_no_message_to_a_closed_conversation() {
     let second = behind.recipients("other-2");
     assert_eq!(second.len(), 1);
     assert_ne!(second, [behind.full_name(&opened)]);
+}
+
+#[tokio::test]
+async fn stalled_watch_lets_no_message_overtake_a_conversation() {
+    let behind = RouterBehindProxy::start(json!({})).await;
+    let ns = &behind.inbound.ns;
+    let mut other = behind.inbound.message("other");
+    other.data["contact"] = json!(ns.contact.replacen("+1555", "+1557", 1));
+    ns.create("first", json!({"contact": {"address": other.data["contact"]}})).await.unwrap();
+    ns.bound("first").await;
+    ns.create("alice", json!({})).await.unwrap();
+    ns.bound("alice").await;
+    // Since alice is younger, the router has seen both. It sees neither the one that waits nor the close.
+    behind.send_until_watched().await;
+    behind.proxy.freeze_watches(true);
+    ns.create("next", json!({"contact": {"address": other.data["contact"]}, "onConflict": "Wait"})).await.unwrap();
+    ns.change("first", json!({"state": "Closed"})).await.unwrap();
+    let deadline = Instant::now() + TIMEOUT;
+    while other.send(behind.router.inbound_address()).await.status != StatusCode::OK {
+        assert!(Instant::now() < deadline, "it is never delivered");
+    }
+    behind.proxy.freeze_watches(false);
+    assert_eq!(behind.recipients("other"), [behind.full_name("next")]);
 }
 
 #[tokio::test]
