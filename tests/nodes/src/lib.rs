@@ -8,6 +8,7 @@ mod cluster;
 mod error;
 mod image;
 pub mod load;
+pub mod messages;
 mod namespaces;
 mod network;
 mod node;

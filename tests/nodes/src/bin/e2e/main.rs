@@ -12,6 +12,7 @@ mod flux;
 mod gitops;
 mod installation;
 mod monitoring;
+mod router;
 mod world;
 
 use std::{
@@ -41,13 +42,14 @@ const fn quick(name: &'static str, run: fn(&mut World) -> Result<String>) -> Sce
 }
 
 /// The scenarios in their order. Each leaves the chart installed and both replicas ready.
-const SCENARIOS: [Scenario; 22] = [
+const SCENARIOS: [Scenario; 23] = [
     quick("chart_installs_under_restricted_without_a_warning", installation::installs_under_restricted),
     quick("second_open_conversation_is_refused_via_the_service", installation::refuses_the_second),
     quick("helm_test_succeeds", installation::helm_test),
     quick("idle_connections_lose_no_create", creates::idle_connections),
     quick("rollouts_lose_no_create_and_spread_the_replicas", creates::rollouts),
     quick("drains_lose_no_create", creates::drains),
+    quick("rollouts_and_drains_lose_and_double_no_message", router::rollouts_and_drains),
     scenario("upgrade_and_rollback_lose_no_create", creates::upgrade_and_rollback),
     scenario("deleted_leader_and_standby_lose_no_create", creates::deleted_pods),
     scenario("killed_leader_loses_only_creates_in_flight", creates::killed_leader),
