@@ -22,13 +22,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use switchboard::api::Conversation;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
-};
+use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sink::listen,
+};
 
 /// A webhook that answers until it is dropped.
 pub struct Lookup {
@@ -40,12 +40,7 @@ impl Lookup {
     /// Starts a webhook that uses `client` for lookups and a certificate of `authority`.
     pub async fn start(client: Client, authority: &Authority) -> Result<Self> {
         let tls = TlsAcceptor::from(Arc::new(tls(&authority.issue("lookup")?)?));
-        let listening = async {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            listener.local_addr().map(|address| (listener, address))
-        };
-        let (listener, address) =
-            listening.await.map_err(|source| Error::Io { doing: "listen on 127.0.0.1".to_owned(), source })?;
+        let (listener, address) = listen().await?;
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(stream, tls.clone(), client.clone()));

@@ -7,9 +7,11 @@ mod audit;
 mod chart;
 mod error;
 mod etcd;
+mod forwarder;
 mod load;
 mod lookup;
 mod machine;
+mod messages;
 mod observe;
 mod options;
 mod process;
@@ -17,6 +19,7 @@ mod progress;
 mod report;
 mod scenarios;
 mod seed;
+mod sink;
 mod workload;
 mod world;
 
@@ -40,6 +43,11 @@ use error::{Error, Result};
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench");
 
 fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    if let Some((forwarder::ARGUMENT, arguments)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return forwarder::main(arguments);
+    }
     let result = Options::from_environment().and_then(|options| bench(options).map_err(|error| error.to_string()));
     match result {
         Ok(()) => ExitCode::SUCCESS,

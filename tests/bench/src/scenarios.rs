@@ -4,6 +4,7 @@ mod alternatives;
 mod calls;
 mod creates;
 mod deadlines;
+mod inbound;
 mod latency;
 mod memory;
 mod proxy_addresses;
@@ -35,4 +36,5 @@ pub const ALL: &[Scenario] = &[
     Scenario { number: 8, title: "API calls", run: calls::run },
     Scenario { number: 9, title: "alternatives", run: alternatives::run },
     Scenario { number: 10, title: "proxy addresses", run: proxy_addresses::run },
+    Scenario { number: 11, title: "inbound messages", run: inbound::run },
 ];

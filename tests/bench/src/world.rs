@@ -3,7 +3,6 @@
 
 use std::{
     path::PathBuf,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -88,6 +87,8 @@ pub struct Setup {
     pub replicas: usize,
     /// Whether a replica leads from the start.
     pub leads: bool,
+    /// Whether the router's account and roles are installed.
+    pub has_router: bool,
     /// More flags for the API server.
     pub api_server_flags: Vec<String>,
 }
@@ -120,6 +121,15 @@ impl<'a> World<'a> {
             // The seeded state contains the CRDs, and helm does not take over objects that it did not create.
             installation = installation.set("crds.enabled", "false");
         }
+        if setup.has_router {
+            for (value, text) in [
+                ("router.enabled", "true"),
+                ("router.sources.gateway.type", "CloudEvents"),
+                ("router.sources.gateway.secretName", "gateway"),
+            ] {
+                installation = installation.set(value, text);
+            }
+        }
         let installation = installation.install(&control_plane)?;
         let world = Self { bench, installation, control_plane, administrator, switched_off: None };
         bench.runtime.block_on(async {
@@ -146,6 +156,11 @@ impl<'a> World<'a> {
         }
         connect(&clients).await?;
         Ok(clients)
+    }
+
+    /// The control plane.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
     }
 
     /// The installation with its replicas.
@@ -220,25 +235,9 @@ impl<'a> World<'a> {
 
     /// Waits until the replicas use almost no processor time.
     pub fn wait_until_at_rest(&self) -> Result<()> {
-        const INTERVAL: Duration = Duration::from_secs(1);
-        const MAX_AT_REST: f64 = 0.03;
         self.bench.progress.step("waiting until the operator is at rest");
-        let used = || -> Result<f64> {
-            self.installation.replicas().iter().map(|replica| process::processor_seconds(replica)).sum()
-        };
-        let deadline = Instant::now() + TIMEOUT;
-        // Two consecutive checks, because a process that waits for the API server is also at rest.
-        let (mut before, mut at_rest) = (used()?, 0);
-        while at_rest < 2 {
-            if Instant::now() >= deadline {
-                return Err(Error::Unexpected("the operator is not at rest in time".to_owned()));
-            }
-            thread::sleep(INTERVAL);
-            let now = used()?;
-            at_rest = if now - before < MAX_AT_REST { at_rest + 1 } else { 0 };
-            before = now;
-        }
-        Ok(())
+        let replicas: Vec<_> = self.installation.replicas().iter().map(|replica| replica.id()).collect();
+        process::wait_until_at_rest(&replicas)
     }
 
     /// Releases the Lease as an ending leader does. A deleted Lease would count as held until its expiry.

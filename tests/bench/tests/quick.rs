@@ -11,7 +11,7 @@ fn every_scenario_runs_and_has_a_row_in_the_table() {
     let output = Command::new(env!("CARGO_BIN_EXE_bench")).env("QUICK", "1").env_remove("ONLY").output().unwrap();
     let [table, progress] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert!(output.status.success(), "{table}{progress}");
-    for scenario in 1..=10 {
+    for scenario in 1..=11 {
         assert!(table.contains(&format!("\n| {scenario:<2} | ")), "{scenario} is missing in {table}");
     }
 }

@@ -104,7 +104,7 @@ fn rest_with_many(bench: &Bench) -> Result<Row> {
 /// The processor time of the leader per second, measured for this number of seconds.
 fn processor_share(bench: &Bench, world: &World, seconds: usize) -> Result<f64> {
     bench.progress.step(&format!("{seconds} s at rest"));
-    let replica = world.installation().replica(0);
+    let replica = world.installation().replica(0).id();
     let before = process::processor_seconds(replica)?;
     // The measurement needs this time.
     thread::sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)));

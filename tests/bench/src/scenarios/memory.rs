@@ -63,7 +63,7 @@ fn measure(bench: &Bench, seed: Seed) -> Result<Memory> {
         // Replica 1 leads; the others are standbys from the start.
         world.restart_all()?;
         world.wait_until_at_rest()?;
-        let [leader, standby] = [0, 1].map(|index| resident_bytes(world.installation().replica(index)));
+        let [leader, standby] = [0, 1].map(|index| resident_bytes(world.installation().replica(index).id()));
         let ((leader, peak), (standby, _)) = (leader?, standby?);
         memory.leader.push(leader);
         memory.standby.push(standby);

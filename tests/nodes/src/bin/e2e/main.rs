@@ -49,7 +49,7 @@ const SCENARIOS: [Scenario; 23] = [
     quick("idle_connections_lose_no_create", creates::idle_connections),
     quick("rollouts_lose_no_create_and_spread_the_replicas", creates::rollouts),
     quick("drains_lose_no_create", creates::drains),
-    quick("rollouts_and_drains_lose_and_double_no_message", router::rollouts_and_drains),
+    quick("router_loses_and_doubles_no_message", router::rollouts_and_drains),
     scenario("upgrade_and_rollback_lose_no_create", creates::upgrade_and_rollback),
     scenario("deleted_leader_and_standby_lose_no_create", creates::deleted_pods),
     scenario("killed_leader_loses_only_creates_in_flight", creates::killed_leader),
