@@ -87,8 +87,8 @@ pub struct Setup {
     pub replicas: usize,
     /// Whether a replica leads from the start.
     pub leads: bool,
-    /// Whether the router's account and roles are installed.
-    pub has_router: bool,
+    /// The namespace in which the router may create conversations; without one, its account and roles are not installed.
+    pub router_namespace: Option<&'static str>,
     /// More flags for the API server.
     pub api_server_flags: Vec<String>,
 }
@@ -121,11 +121,13 @@ impl<'a> World<'a> {
             // The seeded state contains the CRDs, and helm does not take over objects that it did not create.
             installation = installation.set("crds.enabled", "false");
         }
-        if setup.has_router {
+        if let Some(namespace) = setup.router_namespace {
+            bench.runtime.block_on(create_namespace(&administrator, namespace))?;
             for (value, text) in [
                 ("router.enabled", "true"),
                 ("router.sources.gateway.type", "CloudEvents"),
                 ("router.sources.gateway.secretName", "gateway"),
+                ("router.autocreateNamespaces[0]", namespace),
             ] {
                 installation = installation.set(value, text);
             }

@@ -10,12 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use control_plane::{Process, Router, installation::NAMESPACE as RELEASE_NAMESPACE};
-use k8s_openapi::api::{authorization::v1::SubjectAccessReview, rbac::v1::RoleBinding};
-use kube::{
-    Api,
-    api::{ListParams, PostParams},
-};
+use control_plane::{Process, Router};
+use kube::{Api, api::ListParams};
 use serde_json::json;
 use switchboard::api::{Conversation, ProxyAddress};
 use tokio::{task::JoinSet, time::interval};
@@ -46,9 +42,9 @@ const AT_ONCE: usize = 50;
 /// Runs the measurements.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut log = AuditLog::in_directory(Path::new(RESULTS))?;
-    let setup = Setup { leads: true, has_router: true, api_server_flags: log.flags(), ..Setup::default() };
+    let setup =
+        Setup { leads: true, router_namespace: Some(NAMESPACE), api_server_flags: log.flags(), ..Setup::default() };
     let world = World::start(bench, &setup)?;
-    world.namespace(NAMESPACE)?;
     let sink = bench.runtime.block_on(Sink::start())?;
     bench.runtime.block_on(declare(&world, sink.address()))?;
     let routers = [router(&world, "router-1")?, router(&world, "router-2")?];
@@ -66,33 +62,14 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Declares the address of the business, and lets the router create conversations.
+/// Declares the address of the business.
 async fn declare(world: &World<'_>, sink: SocketAddr) -> Result<()> {
     let spec = json!({"channel": "SMS", "address": PROXY, "inbound": {
         "sources": ["twilio"],
         "autocreate": {"namespace": NAMESPACE, "maxPerMinute": 100_000},
         "sink": {"uri": format!("http://{sink}/")},
     }});
-    create_all(&world.administrator(), &[ProxyAddress::new("bench", serde_json::from_value(spec)?)]).await?;
-    let binding: RoleBinding = serde_json::from_value(json!({
-        "metadata": {"name": "switchboard-router-create"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "switchboard-router-create"},
-        "subjects": [{"kind": "ServiceAccount", "name": "switchboard-router", "namespace": RELEASE_NAMESPACE}],
-    }))?;
-    let bindings = Api::<RoleBinding>::namespaced(world.administrator(), NAMESPACE);
-    bindings.create(&PostParams::default(), &binding).await?;
-    let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
-        "user": control_plane::router::ROUTER,
-        "resourceAttributes": {
-            "namespace": NAMESPACE, "verb": "create", "group": "switchboard.dev", "resource": "conversations",
-        },
-    }}))?;
-    let reviews = Api::<SubjectAccessReview>::all(world.administrator());
-    until("the router's right to create", async || {
-        let reviewed = reviews.create(&PostParams::default(), &review).await;
-        reviewed.ok().and_then(|review| review.status).is_some_and(|status| status.allowed)
-    })
-    .await
+    create_all(&world.administrator(), &[ProxyAddress::new("bench", serde_json::from_value(spec)?)]).await
 }
 
 /// Starts a router with the source `twilio`.
@@ -392,7 +369,7 @@ fn memory(bench: &Bench) -> Result<Row> {
 
 fn resident(bench: &Bench, seed: Seed) -> Result<Vec<f64>> {
     let data = seed.data(bench)?;
-    let world = World::start(bench, &Setup { data, has_router: true, ..Setup::default() })?;
+    let world = World::start(bench, &Setup { data, router_namespace: Some(NAMESPACE), ..Setup::default() })?;
     let starts = bench.options.pick(3, 1);
     let mut figures = Vec::new();
     for start in 1..=starts {
