@@ -14,6 +14,8 @@ use crate::world::{CREATE_INTERVAL, NAMESPACE, Pod, RELEASE, TIMEOUT, World, exp
 /// The number of concurrent bodies. Each has the largest size of a review.
 const BODIES: usize = 64;
 const BODY_BYTES: usize = 8 << 20;
+/// The timer that becomes due during a power cut, in seconds. On a loaded machine, the power is cut some seconds after the create.
+const CLOSE_AFTER: u64 = 15;
 
 /// Any client that reaches the port can send bodies. Here sixty-four of the largest ones reach each replica at the same time.
 pub fn largest_bodies(world: &mut World) -> Result<String> {
@@ -124,17 +126,17 @@ pub fn absent_kube_proxy(world: &mut World) -> Result<String> {
 pub fn power_cut(world: &mut World) -> Result<String> {
     let name = world.set();
     let mut conversation: serde_json::Value = serde_json::from_str(&manifest(&name, &name)).unwrap_or_default();
-    conversation["spec"]["timers"] = serde_json::json!({"closeAfter": "5s"});
+    conversation["spec"]["timers"] = serde_json::json!({"closeAfter": format!("{CLOSE_AFTER}s")});
     let file = world.cluster.write("overdue.yaml", &conversation.to_string())?;
+    let (before, closed) = (count(world)? + 1, format!("conversation/{name}"));
     world.cluster.kubectl_run(&["apply", "--filename", &file.display().to_string()])?;
-    let (before, closed) = (count(world)?, format!("conversation/{name}"));
     let state = world.cluster.kubectl_run(&["get", &closed, "--output=jsonpath={.status.state}"])?;
     expect(state != "Closed", || {
         "the timer fired before the power cut, so the scenario would show nothing".to_owned()
     })?;
     world.cluster.cut_power();
     // The timer becomes due while nothing runs.
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(CLOSE_AFTER + 1));
     let back = Instant::now();
     world.cluster.restore_power()?;
     let reached = back.elapsed();
