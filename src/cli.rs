@@ -3,6 +3,7 @@
 
 mod process;
 mod route;
+mod sinks;
 
 use crate::api::{self, Timer, Timers};
 use crate::certificates::{self, Clients, Files};

@@ -9,12 +9,14 @@
 //! - [`server`] is the transport that both HTTP servers run on, with its limits;
 //! - [`webhook`] serves admission, and [`controller`] reconciles stored conversations; they do not import each other;
 //! - [`router`] takes inbound messages, finds or creates their conversations, and delivers them to sinks;
+//! - [`cloud_events`] signs events and posts them to sinks, for the router and the controller;
 //! - `index` has the open conversations and the claims as the watches show them, for the controller and the router;
 //! - [`client`] connects to the API server, and [`kube_error`] classifies the errors of its requests;
 //! - [`proxy_addresses`] watches the ProxyAddresses and the labels of the namespaces;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
 //! - [`export`] writes conversations as manifests, for a backup;
 //! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
+//! - `secret_files` reads mounted Secrets;
 //! - [`telemetry`] has the registry of metrics, logs and traces, and [`clock`] reads the time;
 //! - [`run`] assembles these into one process, `supervisor` supervises its tasks, and [`cli`] parses the command line.
 //!
@@ -29,6 +31,7 @@ pub mod claims;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod cloud_events;
 pub mod controller;
 pub mod core;
 pub mod export;
@@ -39,6 +42,7 @@ mod listener;
 pub mod proxy_addresses;
 pub mod router;
 pub mod run;
+mod secret_files;
 pub mod self_check;
 pub mod server;
 mod supervisor;

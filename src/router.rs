@@ -6,22 +6,19 @@
 //! - `messages` executes the way of a message that [`inbound`](crate::core::inbound) decides; `lanes` keeps the order of messages of one
 //!   binding, and `delivered` recognises repeated ones;
 //! - `known` has what the watches have shown, and `watcher` runs them;
-//! - `conversations` reads, creates and reports the activity of conversations; `activity` tells when that is due;
-//! - `event` makes events, and `sink` posts them.
+//! - `conversations` reads, creates and reports the activity of conversations; `activity` tells when that is due.
 //!
-//! It does not import the webhook or the controller.
+//! Sinks receive [`cloud_events`](crate::cloud_events). It does not import the webhook or the controller.
 
 mod activity;
 mod conversations;
 mod delivered;
-mod event;
 mod handler;
 mod known;
 mod lanes;
 mod messages;
 mod metrics;
 mod outcome;
-mod sink;
 pub mod source;
 mod sources;
 mod watcher;
@@ -30,6 +27,5 @@ pub use conversations::Conversations;
 pub use handler::{Handler, Limits};
 pub use messages::Messages;
 pub use metrics::RouterMetrics;
-pub use sink::Sinks;
 pub use sources::{Error as SourcesError, Settings as SourceSettings, Sources};
 pub use watcher::{SharedKnown, run as watch};

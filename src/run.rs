@@ -1,8 +1,10 @@
 //! Assembles the components into one supervised process: the operator, or the router. If a component ends, the process exits.
 
 mod route;
+mod sinks;
 
 pub use route::{RouteSettings, route};
+pub use sinks::SinkSettings;
 
 use crate::admin::{self, Readiness};
 use crate::api::Timers;
@@ -10,6 +12,7 @@ use crate::certificates::{self, CertificateMetrics, Clients, Files, Publisher, S
 use crate::claims::{ClaimMetrics, Claims};
 use crate::client::{self, ApiServer, ClientMetrics};
 use crate::clock::Clock;
+use crate::cloud_events::SigningError;
 use crate::controller::{self, Controller, ControllerMetrics};
 use crate::export;
 use crate::leader::{self, LeaderElector};
@@ -105,6 +108,9 @@ pub enum Error {
     /// The sources are not usable.
     #[error(transparent)]
     Sources(#[from] router::SourcesError),
+    /// The signing secrets are not usable.
+    #[error(transparent)]
+    SigningSecrets(#[from] SigningError),
     /// A certificate authority of the sinks is not usable.
     #[error("cannot use the certificate authorities in {}: {cause}; check --sink-ca-file", .path.display())]
     SinkAuthorities {

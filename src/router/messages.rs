@@ -3,16 +3,15 @@
 
 use super::conversations::Conversations;
 use super::delivered::Delivered;
-use super::event::{Event, EventType};
 use super::known::AssignmentNumber;
 use super::lanes::Lanes;
 use super::metrics::RouterMetrics;
 use super::outcome::MessageOutcome;
-use super::sink::{Delivery, Sinks, url};
 use super::source::InboundMessage;
 use super::watcher::SharedKnown;
 use crate::api::{Autocreate, Channel, ConversationReference, MAX_ADDRESS_LENGTH, ProxyAddress};
 use crate::clock::Clock;
+use crate::cloud_events::{Delivery, Event, EventType, Sinks, url};
 use crate::core::binding::{Binding, BindingName};
 use crate::core::inbound::{
     Creation, MessageKey, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable,

@@ -1,21 +1,14 @@
 //! The configured sources: their types, from a file, and their keys, from mounted Secrets. A changed Secret is taken up without a restart.
 
-use super::event::Signer;
 use super::source::{Keys, Source, SourceType};
+use crate::secret_files::{self, POLL_INTERVAL, Unreadable};
 use crate::telemetry::error_chain::ErrorChain;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
-
-/// The interval between reads of the Secrets. A changed Secret reaches the volume of a pod within about a minute.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// The maximum size of a key, in bytes.
-const MAX_KEY_BYTES: u64 = 4096;
 
 /// Where the sources are configured.
 #[derive(Clone, Debug)]
@@ -24,8 +17,6 @@ pub struct Settings {
     pub file: PathBuf,
     /// The directory with a directory of keys for each source.
     pub secrets: PathBuf,
-    /// The directory of the signing secrets.
-    pub signing: Option<PathBuf>,
 }
 
 /// A source in the file.
@@ -42,13 +33,8 @@ struct Listed {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}; check the volumes of the pod", .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     /// The file of the sources is not valid.
     #[error("{} is not valid: {source}", .path.display())]
     Invalid {
@@ -83,7 +69,6 @@ struct Configured {
 pub struct Sources {
     settings: Settings,
     by_name: Arc<BTreeMap<String, Configured>>,
-    signer: watch::Sender<Arc<Signer>>,
 }
 
 impl Sources {
@@ -93,7 +78,7 @@ impl Sources {
     /// If a file cannot be read or is not valid.
     pub fn read(settings: Settings) -> Result<Self, Error> {
         let path = &settings.file;
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Unreadable { path: path.clone(), source })?;
         let invalid = |source: Box<dyn std::error::Error + Send + Sync>| Error::Invalid { path: path.clone(), source };
         let listed: BTreeMap<String, Listed> =
             serde_saphyr::from_str(&text).map_err(|error| invalid(error.to_string().into()))?;
@@ -105,8 +90,7 @@ impl Sources {
             configured.load(&settings.secrets, &name);
             by_name.insert(name, configured);
         }
-        let signer = signer(settings.signing.as_deref())?;
-        Ok(Self { settings, by_name: Arc::new(by_name), signer: watch::Sender::new(Arc::new(signer)) })
+        Ok(Self { settings, by_name: Arc::new(by_name) })
     }
 
     /// The source of this name, with its keys if they are usable.
@@ -115,24 +99,12 @@ impl Sources {
         self.by_name.get(name).map(|configured| (&configured.source, configured.keys.borrow().clone()))
     }
 
-    /// The signer of events, with the current secrets.
-    #[must_use]
-    pub fn signer(&self) -> watch::Receiver<Arc<Signer>> {
-        self.signer.subscribe()
-    }
-
     /// Takes up changed Secrets until the process exits.
     pub async fn run(self) {
         loop {
             sleep(POLL_INTERVAL).await;
             for (name, configured) in self.by_name.as_ref() {
                 configured.load(&self.settings.secrets, name);
-            }
-            match signer(self.settings.signing.as_deref()) {
-                Ok(signer) => drop(self.signer.send_replace(Arc::new(signer))),
-                Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), "failed to load the signing secrets; the previous ones sign");
-                }
             }
         }
     }
@@ -151,7 +123,7 @@ impl Configured {
                 }
             }
             Err(error) => {
-                let is_unreadable = matches!(error, Error::Unreadable { .. });
+                let is_unreadable = matches!(error, Error::Unreadable(_));
                 let error = ErrorChain(&error).to_string();
                 // Once, and not at each attempt.
                 if self.error.send_replace(Some(error.clone())).as_ref() != Some(&error) {
@@ -167,47 +139,6 @@ impl Configured {
 
 fn keys(secrets: &Path, name: &str, type_: SourceType) -> Result<Keys, Error> {
     let path = secrets.join(name);
-    let files = files(&path)?;
+    let files = secret_files::read(&path)?;
     Keys::of(type_, files).map_err(|error| Error::Keys { name: name.to_owned(), path, cause: error.to_string() })
-}
-
-fn signer(directory: Option<&Path>) -> Result<Signer, Error> {
-    let Some(path) = directory else { return Ok(Signer::default()) };
-    let files = files(path)?;
-    if files.is_empty() {
-        let error = "it has no secret, so events would not be signed";
-        return Err(Error::Invalid { path: path.to_owned(), source: error.into() });
-    }
-    Signer::new(files.values().map(Vec::as_slice))
-        .map_err(|error| Error::Invalid { path: path.to_owned(), source: error.into() })
-}
-
-/// The files of a mounted Secret: one for each of its keys. The names that start with a dot are the kubelet's own.
-fn files(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Unreadable { path, source }
-    };
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).map_err(unreadable(directory))? {
-        let entry = entry.map_err(unreadable(directory))?;
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        if name.starts_with('.') {
-            continue;
-        }
-        // The files are links to those of the current version. A key that has just been removed has a link for a moment longer.
-        let metadata = match std::fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            metadata => metadata.map_err(unreadable(&path))?,
-        };
-        if !metadata.is_file() {
-            continue;
-        }
-        if metadata.len() > MAX_KEY_BYTES {
-            let error = io::Error::other(format!("it is larger than {MAX_KEY_BYTES} bytes"));
-            return Err(Error::Unreadable { path, source: error });
-        }
-        files.insert(name, std::fs::read(&path).map_err(unreadable(&path))?);
-    }
-    Ok(files)
 }

@@ -1,21 +1,19 @@
 //! Assembles the router.
 
+use super::sinks::{SinkSettings, sinks};
 use super::{Error, listen, signals};
 use crate::admin::{self, Readiness};
 use crate::client::{ApiServer, ClientMetrics};
 use crate::clock::Clock;
 use crate::proxy_addresses::ProxyAddressWatcher;
 use crate::router::{
-    Conversations, Handler, Limits, Messages, RouterMetrics, SharedKnown, Sinks, SourceSettings, Sources, watch,
+    Conversations, Handler, Limits, Messages, RouterMetrics, SharedKnown, SourceSettings, Sources, watch,
 };
 use crate::server::{Endpoint, Security, Shutdown};
 use crate::supervisor::Supervisor;
 use crate::telemetry::metrics;
 use hyper::Uri;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +26,8 @@ pub struct RouteSettings {
     pub sources: SourceSettings,
     /// The sink that is told about messages that no ProxyAddress accepts.
     pub dead_letter_sink: Option<Uri>,
-    /// The file of the certificate authorities that sinks may have in addition to the public ones.
-    pub sink_authorities: Option<PathBuf>,
+    /// The client of the sinks.
+    pub sinks: SinkSettings,
     /// The address of the admin server.
     pub health_address: SocketAddr,
     /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica.
@@ -44,11 +42,7 @@ pub async fn route(settings: RouteSettings) -> Result<(), Error> {
     let clock = Clock;
     let (mut registry, readiness) = (metrics::registry(), Readiness::default());
     let sources = Sources::read(settings.sources)?;
-    let authorities = settings.sink_authorities.as_deref().map(authorities).transpose()?.unwrap_or_default();
-    let sinks = Sinks::new(authorities, sources.signer(), clock).map_err(|error| Error::SinkAuthorities {
-        path: settings.sink_authorities.unwrap_or_default(),
-        cause: error.to_string(),
-    })?;
+    let (sinks, signing_secrets) = sinks(settings.sinks, clock)?;
     let inbound = listen(settings.inbound_address, "messages", "--inbound-address").await?;
     let admin = listen(settings.health_address, "probes", "--health-address").await?;
     // No certificate is needed.
@@ -83,6 +77,7 @@ pub async fn route(settings: RouteSettings) -> Result<(), Error> {
     supervisor.background("the watch of the ProxyAddresses", proxy_address_watcher.run());
     supervisor.background("the watches", watch(client, known, proxy_addresses, readiness.clone(), clock));
     supervisor.background("the keys of the sources", sources.run());
+    supervisor.background("the signing secrets", signing_secrets.run());
     let stages = Shutdown { draining: shutdown, closing: closing.clone() };
     supervisor.critical("the router", closing, async move {
         let endpoint = Endpoint {
@@ -99,12 +94,4 @@ pub async fn route(settings: RouteSettings) -> Result<(), Error> {
     supervisor.run(|| readiness.draining()).await?;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Reads certificate authorities.
-fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let error = |cause: String| Error::SinkAuthorities { path: path.to_owned(), cause };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|cause| error(cause.to_string()))?;
-    let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(|cause| error(cause.to_string()))?;
-    if certificates.is_empty() { Err(error("it has no certificate".to_owned())) } else { Ok(certificates) }
 }

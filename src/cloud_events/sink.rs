@@ -1,6 +1,7 @@
 //! Delivers events to sinks over HTTP, within a budget of time. It does not know what the events are about, and never follows a redirect.
 
-use super::event::{Event, Signer};
+use super::event::Event;
+use super::signer::Signer;
 use crate::api::{Sink, SinkService};
 use crate::clock::Clock;
 use crate::telemetry::error_chain::ErrorChain;
@@ -31,14 +32,38 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The maximum number of simultaneous requests to sinks. Each has a connection, and a process has 1,024 open files by default.
 const MAX_REQUESTS: usize = 384;
 
-/// How a sink took an event.
+/// The answer of a sink that has seen an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub enum Verdict {
     /// It accepted it (2xx).
     Accepted,
     /// It refused the event for good (400, 410, 413, 415 or 422).
     Refused,
-    /// It did not accept it in time. Other codes come from what stands before a sink, such as a proxy that has no route during a rollout.
+}
+
+/// Why a sink has no verdict on an event, which may be sent again. The text has no address, and not the URL of the sink, which may contain a
+/// secret.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Another code. It comes from what stands before a sink, such as a proxy that has no route during a rollout.
+    #[error("status {0}")]
+    Status(StatusCode),
+    /// There is no response.
+    #[error(transparent)]
+    Transport(#[from] hyper_util::client::legacy::Error),
+    /// There is no response in time.
+    #[error("no response in time")]
+    TimedOut,
+}
+
+/// How a sink took an event in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It accepted it.
+    Accepted,
+    /// It refused the event for good.
+    Refused,
+    /// It did not accept it in time.
     Failed,
 }
 
@@ -79,20 +104,15 @@ impl Sinks {
 
     /// Posts `event` to `sink` until it is accepted or refused, at the latest by `until`.
     pub async fn post(&self, sink: &Uri, event: &Event, until: Instant) -> Delivery {
-        let body = Bytes::from(event.body());
         let mut pause = FIRST_PAUSE;
         loop {
-            let cause = match timeout_at(until, self.attempt(sink, event, body.clone())).await {
-                Ok(Ok(status)) => match status {
-                    status if status.is_success() => return Delivery::Accepted,
-                    status if is_final(status) => return Delivery::Refused,
-                    status => format!("status {status}"),
-                },
-                Ok(Err(error)) => ErrorChain(&error).to_string(),
-                Err(_) => "no response in time".to_owned(),
+            let failure = match self.try_post(sink, event, until).await {
+                Ok(Verdict::Accepted) => return Delivery::Accepted,
+                Ok(Verdict::Refused) => return Delivery::Refused,
+                Err(failure) => failure,
             };
+            let cause = ErrorChain(&failure).to_string();
             if self.clock.monotonic() + pause >= until {
-                // Logs contain no addresses, and the URL of a sink may contain a secret.
                 tracing::warn!(host = sink.host(), cause, "a sink did not accept an event");
                 return Delivery::Failed;
             }
@@ -102,19 +122,27 @@ impl Sinks {
         }
     }
 
-    async fn attempt(
-        &self,
-        sink: &Uri,
-        event: &Event,
-        body: Bytes,
-    ) -> Result<StatusCode, hyper_util::client::legacy::Error> {
+    /// Posts `event` to `sink` once.
+    ///
+    /// # Errors
+    /// If it is neither accepted nor refused by `until`.
+    pub async fn try_post(&self, sink: &Uri, event: &Event, until: Instant) -> Result<Verdict, Failure> {
+        match timeout_at(until, self.request(sink, event)).await.map_err(|_| Failure::TimedOut)?? {
+            status if status.is_success() => Ok(Verdict::Accepted),
+            status if is_final(status) => Ok(Verdict::Refused),
+            status => Err(Failure::Status(status)),
+        }
+    }
+
+    async fn request(&self, sink: &Uri, event: &Event) -> Result<StatusCode, hyper_util::client::legacy::Error> {
         // The semaphore is never closed.
         let permit = self.requests.clone().acquire_owned().await;
-        let signer = self.signer.borrow().clone();
-        let mut request = Request::new(Full::from(body.clone()));
+        let (signer, body) = (self.signer.borrow().clone(), Bytes::from(event.body()));
+        let headers = event.headers(&body, &signer, self.clock.now());
+        let mut request = Request::new(Full::from(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = sink.clone();
-        *request.headers_mut() = event.headers(&body, &signer, self.clock.now());
+        *request.headers_mut() = headers;
         let response = self.client.request(request).await?;
         let status = response.status();
         // The connection can be used again only after the body. A sink that never ends it has answered all the same.

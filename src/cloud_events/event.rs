@@ -1,13 +1,13 @@
-//! The events that sinks receive: `CloudEvents` 1.0 in the binary mode of HTTP, signed as Standard Webhooks say.
+//! The events that sinks receive: `CloudEvents` 1.0 in the binary mode of HTTP.
 //!
-//! Sources: <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>,
-//! <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>
+//! Source: <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 
+use super::signer::Signer;
 use crate::api::Time;
-use data_encoding::{BASE32_NOPAD, BASE64};
+use data_encoding::BASE32_NOPAD;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use ring::{digest, hmac};
+use ring::digest;
 use serde_json::Value;
 use strum::IntoStaticStr;
 
@@ -94,54 +94,6 @@ impl Event {
     }
 }
 
-/// Signs events. Without secrets, it signs nothing.
-#[derive(Clone, Default)]
-pub struct Signer(Vec<hmac::Key>);
-
-/// Why a signing secret is not valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a signing secret must be `whsec_` and the base64 of 24 to 64 bytes, as `echo whsec_$(openssl rand -base64 32)` makes"
-)]
-pub struct InvalidSecret;
-
-impl Signer {
-    /// Signs by each of `secrets`, so that they can be replaced one after the other.
-    ///
-    /// # Errors
-    /// If a secret is not valid.
-    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, InvalidSecret> {
-        let key = |secret: &[u8]| {
-            let encoded = secret.trim_ascii().strip_prefix(b"whsec_").ok_or(InvalidSecret)?;
-            let bytes = BASE64.decode(encoded).map_err(|_| InvalidSecret)?;
-            if (24..=64).contains(&bytes.len()) {
-                Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
-            } else {
-                Err(InvalidSecret)
-            }
-        };
-        Ok(Self(secrets.into_iter().map(key).collect::<Result<_, _>>()?))
-    }
-
-    fn headers(&self, id: &str, body: &[u8], now: Time) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        if self.0.is_empty() {
-            return headers;
-        }
-        let timestamp = now.timestamp().as_second().to_string();
-        let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
-        let signature = |key| format!("v1,{}", BASE64.encode(hmac::sign(key, &signed).as_ref()));
-        let signatures = self.0.iter().map(signature).collect::<Vec<_>>().join(" ");
-        for (name, value) in [("webhook-id", id), ("webhook-timestamp", &timestamp), ("webhook-signature", &signatures)]
-        {
-            if let Ok(value) = value.parse() {
-                headers.insert(HeaderName::from_static(name), value);
-            }
-        }
-        headers
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,26 +121,5 @@ mod tests {
         assert_eq!(text("ce-subject"), Some("sales/alice"));
         assert_eq!((text("ce-time"), text("webhook-id")), (None, None));
         assert_eq!(event().body(), r#"{"raw":"ü"}"#.as_bytes());
-    }
-
-    #[test]
-    fn signature_matches_the_example_of_the_specification() {
-        let signer = Signer::new([&b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n"[..]]).unwrap();
-        let body = br#"{"test": 2432232314}"#;
-        let at = Time::new(k8s_openapi::jiff::Timestamp::from_second(1_614_265_330).unwrap());
-        let headers = signer.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", body, at);
-        assert_eq!(headers["webhook-signature"], "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
-        assert_eq!(headers["webhook-timestamp"], "1614265330");
-    }
-
-    #[test]
-    fn each_secret_signs_and_an_invalid_one_is_an_error() {
-        let secrets = [&b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"[..], b"whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"];
-        let headers = event().headers(b"{}", &Signer::new(secrets).unwrap(), Time::EPOCH);
-        assert_eq!(headers["webhook-signature"].to_str().unwrap().split(' ').count(), 2);
-        assert_eq!(headers["webhook-id"].len(), 30);
-        for invalid in ["", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_", "whsec_AAEC", "whsec_?"] {
-            assert!(Signer::new([invalid.as_bytes()]).is_err(), "{invalid}");
-        }
     }
 }
