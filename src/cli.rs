@@ -16,9 +16,11 @@ use crate::{leader, run};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use data_encoding::BASE32_NOPAD;
+use hyper::Uri;
 use process::Process;
 use ring::rand::{SecureRandom, SystemRandom};
 use route::Route;
+use sinks::{SinkClient, sink};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -192,6 +194,11 @@ struct Run {
     /// Accept a delay of default timers below 10m, for tests. Unsafe: a mistake in a default closes conversations at once, which is final.
     #[arg(long, env = "SWITCHBOARD_UNSAFE_DEFAULTS_DELAY")]
     unsafe_defaults_delay: bool,
+    /// URL of the sink to which the leader sends an event for each change in the life of a conversation. If not set, it sends none.
+    #[arg(long, env = "SWITCHBOARD_EVENTS_SINK", value_parser = sink)]
+    events_sink: Option<Uri>,
+    #[command(flatten)]
+    sink_client: SinkClient,
     #[command(flatten)]
     process: Process,
 }
@@ -264,6 +271,10 @@ impl Run {
                     .into(),
             );
         }
+        if self.events_sink.is_none() && self.sink_client.is_set() {
+            return Err("--signing-secrets-directory and --sink-ca-file have no effect without --events-sink; set it, or remove them"
+                .into());
+        }
         let certificate = match self.tls_cert_file.zip(self.tls_key_file) {
             Some((certificate, key)) => run::Certificate::Files(Files { certificate, key }),
             None => run::Certificate::SelfManaged(certificates::Settings {
@@ -295,6 +306,7 @@ impl Run {
             requires_proxy_addresses: self.require_proxy_addresses,
             default_timers,
             defaults_delay: self.defaults_delay,
+            events_sink: self.events_sink.map(|uri| (uri, self.sink_client.settings())),
             drain_delay: self.process.drain_delay,
         };
         self.process.run(run::run(settings))

@@ -13,7 +13,7 @@ mod proxy_addresses;
 mod queue;
 mod work;
 
-pub use events::EventPublisher;
+pub use events::{EventPublisher, EventsSinkSettings};
 pub use metrics::ControllerMetrics;
 
 use crate::admin::Readiness;
@@ -54,7 +54,7 @@ const EVENT_BACKFILL_WINDOW: Duration = Duration::from_mins(2);
 const MAX_IDLE: Duration = Duration::from_hours(1);
 
 /// The settings of the controller.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// The name of the replica in Events.
     pub instance: String,
@@ -62,6 +62,8 @@ pub struct Settings {
     pub default_timers: Timers,
     /// The time from the observation of a default timer until it closes a conversation.
     pub defaults_delay: Duration,
+    /// The sink of the lifecycle events; `None` if there is none.
+    pub events_sink: Option<EventsSinkSettings>,
 }
 
 /// The controller.
@@ -97,11 +99,11 @@ impl Controller {
         readiness: Readiness,
         metrics: ControllerMetrics,
     ) -> Self {
-        let Settings { instance, default_timers, defaults_delay } = settings;
+        let Settings { instance, default_timers, defaults_delay, events_sink } = settings;
         let (grace_period, clock) = (claims.grace_period(), claims.clock());
         let index = Index::new(metrics.stats().clone(), DefaultTimers::new(default_timers, defaults_delay));
         let worker = Worker::new(client.clone(), claims, clock, leadership.clone(), metrics.clone());
-        let event_recorder = EventRecorder::new(client.clone(), instance);
+        let event_recorder = EventRecorder::new(client.clone(), instance, events_sink, clock, metrics.clone());
         Self {
             client,
             clock,
@@ -123,7 +125,7 @@ impl Controller {
     /// Runs until `shutdown`, and then until the jobs in progress are complete.
     ///
     /// # Errors
-    /// If a job panicked. The resulting state is unknown, so the process must restart.
+    /// If a job, or the work on an Event, panicked. The resulting state is unknown, so the process must restart.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), JoinError> {
         let mut open = Box::pin(watch_for::<OpenConversations>(self.client.clone()));
         let mut closed = Box::pin(watch_for::<ClosedConversations>(self.client.clone()));
@@ -158,7 +160,7 @@ impl Controller {
                     None => self.catalog_withdrawn(),
                 },
                 Some(result) = jobs.join_next() => self.job_finished(result?),
-                () = self.event_recorder.progress() => {}
+                result = self.event_recorder.progress() => result?,
                 () = self.leadership.changed() => {}
                 () = sleep_until(wake) => {}
                 () = shutdown.cancelled() => break,
@@ -178,8 +180,7 @@ impl Controller {
         while let Some(result) = jobs.join_next().await {
             self.job_finished(result?);
         }
-        self.event_recorder.shutdown().await;
-        Ok(())
+        self.event_recorder.shutdown().await
     }
 
     fn follow_leadership(&mut self) {

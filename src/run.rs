@@ -13,7 +13,7 @@ use crate::claims::{ClaimMetrics, Claims};
 use crate::client::{self, ApiServer, ClientMetrics};
 use crate::clock::Clock;
 use crate::cloud_events::SigningError;
-use crate::controller::{self, Controller, ControllerMetrics};
+use crate::controller::{self, Controller, ControllerMetrics, EventsSinkSettings};
 use crate::export;
 use crate::leader::{self, LeaderElector};
 use crate::listener;
@@ -26,7 +26,9 @@ use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::metrics;
 use crate::webhook::{AdmissionHandler, Grants, Limits, Router, WebhookMetrics};
 use futures::{Stream, stream};
+use hyper::Uri;
 use hyper::body::Bytes;
+use sinks::sinks;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub default_timers: Timers,
     /// The time from the observation of a default timer until it closes a conversation.
     pub defaults_delay: Duration,
+    /// The sink of the lifecycle events, and its client; `None` if there is none.
+    pub events_sink: Option<(Uri, SinkSettings)>,
     /// How long new connections are accepted after a SIGTERM, until they are no longer routed to this replica.
     pub drain_delay: Duration,
 }
@@ -150,6 +154,11 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     if let Certificate::Files(files) = &settings.certificate {
         files.publish(&mut publisher)?;
     }
+    let events_sink = settings.events_sink.map(|(uri, client)| Ok::<_, Error>((uri, sinks(client, clock)?)));
+    let (events_sink, signing_secrets) = match events_sink.transpose()? {
+        Some((uri, (sinks, signing_secrets))) => (Some(EventsSinkSettings { uri, sinks }), Some(signing_secrets)),
+        None => (None, None),
+    };
     let webhook = listen(settings.webhook_address, "the webhook", "--webhook-address").await?;
     let admin = listen(settings.health_address, "probes", "--health-address").await?;
     let api_server = ApiServer::from_environment(&ClientMetrics::new(&mut registry)).await?;
@@ -180,6 +189,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             instance,
             default_timers: settings.default_timers,
             defaults_delay: settings.defaults_delay,
+            events_sink,
         },
         client.clone(),
         claims.clone(),
@@ -192,6 +202,9 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     let self_check = SelfCheck::new(client.clone(), claims.clone(), settings.namespace, leadership, self_check_metrics);
     supervisor.background("the watch of the ProxyAddresses", proxy_address_watcher.run());
     supervisor.background("the self-check", self_check.run());
+    if let Some(signing_secrets) = signing_secrets {
+        supervisor.background("the signing secrets", signing_secrets.run());
+    }
     supervisor.background("the certificate manager", async move {
         match settings.certificate {
             Certificate::SelfManaged(settings) => {

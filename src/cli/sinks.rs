@@ -1,4 +1,4 @@
-//! The flags of the client of the sinks.
+//! The flags of the client of the sinks, which the operator and the router have.
 
 use crate::run::SinkSettings;
 use clap::Args;
@@ -17,6 +17,12 @@ pub struct SinkClient {
 }
 
 impl SinkClient {
+    /// Whether a flag is set.
+    pub fn is_set(&self) -> bool {
+        let Self { signing_secrets_directory, sink_ca_file } = self;
+        signing_secrets_directory.is_some() || sink_ca_file.is_some()
+    }
+
     /// The settings of the client.
     pub fn settings(self) -> SinkSettings {
         let Self { signing_secrets_directory, sink_ca_file } = self;

@@ -26,6 +26,27 @@ pub enum EventType {
     /// No conversation gets a message.
     #[strum(serialize = "dev.switchboard.message.unroutable.v1")]
     Unroutable,
+    /// Another conversation holds the binding of a conversation.
+    #[strum(serialize = "dev.switchboard.conversation.already_bound.v1")]
+    AlreadyBound,
+    /// A conversation that waited for its binding holds it now.
+    #[strum(serialize = "dev.switchboard.conversation.bound.v1")]
+    Bound,
+    /// A conversation has no participant.
+    #[strum(serialize = "dev.switchboard.conversation.unassigned.v1")]
+    Unassigned,
+    /// A conversation became Inactive.
+    #[strum(serialize = "dev.switchboard.conversation.inactive.v1")]
+    Inactive,
+    /// A conversation became Active again.
+    #[strum(serialize = "dev.switchboard.conversation.reactivated.v1")]
+    Reactivated,
+    /// A conversation became Closed.
+    #[strum(serialize = "dev.switchboard.conversation.closed.v1")]
+    Closed,
+    /// A closed conversation was deleted because its time to live elapsed.
+    #[strum(serialize = "dev.switchboard.conversation.expired.v1")]
+    Expired,
 }
 
 /// An event. Its addresses stand in `data` alone, because intermediaries log attributes.
@@ -33,13 +54,13 @@ pub enum EventType {
 pub struct Event {
     /// Its type.
     pub type_: EventType,
-    /// Its source: `/proxyaddresses/NAME`, or `/sources/SOURCE`.
+    /// Its source: `/proxyaddresses/NAME` or `/sources/SOURCE` of a message, `/conversations` of a change of a conversation.
     pub source: String,
     /// Its ID. A repeated event has the same source and ID.
     pub id: String,
     /// The conversation, as `NAMESPACE/NAME`.
     pub subject: Option<String>,
-    /// When the message was sent.
+    /// When the message was sent, or the conversation changed.
     pub time: Option<Time>,
     /// The UID of the conversation.
     pub partition_key: Option<String>,

@@ -7,6 +7,7 @@ use crate::telemetry::metrics::{REQUEST_BUCKETS, counters, registered};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::time::Duration;
@@ -76,6 +77,20 @@ impl From<&kube::Error> for ErrorClass {
     }
 }
 
+/// What has become of a lifecycle event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum EventOutcome {
+    /// The sink accepted it.
+    Accepted,
+    /// The sink did not accept it, and it is sent again.
+    Retried,
+    /// The sink refused it for good.
+    Refused,
+    /// It was given up: the backlog was full, or the sink did not accept it for too long.
+    Dropped,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TaskLabels {
     task: &'static str,
@@ -84,6 +99,11 @@ struct TaskLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClassLabels {
     class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
 }
 
 /// The metrics of the controller. Clones share their values.
@@ -95,6 +115,8 @@ pub struct ControllerMetrics {
     lateness: Histogram,
     reconcile_duration: Family<TaskLabels, Histogram>,
     reconcile_errors: Family<ClassLabels, Counter>,
+    lifecycle_events: Family<OutcomeLabels, Counter>,
+    pending_lifecycle_events: Gauge,
 }
 
 impl ControllerMetrics {
@@ -135,6 +157,17 @@ impl ControllerMetrics {
                 "Failed reconciliations by error class",
                 ErrorClass::VARIANTS.iter().map(|class| ClassLabels { class: class.into() }),
             ),
+            lifecycle_events: counters(
+                registry,
+                "lifecycle_events",
+                "Attempts to send lifecycle events to their sink, and events that were dropped, by outcome",
+                EventOutcome::VARIANTS.iter().map(|outcome| OutcomeLabels { outcome: outcome.into() }),
+            ),
+            pending_lifecycle_events: registered(
+                registry,
+                "pending_lifecycle_events",
+                "Lifecycle events that their sink has not accepted yet",
+            ),
         }
     }
 
@@ -163,5 +196,15 @@ impl ControllerMetrics {
         if let Some(class) = error {
             self.reconcile_errors.get_or_create(&ClassLabels { class: class.into() }).inc();
         }
+    }
+
+    /// Records what has become of a lifecycle event.
+    pub fn event_sent(&self, outcome: EventOutcome) {
+        self.lifecycle_events.get_or_create(&OutcomeLabels { outcome: outcome.into() }).inc();
+    }
+
+    /// Sets the number of lifecycle events that the sink has not accepted yet.
+    pub fn set_pending_events(&self, count: usize) {
+        self.pending_lifecycle_events.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }

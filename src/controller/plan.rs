@@ -210,7 +210,8 @@ pub fn plan_conversation(
 ) -> Plan {
     let now = moment.now;
     if let Some(InvalidEntry { uid, notice, .. }) = index.invalid(key) {
-        return Plan::Record(PendingEvent { key: key.clone(), uid: uid.clone(), notice: notice.clone() });
+        let (key, uid, notice) = (key.clone(), uid.clone(), notice.clone());
+        return Plan::Record(PendingEvent { key, uid, notice, snapshot: None });
     }
     let Some(entry) = index.open(key) else {
         return plan_closed(index, key, moment);

@@ -1,7 +1,7 @@
 //! Jobs: the parts of tasks that call the API server. A job ends with one write, which has a precondition, or without a write. Only
 //! this module writes statuses.
 
-use super::events::PendingEvent;
+use super::events::{PendingEvent, pending_events};
 use super::metrics::{ControllerMetrics, ErrorClass, TaskKind};
 use super::plan::{ConversationLookup, Deletion, Job, Release, StatusWrite};
 use super::proxy_addresses::ProxyAddressWrite;
@@ -11,7 +11,7 @@ use crate::claims::{self, Claims, Outcome};
 use crate::clock::Clock;
 use crate::core::claim::{CreateStatus, ReleaseStep, Successor, Write, adopt, release};
 use crate::core::effective::stored_binding;
-use crate::core::lifecycle::{BindingStatus, Notice, decide, expired};
+use crate::core::lifecycle::{BindingStatus, decide, expired};
 use crate::index::Entry;
 use crate::index::Task;
 use crate::index::{NamespacedName, ProxyKey, Uid, Version};
@@ -250,7 +250,7 @@ impl Worker {
                 // A write without a change makes no watch event.
                 let is_changed =
                     written.metadata.resource_version.as_deref().map(Version::from).as_ref() != Some(&version);
-                let pending_events = pending_events(&key, &uid, notices);
+                let pending_events = pending_events(&key, &uid, notices, Some(&written));
                 Ok(JobOutcome::Written { changed: is_changed.then_some(version), next, pending_events })
             }
             Err(error) if kube_error::ErrorClass::of(&error).is_stale() => Ok(JobOutcome::Outdated(version)),
@@ -271,8 +271,8 @@ impl Worker {
                 tracing::debug!(conversation = %key, "deleted a closed conversation whose time to live has elapsed");
                 // An object that finalizers keep is answered instead of a status.
                 let finalizers = deleted.left().and_then(|kept| kept.metadata.finalizers).unwrap_or_default();
-                let notice = expired(expiry, &finalizers);
-                Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, vec![notice]) })
+                let notices = vec![expired(expiry, &finalizers)];
+                Ok(JobOutcome::Deleted { pending_events: pending_events(&key, &uid, notices, None) })
             }
             Err(error) => unless_outdated(error),
         }
@@ -372,10 +372,6 @@ impl Worker {
 /// The outcome of a write that failed. If the object has changed or is gone, the watch event of the change adds the task again.
 fn unless_outdated(error: kube::Error) -> Result<JobOutcome, Error> {
     if kube_error::ErrorClass::of(&error).is_stale() { Ok(JobOutcome::Done) } else { Err(error.into()) }
-}
-
-fn pending_events(key: &NamespacedName, uid: &Uid, notices: Vec<Notice>) -> Vec<PendingEvent> {
-    notices.into_iter().map(|notice| PendingEvent { key: key.clone(), uid: uid.clone(), notice }).collect()
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl ProxyKey {
 }
 
 /// A UID: the 16 bytes of a UUID, which is the form that the API server generates, or any other text.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Uid {
     /// A UUID, written in its canonical form.
     Uuid([u8; 16]),

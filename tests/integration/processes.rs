@@ -20,6 +20,7 @@ mod inbound_walk;
 mod input;
 mod leader;
 mod lifecycle;
+mod lifecycle_events;
 mod logs;
 mod races;
 mod restore;

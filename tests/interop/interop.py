@@ -78,7 +78,7 @@ def verify(given):
         data = webhook.verify(body, headers)
         event = from_http_event(HTTPMessage(headers=headers, body=body))
         assert event.get_data() == data, (event.get_data(), data)
-        raw = data["raw"]
+        raw = data.get("raw", {})
         if "messaging_product" in raw:
             update = {"entry": [{"id": "102290129340398", "changes": [{"field": "messages", "value": raw}]}]}
             message = Message.from_update(WhatsApp(phone_id="1", token="t"), update)

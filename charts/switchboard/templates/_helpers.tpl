@@ -183,6 +183,11 @@ The flags of `switchboard run` as environment variables. All other flags keep th
   value: {{ . | quote }}
 {{- end }}
 {{- end }}
+{{- with include "switchboard.sinkURL" .Values.events.sink }}
+- name: SWITCHBOARD_EVENTS_SINK
+  value: {{ . | quote }}
+{{- end }}
+{{- include "switchboard.sinkEnvironment" .Values.events }}
 {{ include "switchboard.telemetryEnvironment" . }}
 {{- end }}
 
@@ -203,7 +208,7 @@ The flags for logs and traces, which all processes have, as environment variable
 {{- end }}
 
 {{/*
-The volumes of the pod, except its token. There are none if the operator issues its certificate and accepts any client.
+The volumes of the pod, except its token. There are none if the operator issues its certificate, accepts any client, and signs no events.
 */}}
 {{- define "switchboard.volumes" -}}
 {{- if .Values.certManager.enabled }}
@@ -216,6 +221,7 @@ The volumes of the pod, except its token. There are none if the operator issues 
   configMap:
     name: {{ . }}
 {{- end }}
+{{- include "switchboard.sinkVolumes" .Values.events }}
 {{- end }}
 
 {{/*

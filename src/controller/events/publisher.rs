@@ -44,7 +44,7 @@ impl EventPublisher {
     }
 
     fn event(&self, namespace: &str, name: &str, uid: &str, notice: &Notice) -> Event {
-        let Notice { reason, time, note } = notice;
+        let Notice { reason, time, state_reason: _, note } = notice;
         Event {
             metadata: ObjectMeta {
                 name: Some(event_name(name, uid, reason.as_str(), *time)),

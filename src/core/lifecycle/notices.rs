@@ -1,4 +1,5 @@
-//! Notices: the changes of a conversation that users are notified of. The controller records each of them as an Event.
+//! Notices: the changes of a conversation that users are notified of. The controller records each of them as an Event, and sends it to the
+//! sink of the lifecycle events.
 
 use super::PreviousStatus;
 use crate::api::{ConditionReason, ConditionStatus, ConditionType, ConversationStatus, State, StateReason, Time};
@@ -11,6 +12,8 @@ pub struct Notice {
     pub reason: NoticeReason,
     /// Time of the change. Reason and time identify the notice, so that it is recorded once.
     pub time: Time,
+    /// The reason of the state, if the state has changed.
+    pub state_reason: Option<StateReason>,
     /// The description of the change, for people.
     pub note: String,
 }
@@ -78,14 +81,15 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
         };
         let is_unchanged = before.since(condition.type_, condition.status).is_some();
         let time = condition.last_transition_time;
-        (!is_unchanged).then_some(Notice { reason, time, note })
+        (!is_unchanged).then_some(Notice { reason, time, state_reason: None, note })
     });
-    let because = match status.state_reason {
-        Some(StateReason::InactiveTimer) => "the timer inactiveAfter expired",
-        Some(StateReason::CloseTimer) => "the timer closeAfter expired",
-        Some(StateReason::UnassignedTimer) => "the timer closeUnassignedAfter expired",
-        Some(StateReason::Activity) => "activity was reported",
-        Some(StateReason::Spec) | None => "spec.state requests it",
+    let state_reason = status.state_reason.unwrap_or(StateReason::Spec);
+    let because = match state_reason {
+        StateReason::InactiveTimer => "the timer inactiveAfter expired",
+        StateReason::CloseTimer => "the timer closeAfter expired",
+        StateReason::UnassignedTimer => "the timer closeUnassignedAfter expired",
+        StateReason::Activity => "activity was reported",
+        StateReason::Spec => "spec.state requests it",
     };
     let change = match (before.state.unwrap_or_default(), status.state.unwrap_or_default()) {
         (State::Active, State::Inactive) => Some((NoticeReason::Inactive, "Inactive")),
@@ -96,6 +100,7 @@ pub fn new_notices(before: &PreviousStatus, status: &ConversationStatus) -> Vec<
     let change = change.zip(status.state_transition_time).map(|((reason, word), time)| Notice {
         reason,
         time,
+        state_reason: Some(state_reason),
         note: format!("The conversation became {word}: {because}"),
     });
     conditions.chain(change).collect()
@@ -115,7 +120,7 @@ pub fn notices_since(status: &ConversationStatus, since: Time) -> Vec<Notice> {
 #[must_use]
 pub fn invalid_object(creation_time: Time, error: &str) -> Notice {
     let note = format!("The conversation is invalid and is not processed until it is corrected: {error}");
-    Notice { reason: NoticeReason::InvalidObject, time: creation_time, note }
+    Notice { reason: NoticeReason::InvalidObject, time: creation_time, state_reason: None, note }
 }
 
 /// The notice of a conversation that was deleted because its time to live elapsed at `expiry`. `finalizers` still keep the object.
@@ -128,7 +133,7 @@ pub fn expired(expiry: Time, finalizers: &[String]) -> Notice {
         let finalizers = finalizers.join(", ");
         format!("The conversation is being deleted {because}; its finalizers still keep the object: {finalizers}")
     };
-    Notice { reason: NoticeReason::TTLExpired, time: expiry, note }
+    Notice { reason: NoticeReason::TTLExpired, time: expiry, state_reason: None, note }
 }
 
 #[cfg(test)]

@@ -104,19 +104,23 @@ fn schema_and_values_have_the_same_keys() {
     assert_eq!(known, documented);
 }
 
-/// Users copy the values from the guide to the router.
+/// Users copy the values from the guides.
 #[test]
-fn values_in_the_guide_to_inbound_messages_render() {
-    let guide = std::fs::read_to_string("docs/inbound.md").unwrap();
-    let blocks = guide.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let values: Vec<_> = blocks.filter(|block| block.starts_with("router:")).collect();
-    assert_eq!(values.len(), 2, "{values:?}");
-    for (number, values) in values.iter().enumerate() {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guide-{number}.yaml"));
-        std::fs::write(&path, values).unwrap();
-        succeed(helm().args(["lint", "--strict", CHART, "--values"]).arg(&path));
-        let router = documents(&succeed(helm().args(["template", "switchboard", CHART, "--values"]).arg(&path)));
-        assert!(router.iter().any(|object| title(object) == "Ingress/switchboard-router"), "{values}");
+fn values_in_the_guides_render() {
+    for (guide, key, count, object) in
+        [("inbound", "router:", 2, "Ingress/switchboard-router"), ("events", "events:", 1, "Deployment/switchboard")]
+    {
+        let text = std::fs::read_to_string(format!("docs/{guide}.md")).unwrap();
+        let blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let values: Vec<_> = blocks.filter(|block| block.starts_with(key)).collect();
+        assert_eq!(values.len(), count, "{values:?}");
+        for (number, values) in values.iter().enumerate() {
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guide-{guide}-{number}.yaml"));
+            std::fs::write(&path, values).unwrap();
+            succeed(helm().args(["lint", "--strict", CHART, "--values"]).arg(&path));
+            let objects = documents(&succeed(helm().args(["template", "switchboard", CHART, "--values"]).arg(&path)));
+            assert!(objects.iter().any(|rendered| title(rendered) == object), "{values}");
+        }
     }
 }
 
@@ -133,5 +137,7 @@ fn schema_rejects_unknown_keys_in_every_object() {
             patterns.values().for_each(|schema| check(schema, &format!("{path}.*")));
         }
     }
-    check(&serde_json::from_str(&read("values.schema.json")).unwrap(), "");
+    let schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
+    check(&schema, "");
+    schema["definitions"].as_object().unwrap().iter().for_each(|(name, schema)| check(schema, name));
 }

@@ -233,6 +233,26 @@ fn unknown_and_contradictory_values_are_rejected_with_a_remedy() {
         ("leaseDuration=15", &["leaseDuration"]),
         ("image.digest=latest", &["image/digest"]),
         ("health.port=70000", &["health/port"]),
+        ("events.sink.uri=conversations", &["events/sink"]),
+        ("events.sink.service.name=crm", &["events/sink", "'namespace'"]),
+        (
+            "events.sink.uri=http://a,events.sink.service.name=b,events.sink.service.namespace=c",
+            &["events.sink must have either uri or service", "remove one"],
+        ),
+        (
+            "events.sink.service.name=switchboard-router,events.sink.service.namespace=default",
+            &["events.sink.service must not be the router itself"],
+        ),
+        ("events.signing.secretName=a", &["no effect without events.sink", "remove them"]),
+        ("events.sinkCA.configMap=a", &["no effect without events.sink", "remove them"]),
+        (
+            "events.sink.uri=https://a,events.sinkCA.configMap=a,events.sinkCA.secret=b",
+            &["events.sinkCA must have either", "leave one of them empty"],
+        ),
+        (
+            "events.sink.uri=http://a,deployment.enabled=false,webhook.url=https://10.0.0.1/admit",
+            &["deployment.enabled", "--events-sink"],
+        ),
         ("router.enabled=true", &["router.sources must have at least one source"]),
         ("router.sources.gateway.type=CloudEvents", &["router/sources/gateway", "secretName"]),
         (&source("SMS", ""), &["router/sources/gateway/type", "'CloudEvents'"]),
@@ -446,37 +466,70 @@ fn router_may_only_read_report_activity_and_create() {
     assert_eq!(namespaces, ["sales", "support"]);
 }
 
-/// The router gets each Secret at the path that is the name of the source. A rotated key needs no restart, so no Secret is in the
-/// environment, where it would never change, or under a `subPath`, which the kubelet does not update.
+/// The value of a flag of this pod.
+fn variable<'a>(pod: &'a Value, name: &str) -> &'a str {
+    let mut variables = pod["containers"][0]["env"].as_array().unwrap().iter();
+    let found = variables.find(|variable| variable["name"] == format!("SWITCHBOARD_{name}"));
+    found.unwrap_or_else(|| panic!("no {name}"))["value"].as_str().unwrap()
+}
+
+/// The volume that this pod mounts at `path`. A rotated key needs no restart, so no Secret is under a `subPath`, which the kubelet does not
+/// update.
+fn volume_at<'a>(pod: &'a Value, path: &str) -> &'a Value {
+    let mut mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap().iter();
+    let mount = mounts.find(|mount| mount["mountPath"] == path).unwrap_or_else(|| panic!("nothing at {path}"));
+    assert_eq!((&mount["readOnly"], mount.get("subPath")), (&true.into(), None), "{path}");
+    pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == mount["name"]).unwrap()
+}
+
+/// The directory of the file that is the value of a flag.
+fn directory_of<'a>(pod: &'a Value, name: &str) -> &'a str {
+    variable(pod, name).rsplit_once('/').unwrap().0
+}
+
+/// The router gets each Secret at the path that is the name of the source. No Secret is in the environment, where it would never change.
 #[test]
 fn router_mounts_secrets_that_can_rotate() {
-    let deployment = deployment_with("everything", "switchboard-router", &[]);
-    let pod = &deployment["spec"]["template"]["spec"];
-    let container = &pod["containers"][0];
-    let variables = container["env"].as_array().unwrap();
+    let pod = &deployment_with("everything", "switchboard-router", &[])["spec"]["template"]["spec"];
+    let variables = pod["containers"][0]["env"].as_array().unwrap();
     assert!(variables.iter().all(|variable| variable["value"].is_string()), "{variables:?}");
-    let variable = |name: &str| {
-        let found = variables.iter().find(|variable| variable["name"] == format!("SWITCHBOARD_{name}"));
-        found.unwrap_or_else(|| panic!("no {name}"))["value"].as_str().unwrap()
-    };
-
-    let mounts = container["volumeMounts"].as_array().unwrap();
-    let volume_at = |path: &str| {
-        let mount =
-            mounts.iter().find(|mount| mount["mountPath"] == path).unwrap_or_else(|| panic!("nothing at {path}"));
-        assert_eq!((&mount["readOnly"], mount.get("subPath")), (&true.into(), None), "{path}");
-        pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == mount["name"]).unwrap()
-    };
     for (source, secret) in [("twilio", "twilio"), ("meta", "meta"), ("gateway", "gateway")] {
-        let volume = volume_at(&format!("{}/{source}", variable("SECRETS_DIRECTORY")));
+        let volume = volume_at(pod, &format!("{}/{source}", variable(pod, "SECRETS_DIRECTORY")));
         assert_eq!(volume["secret"], serde_json::json!({"secretName": secret}), "all keys of the Secret");
     }
-    assert_eq!(volume_at(variable("SIGNING_SECRETS_DIRECTORY"))["secret"]["secretName"], "router-signing");
-    let directory_of = |file: &str| variable(file).rsplit_once('/').unwrap().0;
-    assert_eq!(volume_at(directory_of("SOURCES_FILE"))["configMap"]["name"], "switchboard-router");
-    let authorities = &volume_at(directory_of("SINK_CA_FILE"))["configMap"];
+    let signing = volume_at(pod, variable(pod, "SIGNING_SECRETS_DIRECTORY"));
+    assert_eq!(signing["secret"], serde_json::json!({"secretName": "router-signing"}));
+    assert_eq!(volume_at(pod, directory_of(pod, "SOURCES_FILE"))["configMap"]["name"], "switchboard-router");
+    let authorities = &volume_at(pod, directory_of(pod, "SINK_CA_FILE"))["configMap"];
     assert_eq!((&authorities["name"], &authorities["items"][0]["key"]), (&"platform-ca".into(), &"bundle.pem".into()));
-    assert_eq!(variable("DEAD_LETTER_SINK"), "http://dead-letters.messaging.svc:8080/unknown");
+    assert_eq!(variable(pod, "DEAD_LETTER_SINK"), "http://dead-letters.messaging.svc:8080/unknown");
+}
+
+#[test]
+fn operator_mounts_the_secrets_of_its_sink() {
+    let pod = &deployment_with("everything", "switchboard", &[])["spec"]["template"]["spec"];
+    assert_eq!(variable(pod, "EVENTS_SINK"), "http://conversations.crm.svc:8080/events");
+    let signing = volume_at(pod, variable(pod, "SIGNING_SECRETS_DIRECTORY"));
+    assert_eq!(signing["secret"], serde_json::json!({"secretName": "events-signing"}), "all keys of the Secret");
+    let authorities = &volume_at(pod, directory_of(pod, "SINK_CA_FILE"))["secret"];
+    let expected =
+        serde_json::json!({"secretName": "events-sink-ca", "items": [{"key": "bundle.pem", "path": "ca.crt"}]});
+    assert_eq!(*authorities, expected);
+}
+
+/// The ports of the pods behind a Service may differ from its own, so without rules every TCP port is allowed.
+#[test]
+fn operator_may_connect_only_to_a_sink_that_is_set() {
+    let egress = |arguments: &[&str]| {
+        let objects = documents(&Case::named("defaults").render(arguments));
+        let policy = objects.iter().find(|object| title(object) == "NetworkPolicy/switchboard").unwrap();
+        policy["spec"]["egress"].as_array().unwrap().clone()
+    };
+    let every_tcp_port = serde_json::json!({"ports": [{"protocol": "TCP"}]});
+    let with_sink = egress(&["--set", "events.sink.uri=https://crm.example/events"]);
+    assert_eq!(egress(&[]).len(), 1, "only the API server");
+    assert!(with_sink.len() == 3 && with_sink.contains(&every_tcp_port), "the sink and DNS too: {with_sink:?}");
+    assert_eq!(egress(&["--set", "networkPolicy.eventsSink[0].ports[0].port=443"]).len(), 1);
 }
 
 /// The router reads its sources only when it starts. It reads the keys of a Secret again by itself.

@@ -1,5 +1,6 @@
 //! A sink for tests: an HTTP server that records the events it receives, and answers as a test says.
 
+use data_encoding::BASE64;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, LOCATION};
@@ -7,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use ring::hmac;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -44,6 +46,22 @@ impl Received {
     /// The conversation, as `NAMESPACE/NAME`.
     pub fn conversation(&self) -> Option<&str> {
         self.attribute("subject")
+    }
+
+    /// Whether the sink accepted it.
+    pub fn is_accepted(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// Whether it has the signature that Standard Webhooks define, by this secret.
+    pub fn is_signed_by(&self, secret: &str) -> bool {
+        let header = |name: &str| self.headers[name].to_str().unwrap();
+        let signed = [header("webhook-id"), header("webhook-timestamp"), ""].join(".").into_bytes();
+        let secret = BASE64.decode(secret.strip_prefix("whsec_").unwrap().as_bytes()).unwrap();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        let signature = header("webhook-signature").strip_prefix("v1,").unwrap();
+        let signature = BASE64.decode(signature.as_bytes()).unwrap();
+        hmac::verify(&key, &[signed, self.body.to_vec()].concat(), &signature).is_ok()
     }
 }
 
@@ -122,8 +140,7 @@ impl Sink {
 
     /// The events of one kind that were accepted so far.
     pub fn accepted(&self, kind: &str) -> Vec<Received> {
-        let is_accepted = |event: &Received| (200..300).contains(&event.status) && event.kind() == kind;
-        self.received().into_iter().filter(is_accepted).collect()
+        self.received().into_iter().filter(|event| event.is_accepted() && event.kind() == kind).collect()
     }
 
     /// Waits until `is_so` is true of all events so far.

@@ -81,6 +81,11 @@ fn invalid_configuration_ends_the_process_with_a_remedy() {
         (&no_certificate[..], ["No such file or directory", "set the file by --tls-cert-file"]),
         (&[health.as_str()], ["Address already in use", "choose another address by --health-address"]),
         (&["--lease-duration=1s"], ["whole seconds", "at least 2s"]),
+        (
+            &["--events-sink=http://crm", "--signing-secrets-directory=/nonexistent"],
+            ["cannot read /nonexistent", "check the volumes of the pod"],
+        ),
+        (&["--events-sink=http://crm", "--sink-ca-file=/nonexistent"], ["/nonexistent", "check --sink-ca-file"]),
     ] {
         let text = fatal(&run(&good, arguments).output().unwrap());
         assert!(expected.iter().all(|part| text.contains(part)), "{text}");
@@ -142,6 +147,13 @@ fn contradicting_default_timers_are_refused() {
 }
 
 #[test]
+fn flags_of_a_sink_without_its_url_are_refused() {
+    for flag in ["--signing-secrets-directory=/secrets", "--sink-ca-file=/ca.crt"] {
+        assert!(complaint(&switchboard(&["run", flag])).contains("no effect without --events-sink"), "{flag}");
+    }
+}
+
+#[test]
 fn lease_duration_too_short_to_renew_is_refused() {
     for lease in ["1s", "2500ms"] {
         let text = complaint(&switchboard(&["run", &format!("--lease-duration={lease}")]));
@@ -159,6 +171,7 @@ fn invalid_flag_is_refused_with_the_allowed_values() {
         (&["walk"][..], "unrecognized subcommand"),
         (&["run", "--otlp-endpoint=https://collector"][..], "http://collector"),
         (&["run", "--tls-cert-file=tls.crt"][..], "--tls-key-file"),
+        (&["run", "--events-sink=crm"][..], "must be a URL such as http://"),
     ] {
         let output = switchboard(arguments);
         assert_eq!(output.status.code(), Some(2));

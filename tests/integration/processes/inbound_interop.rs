@@ -2,6 +2,7 @@
 
 use crate::common::cluster::Cluster;
 use crate::common::routing::{Inbound, SIGNING_SECRET, builder, request_once};
+use crate::common::sink::Received;
 use crate::common::succeed;
 use control_plane::tools::cache_directory;
 use http_body_util::Full;
@@ -44,6 +45,19 @@ fn python() -> PathBuf {
         std::fs::write(directory.join("complete"), "").unwrap();
     }
     python
+}
+
+/// The events as the SDK of `CloudEvents` and Standard Webhooks read them.
+pub(super) fn verify(secret: &str, events: &[Received]) -> Vec<Value> {
+    let event = |event: &Received| {
+        let header = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
+            (name.as_str().to_owned(), value.to_str().unwrap().to_owned())
+        };
+        let headers: BTreeMap<_, _> = event.headers.iter().map(header).collect();
+        json!({"headers": headers, "body": String::from_utf8(event.body.to_vec()).unwrap()})
+    };
+    let events: Vec<_> = events.iter().map(event).collect();
+    interop("verify", &json!({"secret": secret, "events": events})).as_array().unwrap().clone()
 }
 
 /// Runs a command of `interop.py`.
@@ -105,19 +119,8 @@ async fn libraries_of_others_sign_requests_and_read_events() {
         }
     }
 
-    let received = inbound.sink.accepted("received");
-    let events: Vec<_> = received
-        .iter()
-        .map(|event| {
-            let header = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
-                (name.as_str().to_owned(), value.to_str().unwrap().to_owned())
-            };
-            let headers: BTreeMap<_, _> = event.headers.iter().map(header).collect();
-            json!({"headers": headers, "body": String::from_utf8(event.body.to_vec()).unwrap()})
-        })
-        .collect();
-    let read = interop("verify", &json!({"secret": SIGNING_SECRET, "events": events}));
-    let read: Vec<_> = read.as_array().unwrap().iter().map(|event| (event["id"].as_str().unwrap(), event)).collect();
+    let read = verify(SIGNING_SECRET, &inbound.sink.accepted("received"));
+    let read: Vec<_> = read.iter().map(|event| (event["id"].as_str().unwrap(), event)).collect();
     let ids: Vec<_> = read.iter().map(|(id, _)| *id).collect();
     assert_eq!(ids, ["SM1", "SM2", "SM3", "SM5", "wamid.1", "wamid.2"]);
     for (id, event) in read {

@@ -41,20 +41,6 @@ The sources, as the router reads them: the name, type and public URL of each, wi
 {{- end }}
 
 {{/*
-The URL of router.deadLetterSink, or nothing.
-*/}}
-{{- define "switchboard.router.deadLetterSink" -}}
-{{- with .Values.router.deadLetterSink -}}
-{{- with .uri -}}
-{{ . }}
-{{- end -}}
-{{- with .service -}}
-http://{{ .name }}.{{ .namespace }}.svc:{{ .port | default 80 }}{{ .path | default "/" }}
-{{- end -}}
-{{- end -}}
-{{- end }}
-
-{{/*
 The host at which providers reach the router, as far as the values say it.
 */}}
 {{- define "switchboard.router.host" -}}
@@ -87,17 +73,8 @@ Fails if the values of the router contradict each other.
 {{- fail (printf "router.deadLetterSink must be set for a source of type Meta, such as router.sources.%s: Meta sends batches, and repeats a whole batch for days if one of its messages is not accepted" $name) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .deadLetterSink.uri .deadLetterSink.service -}}
-{{- fail "router.deadLetterSink must have either uri or service: remove one of them" -}}
-{{- end -}}
-{{- with .deadLetterSink.service -}}
-{{- if and (eq .name (include "switchboard.router.name" $root)) (eq .namespace $root.Release.Namespace) -}}
-{{- fail "router.deadLetterSink.service must not be the router itself, because its messages would never arrive: set a service that processes them" -}}
-{{- end -}}
-{{- end -}}
-{{- if and .sinkCA.configMap .sinkCA.secret -}}
-{{- fail "router.sinkCA must have either configMap or secret: leave one of them empty, and put all certificates into the other" -}}
-{{- end -}}
+{{- include "switchboard.validateSink" (dict "root" $root "name" "router.deadLetterSink" "sink" .deadLetterSink) -}}
+{{- include "switchboard.validateSinkCA" (dict "name" "router.sinkCA" "sinkCA" .sinkCA) -}}
 {{- if eq (int .port) (int $root.Values.health.port) -}}
 {{- fail (printf "router.port and health.port must differ: both are %d" (int .port)) -}}
 {{- end -}}
@@ -132,18 +109,11 @@ The flags of `switchboard route` as environment variables.
   value: /etc/switchboard/config/sources.yaml
 - name: SWITCHBOARD_SECRETS_DIRECTORY
   value: /etc/switchboard/secrets
-{{- if .Values.router.signing.secretName }}
-- name: SWITCHBOARD_SIGNING_SECRETS_DIRECTORY
-  value: /etc/switchboard/signing
-{{- end }}
-{{- with include "switchboard.router.deadLetterSink" . }}
+{{- with include "switchboard.sinkURL" .Values.router.deadLetterSink }}
 - name: SWITCHBOARD_DEAD_LETTER_SINK
   value: {{ . | quote }}
 {{- end }}
-{{- if or .Values.router.sinkCA.configMap .Values.router.sinkCA.secret }}
-- name: SWITCHBOARD_SINK_CA_FILE
-  value: /etc/switchboard/sink-ca/ca.crt
-{{- end }}
+{{- include "switchboard.sinkEnvironment" .Values.router }}
 {{ include "switchboard.telemetryEnvironment" . }}
 {{- end }}
 
@@ -159,26 +129,5 @@ The volumes of the router's pod, except its token.
   secret:
     secretName: {{ $source.secretName }}
 {{- end }}
-{{- with .Values.router.signing.secretName }}
-- name: signing
-  secret:
-    secretName: {{ . }}
-{{- end }}
-{{- with .Values.router.sinkCA }}
-{{- if .configMap }}
-- name: sink-ca
-  configMap:
-    name: {{ .configMap }}
-    items:
-      - key: {{ .key }}
-        path: ca.crt
-{{- else if .secret }}
-- name: sink-ca
-  secret:
-    secretName: {{ .secret }}
-    items:
-      - key: {{ .key }}
-        path: ca.crt
-{{- end }}
-{{- end }}
+{{- include "switchboard.sinkVolumes" .Values.router }}
 {{- end }}
