@@ -3,8 +3,8 @@
 //!
 //! - `handler` is the HTTP interface, on the transport of [`server`](crate::server); `outcome` has the outcomes and their HTTP status;
 //! - [`source`] authenticates and parses requests; `sources` has the configured ones with their keys;
-//! - `messages` executes the way of a message that [`inbound`](crate::core::inbound) decides; `lanes` keeps the order of messages of one
-//!   binding, and `delivered` recognises repeated ones;
+//! - `messages` delivers messages; `lanes` keeps the order of messages of one binding, and `delivered` recognises repeated ones;
+//! - `way` executes the way of a message to its conversation, which [`inbound`](crate::core::inbound) decides;
 //! - `known` has what the watches have shown, and `watcher` runs them;
 //! - `conversations` reads, creates and reports the activity of conversations; `activity` tells when that is due.
 //!
@@ -22,6 +22,7 @@ mod outcome;
 pub mod source;
 mod sources;
 mod watcher;
+mod way;
 
 pub use conversations::Conversations;
 pub use handler::{Handler, Limits};
@@ -29,3 +30,4 @@ pub use messages::Messages;
 pub use metrics::RouterMetrics;
 pub use sources::{Error as SourcesError, Settings as SourceSettings, Sources};
 pub use watcher::{SharedKnown, run as watch};
+pub use way::Ways;

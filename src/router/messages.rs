@@ -1,33 +1,27 @@
-//! The way of a message: finds its ProxyAddress and its conversation, delivers it, and tells what became of it. The decisions are those of
-//! `core::inbound`; this executes them.
+//! Delivers messages: finds the ProxyAddress of each, lets `way` find its conversation, and hands it to the sinks, or tells them why no
+//! conversation gets it.
 
-use super::conversations::Conversations;
 use super::delivered::Delivered;
-use super::known::AssignmentNumber;
 use super::lanes::Lanes;
 use super::metrics::RouterMetrics;
 use super::outcome::MessageOutcome;
 use super::source::InboundMessage;
-use super::watcher::SharedKnown;
-use crate::api::{Autocreate, Channel, ConversationReference, MAX_ADDRESS_LENGTH, ProxyAddress};
+use super::way::{End, Way, Ways};
+use crate::api::{Channel, ConversationReference, MAX_ADDRESS_LENGTH, ProxyAddress};
 use crate::clock::Clock;
 use crate::cloud_events::{Delivery, Event, EventType, Sinks, url};
 use crate::core::binding::{Binding, BindingName};
-use crate::core::inbound::{
-    Creation, MessageKey, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable,
-    conversation,
-};
-use crate::index::ProxyKey;
+use crate::core::inbound::{MessageKey, Recipient, Unroutable};
 use crate::proxy_addresses::{ProxyAddresses, read_in_effect};
 use crate::telemetry::error_chain::ErrorChain;
 use hyper::Uri;
 use kube::{Client, ResourceExt};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// The characters that a fragment of a URI cannot have (RFC 3986), besides those that are not ASCII.
 const FRAGMENT: &AsciiSet =
@@ -45,27 +39,18 @@ const MAX_UNKNOWN: usize = 1000;
 /// The maximum number of messages of one ProxyAddress that are on their way at the same time, so that a slow sink does not use up what the
 /// others need. It is a quarter of the maximum number of requests.
 const MAX_IN_FLIGHT: usize = 64;
-/// How long a message waits for a hand-over of its binding.
-const HAND_OVER_TIME: Duration = Duration::from_secs(1);
-/// The first pause before another look. It doubles each time, up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_millis(160);
-
 /// Routes messages.
 pub struct Messages {
     client: Client,
     clock: Clock,
-    known: SharedKnown,
     proxy_addresses: ProxyAddresses,
-    conversations: Conversations,
+    ways: Ways,
     sinks: Sinks,
     /// For messages that no ProxyAddress accepts.
     dead_letter_sink: Option<Uri>,
     lanes: Lanes<BindingName>,
     /// The delivered messages, by the name of the conversation that each would create: it is derived from all that distinguishes a message.
     delivered: Delivered<String>,
-    /// The limits of the ProxyAddresses that create conversations, by UID.
-    limits: Mutex<HashMap<String, RateLimit>>,
     /// The addresses that no ProxyAddress named according to a live read, and when that was.
     unknown: Mutex<HashMap<(Channel, String), Instant>>,
     /// The number of messages of each ProxyAddress that are on their way.
@@ -100,23 +85,14 @@ struct Receivers {
     event_source: String,
 }
 
-/// Where the way of a message ends.
-enum End {
-    Deliver { recipient: Recipient, is_created: bool },
-    Unroutable(Unroutable, Option<String>),
-    GiveUp,
-}
-
 impl Messages {
     /// Routes the messages that are told to it.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "each is another component, and this puts them together")]
     pub fn new(
         client: Client,
         clock: Clock,
-        known: SharedKnown,
         proxy_addresses: ProxyAddresses,
-        conversations: Conversations,
+        ways: Ways,
         sinks: Sinks,
         dead_letter_sink: Option<Uri>,
         metrics: RouterMetrics,
@@ -124,14 +100,12 @@ impl Messages {
         Self {
             client,
             clock,
-            known,
             proxy_addresses,
-            conversations,
+            ways,
             sinks,
             dead_letter_sink,
             lanes: Lanes::default(),
             delivered: Delivered::default(),
-            limits: Mutex::default(),
             unknown: Mutex::default(),
             in_flight: Arc::default(),
             metrics,
@@ -193,7 +167,7 @@ impl Messages {
             return MessageOutcome::Repeated;
         }
         let way = Way {
-            messages: self,
+            ways: &self.ways,
             binding: &binding,
             own: autocreate.map(|autocreate| ConversationReference {
                 namespace: autocreate.namespace.clone(),
@@ -366,21 +340,6 @@ impl Messages {
         }
         outcome
     }
-
-    /// Changes the limit of a ProxyAddress.
-    fn limit<T>(&self, proxy_address: &ProxyAddress, change: impl FnOnce(&mut RateLimit, Instant) -> T) -> T {
-        let now = self.clock.monotonic();
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without those of ProxyAddresses that are gone, if there are many.
-        if let Some(catalog) = self.proxy_addresses.catalog()
-            && limits.len() > 2 * catalog.all().len()
-        {
-            let known: HashSet<_> = catalog.all().filter_map(ResourceExt::uid).collect();
-            limits.retain(|uid, _| known.contains(uid));
-        }
-        let uid = proxy_address.uid().unwrap_or_default();
-        change(limits.entry(uid).or_insert_with(|| RateLimit::new(now)), now)
-    }
 }
 
 /// A message of a ProxyAddress that is on its way, until this is dropped.
@@ -420,123 +379,5 @@ fn event_source(path: &str, message: &InboundMessage) -> String {
     match &message.source {
         Some(source) => format!("{path}#{}", utf8_percent_encode(source, FRAGMENT)),
         None => path.to_owned(),
-    }
-}
-
-/// An assignment by this replica. It is settled when this is dropped.
-struct Assigned {
-    known: SharedKnown,
-    number: AssignmentNumber,
-    created: Option<Recipient>,
-}
-
-impl Drop for Assigned {
-    fn drop(&mut self) {
-        self.known.write().assignment_settled(self.number, self.created.as_ref());
-    }
-}
-
-/// The way of one message to its conversation.
-struct Way<'a> {
-    messages: &'a Messages,
-    binding: &'a Binding,
-    /// The conversation that it may create.
-    own: Option<ConversationReference>,
-    autocreate: Option<&'a Autocreate>,
-    proxy_address: &'a ProxyAddress,
-    deadline: Instant,
-}
-
-impl Way<'_> {
-    /// Goes all the way.
-    async fn end(&self) -> End {
-        let Messages { clock, known, conversations, .. } = self.messages;
-        let mut routing = Routing::new(self.own.clone());
-        let mut step =
-            routing.next(RouteObservation::Watched(known.read().sight(&self.binding.name(), clock.monotonic())));
-        let (mut pause, mut handed_over_since, mut cause) = (MIN_PAUSE, None, None);
-        loop {
-            let now = clock.monotonic();
-            match step {
-                RouteStep::Deliver { recipient, is_created } => return End::Deliver { recipient, is_created },
-                RouteStep::Unroutable(reason) => return End::Unroutable(reason, cause),
-                _ if now >= self.deadline => return End::GiveUp,
-                _ => {}
-            }
-            let is_again = match step {
-                RouteStep::ReadLiveAgain | RouteStep::ReadOwnAgain | RouteStep::CreateAgain => true,
-                RouteStep::AwaitHandOver => {
-                    let since = *handed_over_since.get_or_insert(now);
-                    if now.saturating_duration_since(since) >= HAND_OVER_TIME {
-                        return End::GiveUp;
-                    }
-                    true
-                }
-                _ => false,
-            };
-            if is_again {
-                sleep(pause).await;
-                pause = (pause * 2).min(MAX_PAUSE);
-            }
-            let observation = match step {
-                RouteStep::Report(recipient) => {
-                    let report = conversations.report(&recipient).await;
-                    RouteObservation::Reported(recipient, report)
-                }
-                RouteStep::Create => self.create(true, &mut cause).await,
-                RouteStep::CreateAgain => self.create(false, &mut cause).await,
-                RouteStep::ReadOwn | RouteStep::ReadOwnAgain => RouteObservation::Own(match &self.own {
-                    Some(own) => conversations.own(own, self.binding, self.deadline).await,
-                    None => OwnConversation::Closed,
-                }),
-                // The ends were handled above.
-                RouteStep::ReadLive
-                | RouteStep::ReadLiveAgain
-                | RouteStep::AwaitHandOver
-                | RouteStep::Deliver { .. }
-                | RouteStep::Unroutable(_) => {
-                    RouteObservation::Live(conversations.sight(self.binding, self.deadline).await)
-                }
-            };
-            step = routing.next(observation);
-        }
-    }
-
-    /// Creates the conversation of the message's own name. `is_counted` tells whether it counts for the limit.
-    async fn create(&self, is_counted: bool, cause: &mut Option<String>) -> RouteObservation {
-        let Messages { known, conversations, clock, metrics, .. } = self.messages;
-        let Some((autocreate, own)) = self.autocreate.zip(self.own.as_ref()) else {
-            return RouteObservation::Creation(Creation::Refused);
-        };
-        let limit = |change: &dyn Fn(&mut RateLimit, Instant) -> bool| self.messages.limit(self.proxy_address, change);
-        if is_counted && !limit(&|limit, now| limit.take(autocreate, now)) {
-            return RouteObservation::Creation(Creation::RateLimited);
-        }
-        let assigned = autocreate.assignment.as_ref().and_then(|assignment| {
-            let proxy = ProxyKey::new(self.binding.channel(), self.binding.proxy().as_str());
-            known.write().assign(assignment, proxy, self.binding.contact().as_str(), clock.monotonic())
-        });
-        let identity = assigned.as_ref().map(|(identity, _)| identity.clone());
-        let mut assigned = assigned.map(|(_, number)| Assigned { known: known.clone(), number, created: None });
-        let conversation = conversation(autocreate, &own.name, self.binding, identity.as_deref());
-        let (creation, refusal) = conversations.create(conversation, self.deadline).await;
-        let created = match &creation {
-            Creation::Created(recipient) => Some(recipient),
-            _ => None,
-        };
-        if let Some(assigned) = &mut assigned {
-            assigned.created = created.cloned();
-        }
-        if created.is_some() {
-            metrics.created();
-        } else if matches!(creation, Creation::AlreadyBound | Creation::AlreadyExists) {
-            // One that is refused counts: it leaves an admission behind.
-            limit(&|limit, _| {
-                limit.give_back(autocreate);
-                true
-            });
-        }
-        *cause = refusal.or(cause.take());
-        RouteObservation::Creation(creation)
     }
 }

@@ -7,7 +7,7 @@ use crate::client::{ApiServer, ClientMetrics};
 use crate::clock::Clock;
 use crate::proxy_addresses::ProxyAddressWatcher;
 use crate::router::{
-    Conversations, Handler, Limits, Messages, RouterMetrics, SharedKnown, SourceSettings, Sources, watch,
+    Conversations, Handler, Limits, Messages, RouterMetrics, SharedKnown, SourceSettings, Sources, Ways, watch,
 };
 use crate::server::{Endpoint, Security, Shutdown};
 use crate::supervisor::Supervisor;
@@ -61,12 +61,12 @@ pub async fn route(settings: RouteSettings) -> Result<(), Error> {
     let (proxy_address_watcher, proxy_addresses) = ProxyAddressWatcher::new(client.clone(), clock);
     let retrying = api_server.retrying;
     let conversations = Conversations::new(retrying.clone(), client.clone(), known.clone(), clock);
+    let ways = Ways::new(known.clone(), conversations, proxy_addresses.clone(), clock, router_metrics.clone());
     let messages = Messages::new(
         retrying,
         clock,
-        known.clone(),
         proxy_addresses.clone(),
-        conversations,
+        ways,
         sinks,
         settings.dead_letter_sink,
         router_metrics.clone(),
