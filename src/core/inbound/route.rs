@@ -120,18 +120,18 @@ pub enum RouteStep {
 /// The way of one message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Routing {
-    /// The conversation that the message may create.
+    /// The conversation that the message may create, or has created before.
     own: Option<ConversationReference>,
-    /// Why that conversation, which is stored or was, cannot get the message.
-    superseded: Option<Unroutable>,
-    is_rate_limited: bool,
+    /// Why the message creates no conversation.
+    obstacle: Option<Unroutable>,
 }
 
 impl Routing {
     /// The way of a message that has not been looked at. `own` is the conversation that it may create.
     #[must_use]
     pub fn new(own: Option<ConversationReference>) -> Self {
-        Self { own, superseded: None, is_rate_limited: false }
+        let obstacle = own.is_none().then_some(Unroutable::NoConversation);
+        Self { own, obstacle }
     }
 
     /// The step that follows from `observation`. The last one is `Deliver` or `Unroutable`, unless the time is over before.
@@ -140,11 +140,13 @@ impl Routing {
             RouteObservation::Watched(BindingStatus::Held(recipient))
             | RouteObservation::Live(BindingStatus::Held(recipient)) => RouteStep::Report(recipient),
             // The watches may be late. Most messages that find nobody open a conversation, and its create finds out.
-            RouteObservation::Watched(BindingStatus::Free) if self.own.is_some() => RouteStep::Create,
+            RouteObservation::Watched(BindingStatus::Free) if self.obstacle.is_none() => RouteStep::Create,
             RouteObservation::Watched(_) | RouteObservation::Reported(_, Report::Gone) => RouteStep::ReadLive,
             // If the waiting conversation were overtaken, it would wait for the one that the message creates.
             RouteObservation::Live(BindingStatus::Awaited) => RouteStep::AwaitHandOver,
-            RouteObservation::Live(BindingStatus::Free) => self.unbound(),
+            RouteObservation::Live(BindingStatus::Free) => {
+                self.obstacle.map_or(RouteStep::Create, RouteStep::Unroutable)
+            }
             RouteObservation::Live(BindingStatus::Unknown) => RouteStep::ReadLiveAgain,
             RouteObservation::Own(OwnConversation::Unknown) => RouteStep::ReadOwnAgain,
             RouteObservation::Reported(recipient, Report::Done)
@@ -153,15 +155,13 @@ impl Routing {
                 Creation::Created(recipient) => self.deliver(recipient),
                 Creation::AlreadyBound => RouteStep::ReadLive,
                 Creation::AlreadyExists => RouteStep::ReadOwn,
-                Creation::RateLimited => {
-                    self.is_rate_limited = true;
-                    RouteStep::ReadLive
-                }
-                Creation::Refused => RouteStep::Unroutable(Unroutable::NotAdmitted),
+                Creation::RateLimited => self.create_no_more(Unroutable::RateLimited),
+                // The watches may be late: the binding may be held all the same.
+                Creation::Refused => self.create_no_more(Unroutable::NotAdmitted),
                 Creation::Undecided => RouteStep::CreateAgain,
             },
-            RouteObservation::Own(OwnConversation::Closed) => self.superseded(Unroutable::ConversationClosed),
-            RouteObservation::Own(OwnConversation::Other) => self.superseded(Unroutable::NameTaken),
+            RouteObservation::Own(OwnConversation::Closed) => self.create_no_more(Unroutable::ConversationClosed),
+            RouteObservation::Own(OwnConversation::Other) => self.create_no_more(Unroutable::NameTaken),
         }
     }
 
@@ -171,20 +171,10 @@ impl Routing {
         RouteStep::Deliver { recipient, is_created }
     }
 
-    /// The conversation of the message's own name cannot get it, so it goes to whoever holds the binding now, if anybody does.
-    fn superseded(&mut self, why: Unroutable) -> RouteStep {
-        self.superseded = Some(why);
+    /// The message goes to whoever holds the binding now, if anybody does.
+    fn create_no_more(&mut self, why: Unroutable) -> RouteStep {
+        self.obstacle = Some(why);
         RouteStep::ReadLive
-    }
-
-    /// Nobody holds the binding.
-    fn unbound(&self) -> RouteStep {
-        match self.superseded {
-            Some(why) => RouteStep::Unroutable(why),
-            None if self.own.is_none() => RouteStep::Unroutable(Unroutable::NoConversation),
-            None if self.is_rate_limited => RouteStep::Unroutable(Unroutable::RateLimited),
-            None => RouteStep::Create,
-        }
     }
 }
 
@@ -265,7 +255,6 @@ mod tests {
         assert_eq!(then(Live(BindingStatus::Free)), RouteStep::Create);
         assert_eq!(last(true, &[Tried(Creation::Created(recipient("in")))]), delivered("in", true));
         assert_eq!(last(true, &[Tried(Creation::Undecided)]), RouteStep::CreateAgain);
-        assert_eq!(last(true, &[Tried(Creation::Refused)]), RouteStep::Unroutable(Unroutable::NotAdmitted));
     }
 
     #[test]
@@ -295,11 +284,15 @@ mod tests {
     }
 
     #[test]
-    fn rate_limit_is_told_only_after_a_live_read() {
-        let limited = [Watched(BindingStatus::Free), Tried(Creation::RateLimited)];
-        let then = |next| last(true, &[limited.to_vec(), vec![next]].concat());
-        assert_eq!(last(true, &limited), RouteStep::ReadLive);
-        assert_eq!(then(Live(BindingStatus::Free)), RouteStep::Unroutable(Unroutable::RateLimited));
-        assert_eq!(then(Live(BindingStatus::Held(recipient("alice")))), RouteStep::Report(recipient("alice")));
+    fn create_that_fails_for_good_is_told_only_after_a_live_read() {
+        for (failed, why) in
+            [(Creation::RateLimited, Unroutable::RateLimited), (Creation::Refused, Unroutable::NotAdmitted)]
+        {
+            let failed = [Watched(BindingStatus::Free), Tried(failed)];
+            let then = |next| last(true, &[failed.to_vec(), vec![next]].concat());
+            assert_eq!(last(true, &failed), RouteStep::ReadLive);
+            assert_eq!(then(Live(BindingStatus::Free)), RouteStep::Unroutable(why));
+            assert_eq!(then(Live(BindingStatus::Held(recipient("alice")))), RouteStep::Report(recipient("alice")));
+        }
     }
 }

@@ -184,6 +184,22 @@ async fn stalled_watch_lets_no_message_overtake_a_conversation() {
 }
 
 #[tokio::test]
+async fn refused_create_does_not_make_a_held_binding_unroutable() {
+    // The router may not create conversations there.
+    let behind = RouterBehindProxy::start(json!({"autocreate": {"namespace": "default"}})).await;
+    let ns = &behind.inbound.ns;
+    ns.create("alice", json!({})).await.unwrap();
+    behind.send_until_watched().await;
+    behind.proxy.freeze_watches(true);
+    let mut other = behind.inbound.message("other");
+    other.data["contact"] = json!(ns.contact.replacen("+1555", "+1557", 1));
+    ns.create("bob", json!({"contact": {"address": other.data["contact"]}})).await.unwrap();
+    assert_eq!(other.send(behind.router.inbound_address()).await.status, StatusCode::OK);
+    behind.proxy.freeze_watches(false);
+    assert_eq!(behind.recipients("other"), [behind.full_name("bob")]);
+}
+
+#[tokio::test]
 async fn create_of_unknown_outcome_opens_one_conversation() {
     for (stage, fault) in
         [(Stage::After, Fault::Cut), (Stage::After, Fault::Answer(503)), (Stage::Before, Fault::Twice)]
