@@ -7,7 +7,9 @@ mod route;
 
 pub use activity::activity_window;
 pub use autocreate::{RateLimit, assignee, conversation};
-pub use route::{BindingStatus, Creation, OwnConversation, Recipient, Report, RouteObservation, RouteStep, Routing};
+pub use route::{
+    BindingStatus, Creation, OwnConversation, Recipient, Report, RouteObservation, RouteStep, Routing, WaitingSource,
+};
 
 use super::binding::Binding;
 use data_encoding::BASE32_NOPAD;

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::core::binding::{Binding, BindingName};
 use crate::core::claim::LiveConversation;
 use crate::core::denial::ALREADY_BOUND;
-use crate::core::inbound::{BindingStatus, Creation, OwnConversation, Recipient, Report};
+use crate::core::inbound::{BindingStatus, Creation, OwnConversation, Recipient, Report, WaitingSource};
 use crate::kube_error::ErrorClass;
 use crate::proxy_addresses::escape;
 use crate::telemetry::error_chain::ErrorChain;
@@ -56,7 +56,7 @@ impl Conversations {
     }
 
     /// Reads live who has a binding.
-    pub async fn sight(&self, binding: &Binding, deadline: Instant) -> BindingStatus {
+    pub async fn sight(&self, binding: &Binding, source: WaitingSource, deadline: Instant) -> BindingStatus {
         let reads = async {
             let name = binding.name();
             let claim = Api::<AddressBinding>::all(self.retrying.clone()).get_opt(name.as_str()).await?;
@@ -68,7 +68,7 @@ impl Conversations {
                     return Ok(BindingStatus::Held(recipient(claim.holder, live)));
                 }
             }
-            let is_awaited = self.is_awaited(binding, &name).await?;
+            let is_awaited = self.is_awaited(binding, &name, source).await?;
             Ok::<_, kube::Error>(if is_awaited { BindingStatus::Awaited } else { BindingStatus::Free })
         };
         match timeout_at(deadline, reads).await {
@@ -81,9 +81,15 @@ impl Conversations {
         }
     }
 
-    /// Whether an open conversation waits for a binding that nobody holds: as the watches show it, or else according to a live list.
-    async fn is_awaited(&self, binding: &Binding, name: &BindingName) -> Result<bool, kube::Error> {
-        if let Some(is_awaited) = self.known.read().is_awaited(name, self.clock.monotonic()) {
+    /// Whether an open conversation waits for a binding that nobody holds.
+    async fn is_awaited(
+        &self,
+        binding: &Binding,
+        name: &BindingName,
+        source: WaitingSource,
+    ) -> Result<bool, kube::Error> {
+        let watched = self.known.read().is_awaited(name, self.clock.monotonic());
+        if let Some(is_awaited) = watched.filter(|is_awaited| *is_awaited || source == WaitingSource::Watches) {
             return Ok(is_awaited);
         }
         let [contact, proxy] = [binding.contact(), binding.proxy()].map(|address| escape(address.as_str()));

@@ -8,7 +8,8 @@ use crate::api::{Autocreate, ConversationReference, ProxyAddress};
 use crate::clock::Clock;
 use crate::core::binding::Binding;
 use crate::core::inbound::{
-    Creation, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable, conversation,
+    Creation, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable, WaitingSource,
+    conversation,
 };
 use crate::index::ProxyKey;
 use crate::proxy_addresses::ProxyAddresses;
@@ -126,7 +127,7 @@ impl Way<'_> {
                 _ => {}
             }
             let is_again = match step {
-                RouteStep::ReadLiveAgain | RouteStep::ReadOwnAgain | RouteStep::CreateAgain => true,
+                RouteStep::ReadLiveAgain(_) | RouteStep::ReadOwnAgain | RouteStep::CreateAgain => true,
                 RouteStep::AwaitHandOver => {
                     let since = *handed_over_since.get_or_insert(now);
                     if now.saturating_duration_since(since) >= HAND_OVER_TIME {
@@ -151,13 +152,13 @@ impl Way<'_> {
                     Some(own) => conversations.own(own, self.binding, self.deadline).await,
                     None => OwnConversation::Closed,
                 }),
+                RouteStep::ReadLive(source) | RouteStep::ReadLiveAgain(source) => {
+                    RouteObservation::Live(conversations.sight(self.binding, source, self.deadline).await)
+                }
                 // The ends were handled above.
-                RouteStep::ReadLive
-                | RouteStep::ReadLiveAgain
-                | RouteStep::AwaitHandOver
-                | RouteStep::Deliver { .. }
-                | RouteStep::Unroutable(_) => {
-                    RouteObservation::Live(conversations.sight(self.binding, self.deadline).await)
+                RouteStep::AwaitHandOver | RouteStep::Deliver { .. } | RouteStep::Unroutable(_) => {
+                    let source = WaitingSource::List;
+                    RouteObservation::Live(conversations.sight(self.binding, source, self.deadline).await)
                 }
             };
             step = routing.next(observation);

@@ -33,6 +33,15 @@ pub enum BindingStatus {
     Unknown,
 }
 
+/// How to find out whether a conversation waits for a binding that nobody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitingSource {
+    /// From the watches, if they show that nobody holds it either, or else by a list.
+    Watches,
+    /// From the watches, if they show a conversation that waits, or else by a list. They may not show yet one that a list has shown.
+    List,
+}
+
 /// The outcome of a report of activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Report {
@@ -91,10 +100,10 @@ pub enum RouteObservation {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RouteStep {
     /// Find out live who has the binding.
-    ReadLive,
+    ReadLive(WaitingSource),
     /// The same, after a pause: it could not be found out.
-    ReadLiveAgain,
-    /// The same, after a pause, but not for long: a hand-over of the binding is in progress.
+    ReadLiveAgain(WaitingSource),
+    /// The same by a list, after a pause, but not for long: a hand-over of the binding is in progress.
     AwaitHandOver,
     /// Report the activity of the recipient, where that is due.
     Report(Recipient),
@@ -124,6 +133,7 @@ pub struct Routing {
     own: Option<ConversationReference>,
     /// Why the message creates no conversation.
     obstacle: Option<Unroutable>,
+    waiting: WaitingSource,
 }
 
 impl Routing {
@@ -131,7 +141,7 @@ impl Routing {
     #[must_use]
     pub fn new(own: Option<ConversationReference>) -> Self {
         let obstacle = own.is_none().then_some(Unroutable::NoConversation);
-        Self { own, obstacle }
+        Self { own, obstacle, waiting: WaitingSource::Watches }
     }
 
     /// The step that follows from `observation`. The last one is `Deliver` or `Unroutable`, unless the time is over before.
@@ -141,19 +151,24 @@ impl Routing {
             | RouteObservation::Live(BindingStatus::Held(recipient)) => RouteStep::Report(recipient),
             // The watches may be late. Most messages that find nobody open a conversation, and its create finds out.
             RouteObservation::Watched(BindingStatus::Free) if self.obstacle.is_none() => RouteStep::Create,
-            RouteObservation::Watched(_) | RouteObservation::Reported(_, Report::Gone) => RouteStep::ReadLive,
+            RouteObservation::Watched(_) | RouteObservation::Reported(_, Report::Gone) => {
+                RouteStep::ReadLive(self.waiting)
+            }
             // If the waiting conversation were overtaken, it would wait for the one that the message creates.
-            RouteObservation::Live(BindingStatus::Awaited) => RouteStep::AwaitHandOver,
+            RouteObservation::Live(BindingStatus::Awaited) => {
+                self.waiting = WaitingSource::List;
+                RouteStep::AwaitHandOver
+            }
             RouteObservation::Live(BindingStatus::Free) => {
                 self.obstacle.map_or(RouteStep::Create, RouteStep::Unroutable)
             }
-            RouteObservation::Live(BindingStatus::Unknown) => RouteStep::ReadLiveAgain,
+            RouteObservation::Live(BindingStatus::Unknown) => RouteStep::ReadLiveAgain(self.waiting),
             RouteObservation::Own(OwnConversation::Unknown) => RouteStep::ReadOwnAgain,
             RouteObservation::Reported(recipient, Report::Done)
             | RouteObservation::Own(OwnConversation::Open(recipient)) => self.deliver(recipient),
             RouteObservation::Creation(creation) => match creation {
                 Creation::Created(recipient) => self.deliver(recipient),
-                Creation::AlreadyBound => RouteStep::ReadLive,
+                Creation::AlreadyBound => RouteStep::ReadLive(self.waiting),
                 Creation::AlreadyExists => RouteStep::ReadOwn,
                 Creation::RateLimited => self.create_no_more(Unroutable::RateLimited),
                 // The watches may be late: the binding may be held all the same.
@@ -174,7 +189,7 @@ impl Routing {
     /// The message goes to whoever holds the binding now, if anybody does.
     fn create_no_more(&mut self, why: Unroutable) -> RouteStep {
         self.obstacle = Some(why);
-        RouteStep::ReadLive
+        RouteStep::ReadLive(self.waiting)
     }
 }
 
@@ -182,6 +197,9 @@ impl Routing {
 mod tests {
     use super::*;
     use RouteObservation::{Creation as Tried, Live, Own as Read, Reported, Watched};
+
+    /// The first live read.
+    const READ: RouteStep = RouteStep::ReadLive(WaitingSource::Watches);
 
     fn recipient(name: &str) -> Recipient {
         let conversation = ConversationReference { namespace: "sales".to_owned(), name: name.to_owned() };
@@ -215,13 +233,13 @@ mod tests {
     #[test]
     fn free_binding_is_read_live_unless_the_create_finds_out() {
         assert_eq!(last(true, &[Watched(BindingStatus::Free)]), RouteStep::Create);
-        assert_eq!(last(false, &[Watched(BindingStatus::Free)]), RouteStep::ReadLive);
+        assert_eq!(last(false, &[Watched(BindingStatus::Free)]), READ);
         let unroutable = RouteStep::Unroutable(Unroutable::NoConversation);
         assert_eq!(last(false, &[Watched(BindingStatus::Free), Live(BindingStatus::Free)]), unroutable);
         assert_eq!(last(true, &[Watched(BindingStatus::Unknown), Live(BindingStatus::Free)]), RouteStep::Create);
         assert_eq!(
             last(true, &[Watched(BindingStatus::Unknown), Live(BindingStatus::Unknown)]),
-            RouteStep::ReadLiveAgain
+            RouteStep::ReadLiveAgain(WaitingSource::Watches)
         );
     }
 
@@ -235,14 +253,25 @@ mod tests {
                 Live(BindingStatus::Held(recipient("next"))),
             ],
         );
-        assert_eq!(taken, [RouteStep::ReadLive, RouteStep::AwaitHandOver, RouteStep::Report(recipient("next"))]);
+        assert_eq!(taken, [READ, RouteStep::AwaitHandOver, RouteStep::Report(recipient("next"))]);
+    }
+
+    #[test]
+    fn binding_that_was_awaited_is_free_only_by_a_list() {
+        let awaited = [Watched(BindingStatus::Unknown), Live(BindingStatus::Awaited)];
+        let then = |more: &[RouteObservation]| last(true, &[&awaited, more].concat());
+        let unknown = then(&[Live(BindingStatus::Unknown)]);
+        assert_eq!(unknown, RouteStep::ReadLiveAgain(WaitingSource::List));
+        let gone = [Live(BindingStatus::Held(recipient("next"))), Reported(recipient("next"), Report::Gone)];
+        assert_eq!(then(&gone), RouteStep::ReadLive(WaitingSource::List));
+        assert_eq!(then(&[Live(BindingStatus::Free)]), RouteStep::Create);
     }
 
     #[test]
     fn closed_recipient_is_replaced_by_the_present_holder_or_a_new_one() {
         let gone = [Watched(BindingStatus::Held(recipient("alice"))), Reported(recipient("alice"), Report::Gone)];
         let then = |next| last(true, &[gone.to_vec(), vec![next]].concat());
-        assert_eq!(steps(true, &gone)[1], RouteStep::ReadLive);
+        assert_eq!(steps(true, &gone)[1], READ);
         assert_eq!(then(Live(BindingStatus::Held(recipient("bob")))), RouteStep::Report(recipient("bob")));
         assert_eq!(then(Live(BindingStatus::Free)), RouteStep::Create);
     }
@@ -266,7 +295,7 @@ mod tests {
         for (own, why) in
             [(OwnConversation::Closed, Unroutable::ConversationClosed), (OwnConversation::Other, Unroutable::NameTaken)]
         {
-            assert_eq!(then(&[Read(own.clone())]), RouteStep::ReadLive);
+            assert_eq!(then(&[Read(own.clone())]), READ);
             assert_eq!(then(&[Read(own.clone()), Live(BindingStatus::Free)]), RouteStep::Unroutable(why));
             let held = Live(BindingStatus::Held(recipient("bob")));
             assert_eq!(then(&[Read(own.clone()), held]), RouteStep::Report(recipient("bob")));
@@ -290,7 +319,7 @@ mod tests {
         {
             let failed = [Watched(BindingStatus::Free), Tried(failed)];
             let then = |next| last(true, &[failed.to_vec(), vec![next]].concat());
-            assert_eq!(last(true, &failed), RouteStep::ReadLive);
+            assert_eq!(last(true, &failed), READ);
             assert_eq!(then(Live(BindingStatus::Free)), RouteStep::Unroutable(why));
             assert_eq!(then(Live(BindingStatus::Held(recipient("alice")))), RouteStep::Report(recipient("alice")));
         }
