@@ -1,4 +1,4 @@
-//! Exhaustive checks of the claim protocol: every order of events, within bounds. Tier: pure.
+//! Exhaustive checks of the claim protocol and of the way of a message: every order of events, within bounds. Tier: pure.
 //! `make test` checks the small configurations and `make model` the large ones. Both print the number of visited states.
 
 #![cfg(test)]
@@ -6,15 +6,15 @@
 mod model;
 
 use model::{
-    BOUND_RECORDED, Budget, ClaimsModel, Configuration, Coverage, Create, Mutation, NO_VIOLATION, ONE_BOUND,
-    ONE_HOLDER, RECORDED, REST,
+    BOUND_RECORDED, Budget, ClaimsModel, Configuration, Coverage, Create, Message, Mutation, NO_VIOLATION,
+    NOT_OVERTAKEN, ONE_BOUND, ONE_HOLDER, RECIPIENT, RECORDED, REST, STEADY_HOLDER, WAYS_END,
 };
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;
 
 /// The creates of a configuration, one per letter. `a` is a create of alice and `b` one of bob, which need the same binding. Upper case
 /// is a server-side apply, `x` and `y` are dry runs, `u` and `v` bypass the webhook, `w` and `z` wait for the binding, and `n` and `m`
-/// read their name first.
+/// read their name first. `i` and `j` are sent by a router, as are `I` and `J`, which read their name first.
 fn creates(letters: &str) -> Vec<Create> {
     let plain = |place| Create {
         place,
@@ -23,6 +23,7 @@ fn creates(letters: &str) -> Vec<Create> {
         waits: false,
         reads_name: false,
         bypasses_webhook: false,
+        is_by_router: false,
     };
     let of = |letter| match letter {
         'a' => plain(0),
@@ -37,6 +38,10 @@ fn creates(letters: &str) -> Vec<Create> {
         'z' => Create { waits: true, ..plain(1) },
         'n' => Create { reads_name: true, ..plain(0) },
         'm' => Create { reads_name: true, ..plain(1) },
+        'i' => Create { is_by_router: true, ..plain(0) },
+        'j' => Create { is_by_router: true, ..plain(1) },
+        'I' => Create { is_by_router: true, reads_name: true, ..plain(0) },
+        'J' => Create { is_by_router: true, reads_name: true, ..plain(1) },
         other => panic!("no create is called {other}"),
     };
     letters.chars().map(of).collect()
@@ -45,6 +50,17 @@ fn creates(letters: &str) -> Vec<Create> {
 /// A configuration with one leader, on which the tests are based.
 fn configuration(name: &'static str, letters: &str) -> Configuration {
     Configuration { name, creates: creates(letters), leaders: 1, ..Configuration::default() }
+}
+
+/// A configuration in which messages are sent, one per letter: `a` may create alice, `b` may create bob, and `-` creates nothing.
+fn routed(name: &'static str, messages: &str, letters: &str) -> Configuration {
+    let of = |letter| match letter {
+        'a' => Message { own: Some(0) },
+        'b' => Message { own: Some(1) },
+        '-' => Message { own: None },
+        other => panic!("no message is called {other}"),
+    };
+    Configuration { messages: messages.chars().map(of).collect(), ..configuration(name, letters) }
 }
 
 /// Checks every reachable state, and that the configuration covers the `expected` steps.
@@ -184,6 +200,38 @@ fn protocol_holds_for_status_writes_of_unknown_outcome() {
     check(configuration, &[Coverage::InDoubt, Coverage::Bound, Coverage::NotBound]);
 }
 
+#[test]
+fn two_first_messages_open_one_conversation() {
+    let budget = Budget { closings: 1, ..Budget::default() };
+    let configuration = Configuration { budget, ..routed("two messages", "ab", "iijj") };
+    check(configuration, &[Coverage::Delivered, Coverage::RaceLost, Coverage::RecipientGone]);
+}
+
+#[test]
+fn repeated_message_opens_one_conversation() {
+    let budget = Budget { closings: 1, lost: 1, ..Budget::default() };
+    let configuration = Configuration { budget, ..routed("sent again", "aa", "iii") };
+    check(configuration, &[Coverage::CreateLost, Coverage::OwnFound, Coverage::OwnClosed, Coverage::Unroutable]);
+}
+
+#[test]
+fn message_goes_to_the_conversation_that_holds_its_binding() {
+    let budget = Budget { releases: 1, refusals: 1, rate_limits: 1, ..Budget::default() };
+    let configuration = Configuration { budget, ..routed("a holder", "a", "bii") };
+    check(configuration, &[Coverage::RaceLost, Coverage::RecipientGone, Coverage::Unroutable]);
+}
+
+#[test]
+fn message_does_not_overtake_a_waiting_conversation() {
+    check(routed("overtaking", "a", "azii"), &[Coverage::HandOverAwaited, Coverage::HandedOver, Coverage::Delivered]);
+}
+
+#[test]
+fn message_that_creates_nothing_finds_its_conversation() {
+    let budget = Budget { releases: 1, ..Budget::default() };
+    check(Configuration { budget, ..routed("no creates", "-", "ab") }, &[Coverage::Delivered, Coverage::Unroutable]);
+}
+
 /// The large configurations, in the order of their size.
 #[test]
 #[ignore = "runs for long: make model"]
@@ -218,6 +266,29 @@ fn large() {
             has_statuses: true,
             ..configuration("doubts, a waiting one", "az")
         },
+    ] {
+        check(configuration, &[]);
+    }
+}
+
+/// The large configurations with messages, in the order of their size.
+#[test]
+#[ignore = "runs for long: make model"]
+fn large_with_messages() {
+    let budget = Budget::default();
+    let closing = Budget { closings: 1, ..budget };
+    for configuration in [
+        Configuration { budget: closing, ..routed("names that are read, sent again", "aa", "III") },
+        Configuration {
+            budget: Budget { releases: 1, deletions: 1, ..budget },
+            ..routed("no creates, a close, a deletion", "-", "ab")
+        },
+        Configuration {
+            budget: Budget { refusals: 1, rate_limits: 1, lost: 1, ..budget },
+            ..routed("two messages, failures", "ab", "iiijjj")
+        },
+        Configuration { budget: Budget { releases: 1, ..budget }, ..routed("overtaking, sent again", "aa", "ziii") },
+        Configuration { budget: closing, ..routed("two messages, one sent again", "aab", "iiijj") },
     ] {
         check(configuration, &[]);
     }
@@ -259,6 +330,14 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         has_statuses: true,
         ..configuration("restarted", "uv")
     };
+    let closed = || Configuration { budget: Budget { releases: 1, ..Budget::default() }, ..routed("closed", "-", "b") };
+    let held = || Configuration {
+        budget: Budget { refusals: 1, rate_limits: 1, ..Budget::default() },
+        ..routed("held", "a", "bii")
+    };
+    let again =
+        || Configuration { budget: Budget { closings: 1, ..Budget::default() }, ..routed("again", "aa", "iii") };
+    let overtaking = || routed("overtaking", "a", "azii");
     vec![
         (M::AddReplaces, deleted(), ONE_HOLDER),
         (M::AddForgets, deleted(), ONE_HOLDER),
@@ -289,6 +368,19 @@ fn mutants() -> Vec<(Mutation, Configuration, &'static str)> {
         (M::PruneWithoutVersion, waiting(), RECORDED),
         (M::HandOverTooEarly, waiting(), RECORDED),
         (M::WaitingForgotten, waiting(), REST),
+        (M::AwaitedTakenAsFree, overtaking(), NOT_OVERTAKEN),
+        (M::AwaitedForgotten, overtaking(), NOT_OVERTAKEN),
+        (M::GoneTakenAsReported, closed(), RECIPIENT),
+        (M::HolderNotReported, closed(), RECIPIENT),
+        (M::WatchTakenAsLive, routed("held", "-", "b"), STEADY_HOLDER),
+        (M::LimitIsFinal, held(), STEADY_HOLDER),
+        (M::DenialIsFinal, held(), STEADY_HOLDER),
+        (M::RefusalIsFinal, held(), STEADY_HOLDER),
+        (M::UndecidedIsFinal, held(), STEADY_HOLDER),
+        (M::DenialIsRetried, held(), WAYS_END),
+        (M::ExistingIsRetried, again(), WAYS_END),
+        (M::ClosedForgotten, again(), WAYS_END),
+        (M::OwnTakenAsOpen, again(), RECIPIENT),
     ]
 }
 

@@ -1,21 +1,26 @@
-//! A model of the claim protocol for stateright: an API server with its watches, webhooks, leaders, and clients.
+//! A model of the claim protocol for stateright: an API server with its watches, webhooks, leaders, clients, and routers.
 //!
-//! All decisions are made by `admit`, `release` and `adopt` of `switchboard::core::claim`, the functions that the operator runs.
+//! All decisions are made by `admit`, `release` and `adopt` of `switchboard::core::claim`, the functions that the operator runs, and by
+//! `Routing` of `switchboard::core::inbound`, the step machine that the router runs.
 //! The model has two conversations, alice and bob, which need the same binding. The configuration bounds the number of actions.
 
 mod abstraction;
 mod etcd;
 mod leader;
+mod router;
 mod webhook;
 
+pub use router::Message;
 pub use webhook::Create;
 
 use abstraction::{Place, Uids, Version};
 use etcd::Etcd;
 use leader::{Guess, Job, Leader, Reconcile, Task, World};
+use router::{Outcome, Sight, Way};
 use stateright::{Model, Property};
 use std::sync::atomic::{AtomicU64, Ordering};
 use switchboard::core::claim::Decision;
+use switchboard::core::inbound::Creation;
 use webhook::{Attempt, Phase, Progress, Review, Step};
 
 /// One deviation from the protocol. The check must find a counterexample for each.
@@ -77,6 +82,32 @@ pub enum Mutation {
     WaitingForgotten,
     /// After a list of conversations, the claims of conversations that it does not show are not reconciled.
     ListsForgetClaims,
+    /// A message creates a conversation although one waits for the binding.
+    AwaitedTakenAsFree,
+    /// A message believes watches that do not show yet a conversation that it saw waiting.
+    AwaitedForgotten,
+    /// A message goes to a conversation that is closed, although the report of its activity tells so.
+    GoneTakenAsReported,
+    /// A message goes to the holder that the watches show without a report.
+    HolderNotReported,
+    /// A message is unroutable because the watches show no holder, without a live read.
+    WatchTakenAsLive,
+    /// A message is unroutable at the limit of creates, without a live read.
+    LimitIsFinal,
+    /// A message is unroutable after a 48031.
+    DenialIsFinal,
+    /// A message is unroutable after a create that is refused, without a live read.
+    RefusalIsFinal,
+    /// A message is unroutable after a create whose outcome is unknown.
+    UndecidedIsFinal,
+    /// A create that another conversation prevents is only retried.
+    DenialIsRetried,
+    /// A create that its own earlier conversation prevents is only retried.
+    ExistingIsRetried,
+    /// A message forgets that its own earlier conversation is closed.
+    ClosedForgotten,
+    /// A message goes to its own earlier conversation, open or closed.
+    OwnTakenAsOpen,
 }
 
 impl Mutation {
@@ -103,6 +134,14 @@ pub enum StepViolation {
     AllowedWithoutClaim,
     /// I5: a dry run wrote a claim.
     DryRunWrote,
+    /// A message went to a conversation that had not held the binding since the message was sent.
+    DeliveredToNoHolder,
+    /// A message did not go to the conversation that had held the binding all the time.
+    PassedHolder,
+    /// A message created a conversation before one that it saw waiting got the binding.
+    Overtook,
+    /// A message was unroutable for a reason that was not there.
+    WrongReason,
 }
 
 /// A kind of step that a configuration must reach.
@@ -134,10 +173,18 @@ pub enum Coverage {
     RecordedLater,
     NameRead,
     InDoubt,
+    Delivered,
+    Unroutable,
+    RecipientGone,
+    HandOverAwaited,
+    RaceLost,
+    OwnFound,
+    OwnClosed,
+    CreateLost,
 }
 
 impl Coverage {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 34] = [
         Self::Claimed,
         Self::Added,
         Self::TakenOver,
@@ -164,6 +211,14 @@ impl Coverage {
         Self::RecordedLater,
         Self::NameRead,
         Self::InDoubt,
+        Self::Delivered,
+        Self::Unroutable,
+        Self::RecipientGone,
+        Self::HandOverAwaited,
+        Self::RaceLost,
+        Self::OwnFound,
+        Self::OwnClosed,
+        Self::CreateLost,
     ];
 }
 
@@ -188,6 +243,12 @@ pub struct Budget {
     pub restarts: u8,
     /// Restarts of watches with a list.
     pub lists: u8,
+    /// Creates of a router that reach its limit.
+    pub rate_limits: u8,
+    /// Creates of a router that are refused for good.
+    pub refusals: u8,
+    /// Creates of a router whose outcome it does not learn.
+    pub lost: u8,
 }
 
 /// A configuration, which defines a finite model.
@@ -195,6 +256,7 @@ pub struct Budget {
 pub struct Configuration {
     pub name: &'static str,
     pub creates: Vec<Create>,
+    pub messages: Vec<Message>,
     pub budget: Budget,
     pub leaders: usize,
     /// The number of writes of unknown leaders that can be in flight at once.
@@ -220,6 +282,7 @@ pub struct Cluster {
     leaders: Vec<Leader>,
     /// The writes of unknown leaders that are in flight.
     orphaned_writes: Vec<Job>,
+    ways: Vec<Way>,
     left: Budget,
     violation: Option<StepViolation>,
 }
@@ -260,6 +323,10 @@ pub enum Action {
     Restart(usize),
     ListConversations(usize),
     ListClaims(usize),
+    /// A message arrives at a router.
+    Send(usize, Sight),
+    /// The way of a message makes its next request.
+    Route(usize, Outcome),
 }
 
 impl ClaimsModel {
@@ -289,6 +356,7 @@ impl ClaimsModel {
     fn review(&self, cluster: &mut Cluster, attempt: usize, review: Option<usize>) {
         let Cluster { etcd, attempts, .. } = cluster;
         let Attempt { phase, reviews } = &mut attempts[attempt];
+        let mut response = None;
         let counts = *phase == Phase::InReview && review.is_none_or(|review| review + 1 == reviews.len());
         let mut work = Review {
             create: self.configuration.creates[attempt],
@@ -311,6 +379,12 @@ impl ClaimsModel {
                     reviews.remove(review);
                 }
                 if counts {
+                    response = match answer {
+                        Decision::Allow | Decision::AllowWaiting => None,
+                        Decision::Deny { .. } => Some(Creation::AlreadyBound),
+                        Decision::AlreadyExists => Some(Creation::AlreadyExists),
+                        Decision::Undecided(_) => Some(Creation::Undecided),
+                    };
                     *phase = match answer {
                         _ if self.configuration.creates[attempt].is_dry_run => Phase::Failed,
                         Decision::Allow => Phase::Admitted,
@@ -320,6 +394,9 @@ impl ClaimsModel {
                 }
             }
             (Err(violation), _) => cluster.violation = Some(violation),
+        }
+        if let Some(creation) = response {
+            self.respond(cluster, attempt, creation);
         }
     }
 
@@ -344,6 +421,8 @@ impl ClaimsModel {
         }
         let is_stored = cluster.etcd.stored(create.place).is_some_and(|stored| stored.uid == uid);
         cluster.attempts[attempt].phase = if is_stored { Phase::Stored } else { Phase::Failed };
+        let recipient = abstraction::recipient(create.place, uid);
+        self.respond(cluster, attempt, if is_stored { Creation::Created(recipient) } else { Creation::AlreadyExists });
     }
 
     fn with_world<T>(&self, etcd: &mut Etcd, orphans: &[Job], work: impl FnOnce(&mut World<'_>) -> T) -> T {
@@ -430,11 +509,16 @@ impl ClaimsModel {
             && claim.is_none_or(|claim| cluster.etcd.holds_binding(claim.holder))
     }
 
-    /// Whether the leaders come to rest consistently from this state. Checked while no client and no review is active.
-    fn comes_to_rest(&self, cluster: &Cluster) -> bool {
+    /// Whether no create and no review is active, and a leader can come to rest.
+    fn is_quiet(&self, cluster: &Cluster) -> bool {
         let is_client_at_work = cluster.attempts.iter().any(Attempt::is_active);
         let is_claim_being_deleted = cluster.etcd.claim.is_some_and(|claim| claim.is_being_deleted);
-        if self.has_no_leader() || is_client_at_work || is_claim_being_deleted || cluster.violation.is_some() {
+        !self.has_no_leader() && !is_client_at_work && !is_claim_being_deleted && cluster.violation.is_none()
+    }
+
+    /// Whether the leaders come to rest consistently from this state. Checked while no client and no review is active.
+    fn comes_to_rest(&self, cluster: &Cluster) -> bool {
+        if !self.is_quiet(cluster) {
             return true;
         }
         let mut settled = cluster.clone();
@@ -484,7 +568,7 @@ fn forget_moot_writes(cluster: &mut Cluster) {
 /// Drops events that all watches have delivered, and renumbers the revisions, of which only equality is meaningful.
 fn canonicalize(cluster: &mut Cluster) {
     let undecided = undecided(cluster);
-    let Cluster { etcd, attempts, leaders, orphaned_writes, .. } = cluster;
+    let Cluster { etcd, attempts, leaders, orphaned_writes, ways, .. } = cluster;
     let delivered = |of: fn(&Leader) -> u8, length: usize| {
         leaders.iter().map(|leader| usize::from(of(leader))).min().unwrap_or(length)
     };
@@ -517,6 +601,9 @@ fn canonicalize(cluster: &mut Cluster) {
     for attempt in attempts {
         attempt.versions(&mut visit);
     }
+    for way in ways.iter_mut() {
+        way.versions(&mut visit);
+    }
     orphaned_writes.sort();
     for job in orphaned_writes {
         leader::job_versions(job, &mut visit);
@@ -525,6 +612,9 @@ fn canonicalize(cluster: &mut Cluster) {
     // What a claim recorded matters only while the conversation is stored, or can still be.
     let stored = etcd.conversations.iter().flatten().fold(Uids::NONE, |uids, stored| uids.and(Uids::one(stored.uid)));
     etcd.recorded = etcd.recorded.within(stored.and(undecided));
+    for way in ways {
+        way.canonicalize(stored);
+    }
 }
 
 impl Model for ClaimsModel {
@@ -537,6 +627,7 @@ impl Model for ClaimsModel {
             attempts: self.configuration.creates.iter().map(|_| Attempt::not_begun()).collect(),
             leaders: vec![Leader::default(); self.configuration.leaders],
             orphaned_writes: Vec::new(),
+            ways: self.configuration.messages.iter().copied().map(Way::of).collect(),
             left: self.configuration.budget,
             violation: None,
         }]
@@ -549,6 +640,7 @@ impl Model for ClaimsModel {
         let Cluster { etcd, attempts, leaders, orphaned_writes, left, .. } = cluster;
         for (index, attempt) in attempts.iter().enumerate() {
             let orphans = match attempt.phase {
+                Phase::NotBegun if self.configuration.creates[index].is_by_router => 0,
                 Phase::NotBegun => {
                     // Equal creates begin in their order.
                     let create = self.configuration.creates[index];
@@ -577,6 +669,7 @@ impl Model for ClaimsModel {
             actions.extend((0..attempt.reviews.len()).map(|review| Action::Step(index, review)));
             actions.extend((0..orphans).map(|review| Action::Drop(index, review)));
         }
+        self.routes(cluster, actions);
         for place in [0, 1] {
             let Some(conversation) = etcd.stored(place) else { continue };
             if conversation.needs_binding && left.releases > 0 {
@@ -633,10 +726,12 @@ impl Model for ClaimsModel {
             Action::GiveUp(index) => {
                 attempts[index].reviews.pop();
                 attempts[index].phase = Phase::Failed;
+                self.respond(&mut cluster, index, Creation::Undecided);
             }
             Action::Abandon(index) => {
                 left.abandoned -= 1;
                 attempts[index].phase = Phase::Failed;
+                self.respond(&mut cluster, index, Creation::Undecided);
             }
             Action::Repeat(index) => {
                 left.repeats -= 1;
@@ -646,7 +741,12 @@ impl Model for ClaimsModel {
                 attempts[index].reviews.remove(review);
             }
             Action::Store(index) => self.store(&mut cluster, index),
-            Action::Fail(index) => attempts[index].phase = Phase::Failed,
+            Action::Fail(index) => {
+                attempts[index].phase = Phase::Failed;
+                self.respond(&mut cluster, index, Creation::Undecided);
+            }
+            Action::Send(index, sight) => self.send(&mut cluster, index, sight),
+            Action::Route(index, outcome) => self.route(&mut cluster, index, outcome),
             Action::Release(place) => {
                 left.releases -= 1;
                 let conversation = abstraction::Conversation { needs_binding: false, ..etcd.stored(place)? };
@@ -706,6 +806,9 @@ impl Model for ClaimsModel {
         if !self.configuration.mutation.is_some_and(Mutation::drops_preconditions) {
             forget_moot_writes(&mut cluster);
         }
+        for way in &mut cluster.ways {
+            way.observe(&cluster.etcd);
+        }
         canonicalize(&mut cluster);
         Some(cluster)
     }
@@ -733,8 +836,31 @@ impl Model for ClaimsModel {
                 };
                 cluster.etcd.count(is_unrecorded) == 0
             }),
-            Property::always(NO_VIOLATION, |_, cluster: &Cluster| cluster.violation.is_none()),
+            Property::always(NO_VIOLATION, |_, cluster: &Cluster| {
+                use StepViolation::{AllowedWithoutClaim, DeniedWithoutHolder, DryRunWrote};
+                !matches!(cluster.violation, Some(DeniedWithoutHolder | AllowedWithoutClaim | DryRunWrote))
+            }),
             Property::always(REST, Self::comes_to_rest),
+            Property::always(ONE_CREATED, |model: &Self, cluster: &Cluster| {
+                let is_stored = |place| {
+                    let creates = cluster.attempts.iter().zip(&model.configuration.creates);
+                    let is_of_message = |(attempt, create): &(&Attempt, &Create)| {
+                        create.is_by_router && create.place == place && attempt.phase == Phase::Stored
+                    };
+                    creates.filter(is_of_message).count()
+                };
+                // After a deletion, nothing is left to tell that the message was sent before.
+                model.configuration.budget.deletions > 0 || [0, 1].into_iter().all(|place| is_stored(place) <= 1)
+            }),
+            Property::always(RECIPIENT, |_, cluster: &Cluster| {
+                cluster.violation != Some(StepViolation::DeliveredToNoHolder)
+            }),
+            Property::always(STEADY_HOLDER, |_, cluster: &Cluster| {
+                cluster.violation != Some(StepViolation::PassedHolder)
+            }),
+            Property::always(NOT_OVERTAKEN, |_, cluster: &Cluster| cluster.violation != Some(StepViolation::Overtook)),
+            Property::always(REASON, |_, cluster: &Cluster| cluster.violation != Some(StepViolation::WrongReason)),
+            Property::always(WAYS_END, Self::ways_end),
         ]
     }
 }
@@ -751,3 +877,12 @@ pub const BOUND_RECORDED: &str = "a claim recorded the UID of each conversation 
 pub const NO_VIOLATION: &str = "I4 and I5: no decision without a live read, no write in a dry run";
 /// I2 and I3.
 pub const REST: &str = "I2 and I3: the leaders come to rest, and at rest claims and conversations agree";
+/// However often a message is sent.
+pub const ONE_CREATED: &str = "a message creates at most one conversation";
+/// Except for a holder that only the watches show, and whose activity is not reported.
+pub const RECIPIENT: &str = "a message goes to a conversation that has held the binding since the message was sent";
+/// With the same exception. That the message creates nothing follows from I1.
+pub const STEADY_HOLDER: &str = "a message goes to the conversation that holds the binding all the time";
+pub const NOT_OVERTAKEN: &str = "a message does not overtake a conversation that it saw waiting";
+pub const REASON: &str = "a message is unroutable only for a reason that is there";
+pub const WAYS_END: &str = "in a quiet environment, each message is delivered or unroutable";

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use switchboard::api::{Admission, Channel, ConversationReference, OnConflict, State, Time};
 use switchboard::core::binding::{Binding, BindingName};
 use switchboard::core::claim::{self, LiveConversation, Request};
+use switchboard::core::inbound::Recipient;
 
 /// The namespace and name of a conversation: 0 is alice, 1 is bob.
 pub type Place = u8;
@@ -90,6 +91,11 @@ pub enum Write {
 
 pub fn reference(place: Place) -> ConversationReference {
     ConversationReference { namespace: "sales".to_owned(), name: ["alice", "bob"][usize::from(place)].to_owned() }
+}
+
+pub fn recipient(place: Place, uid: u8) -> Recipient {
+    let conversation = reference(place);
+    Recipient { conversation, uid: uid.to_string(), state: State::Active, participants: Vec::new() }
 }
 
 pub fn place(reference: &ConversationReference) -> Place {

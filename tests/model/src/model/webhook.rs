@@ -26,6 +26,8 @@ pub struct Create {
     pub reads_name: bool,
     /// Whether it is sent while no webhook is installed.
     pub bypasses_webhook: bool,
+    /// Whether a router sends it, for a message.
+    pub is_by_router: bool,
 }
 
 /// The progress of a create.
