@@ -67,7 +67,12 @@ impl Inbound {
     /// Declares the proxy address. `changes` replaces fields of `spec.inbound`; by default it accepts the source `gateway` and creates
     /// conversations in the namespace.
     pub async fn new(changes: Value) -> Self {
-        let ns = Cluster::shared().test_namespace().await;
+        Self::on(Cluster::shared(), changes).await
+    }
+
+    /// The same on another cluster.
+    pub async fn on(cluster: &Cluster, changes: Value) -> Self {
+        let ns = cluster.test_namespace().await;
         let ns = TestNamespace { proxy: ns.contact.replacen("+1555", "+1556", 1), ..ns };
         let sink = Sink::start();
         let mut inbound = json!({
@@ -88,7 +93,7 @@ impl Inbound {
             "spec": {"channel": "SMS", "address": ns.proxy, "inbound": inbound},
         });
         let inbound = Self { ns, sink };
-        inbound.allow_creates().await;
+        inbound.allow_creates(cluster).await;
         let object = serde_json::from_value(object).unwrap();
         inbound.proxy_addresses().create(&PostParams::default(), &object).await.unwrap();
         inbound
@@ -99,7 +104,7 @@ impl Inbound {
     }
 
     /// Lets the router create conversations in the namespace, as `router.autocreateNamespaces` does.
-    async fn allow_creates(&self) {
+    async fn allow_creates(&self, cluster: &Cluster) {
         let binding = json!({
             "metadata": {"name": "switchboard-router-create"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "switchboard-router-create"},
@@ -108,8 +113,8 @@ impl Inbound {
         let bindings = Api::<RoleBinding>::namespaced(self.ns.client.clone(), &self.ns.namespace);
         bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
         // Each API server takes it up a moment later.
-        for api_server in 0..2 {
-            let reviews = Api::<SubjectAccessReview>::all(Cluster::shared().client(api_server).await);
+        for api_server in 0..cluster.control_plane.api_servers().len() {
+            let reviews = Api::<SubjectAccessReview>::all(cluster.client(api_server).await);
             let review = serde_json::from_value(json!({"spec": {
                 "user": ROUTER,
                 "resourceAttributes": {
@@ -181,7 +186,8 @@ impl Message {
         self.try_send(router).await.expect("an answer")
     }
 
-    async fn send_until_known(&self, router: SocketAddr) -> Answered {
+    /// Sends it to a router until its ProxyAddress is known there.
+    pub async fn send_until_known(&self, router: SocketAddr) -> Answered {
         let sending = async {
             loop {
                 let answered = self.send(router).await;
@@ -196,14 +202,19 @@ impl Message {
 
 /// Posts a `CloudEvent` in structured mode to a source of a router.
 pub async fn post(router: SocketAddr, source: &str, token: &str, event: &Value) -> Option<Answered> {
-    let request = Request::builder()
+    request_once(request(router, source, token, event)).await
+}
+
+/// A request with a `CloudEvent` in structured mode, or with a batch of them.
+pub fn request(router: SocketAddr, source: &str, token: &str, events: &Value) -> Request<Full<Bytes>> {
+    let mode = if events.is_array() { "cloudevents-batch" } else { "cloudevents" };
+    Request::builder()
         .method(Method::POST)
         .uri(format!("http://{router}/v1/sources/{source}"))
-        .header("content-type", "application/cloudevents+json")
+        .header("content-type", format!("application/{mode}+json"))
         .header(AUTHORIZATION, format!("Bearer {token}"))
-        .body(Full::<Bytes>::from(event.to_string()))
-        .unwrap();
-    request_once(request).await
+        .body(Full::from(events.to_string()))
+        .unwrap()
 }
 
 /// Makes a request on a connection of its own. Returns `None` if there is no answer.

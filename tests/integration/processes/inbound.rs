@@ -1,7 +1,7 @@
 //! Inbound messages: they find their conversation by its binding, or create it, and reach the sink. Tier: processes.
 
 use crate::common::cluster::{Cluster, create_namespace, metrics};
-use crate::common::routing::{Inbound, SIGNING_SECRET, TOKEN, builder, post, routers};
+use crate::common::routing::{Inbound, SIGNING_SECRET, TOKEN, builder, post, request, request_once, routers};
 use crate::common::sink::{Answer, Received, Sink};
 use futures::future::join_all;
 use hyper::StatusCode;
@@ -204,6 +204,35 @@ async fn repeated_message_is_delivered_once() {
     assert!(at_once.iter().all(|answered| answered.status == StatusCode::OK));
     assert_eq!(ids(&inbound.sink.accepted("received")), ["m", "n"]);
     assert_eq!(inbound.conversations().await.len(), 1);
+}
+
+#[tokio::test]
+async fn batch_that_half_failed_arrives_once_when_sent_again() {
+    let inbound = Inbound::new(json!({})).await;
+    assert_eq!(inbound.send(0, "known").await.status, StatusCode::OK);
+    let contacts = ["+1557", "+1558", "+1558", "+1559"].map(|prefix| inbound.ns.contact.replacen("+1555", prefix, 1));
+    let ids_sent = ["m0", "m1", "m2", "m3"];
+    let events = ids_sent.iter().zip(&contacts).map(|(id, contact)| {
+        let mut message = inbound.message(id);
+        message.data["contact"] = json!(contact);
+        message.body()
+    });
+    let batch = Value::Array(events.collect());
+    let router = routers()[0].inbound_address();
+    let send = async || request_once(request(router, "gateway", TOKEN, &batch)).await.unwrap();
+    let delivered = |id: &str| {
+        let accepted = inbound.sink.accepted("received");
+        ids(&accepted).iter().filter(|accepted| **accepted == id).count()
+    };
+    inbound.sink.answer(|event| Answer::Status(if event.attribute("id") == Some("m1") { 500 } else { 202 }));
+    assert_eq!(send().await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ids_sent.map(delivered), [1, 0, 0, 1], "the message after the failed one of its binding is held back");
+    inbound.sink.answer(|_| Answer::Status(202));
+    assert_eq!(send().await.status, StatusCode::OK);
+    assert_eq!(ids_sent.map(delivered), [1; 4]);
+    let accepted = inbound.sink.accepted("received");
+    assert!(ids(&accepted).ends_with(&["m1", "m2"]), "the order of a binding is kept: {:?}", ids(&accepted));
+    assert_eq!(inbound.conversations().await.len(), 4);
 }
 
 #[tokio::test]
