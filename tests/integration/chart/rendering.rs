@@ -454,8 +454,8 @@ fn router_may_only_read_report_activity_and_create() {
             "conversations: get list watch",
             "conversations/status: patch",
             "addressbindings: get list watch",
-            "proxyaddresses: get list watch",
-            "namespaces: get list watch",
+            "proxyaddresses: list watch",
+            "namespaces: list watch",
         ];
         assert_eq!(permissions("switchboard-router"), everywhere, "{case}");
         assert_eq!(permissions("switchboard-router-create"), ["conversations: create"], "{case}");

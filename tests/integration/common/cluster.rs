@@ -72,12 +72,7 @@ impl Cluster {
             }
             let control_plane = ControlPlane::builder().api_servers(2).user("outsider", &[]);
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
-            let installation = Installation::builder(env!("CARGO_BIN_EXE_switchboard"))
-                .replicas(2)
-                .set("router.enabled", "true")
-                .set("router.sources.gateway.type", "CloudEvents")
-                .set("router.sources.gateway.secretName", "gateway");
-            Self::install(control_plane, &installation)
+            Self::install(control_plane, &installation_with_router().replicas(2))
         };
         // If the start fails for the first test, the other tests do not try again.
         let cluster = CLUSTER.get_or_init(|| std::panic::catch_unwind(start).ok());
@@ -126,6 +121,14 @@ impl Cluster {
             _cleanup: cleanup,
         }
     }
+}
+
+/// An installation of the chart with the router, whose replicas a test starts.
+pub fn installation_with_router() -> control_plane::InstallationBuilder {
+    Installation::builder(env!("CARGO_BIN_EXE_switchboard"))
+        .set("router.enabled", "true")
+        .set("router.sources.gateway.type", "CloudEvents")
+        .set("router.sources.gateway.secretName", "gateway")
 }
 
 /// A client of an API server for the administrator, or for the user that it impersonates.
