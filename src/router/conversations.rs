@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::Instrument;
 
 /// The field manager of the router, apart from that of the controller.
 const ROUTER: &str = "switchboard-router";
@@ -135,10 +136,11 @@ impl Conversations {
     pub async fn create(&self, conversation: Conversation, deadline: Instant) -> (Creation, Option<String>) {
         let namespace = conversation.metadata.namespace.clone().unwrap_or_default();
         let conversations = Api::<Conversation>::namespaced(self.client.clone(), &namespace);
-        let request = tokio::spawn(async move {
+        let request = async move {
             let parameters = PostParams { field_manager: Some(ROUTER.to_owned()), ..PostParams::default() };
             timeout(CREATE_TIMEOUT, conversations.create(&parameters, &conversation)).await
-        });
+        };
+        let request = tokio::spawn(request.in_current_span());
         let created = match timeout_at(deadline, request).await {
             Ok(Ok(Ok(Ok(created)))) => created,
             Ok(Ok(Ok(Err(error)))) => return refused(&error, &namespace),
@@ -159,14 +161,14 @@ impl Conversations {
         }
         // It goes on if the caller stops waiting, so that the window always ends.
         let (this, reported) = (self.clone(), recipient.clone());
-        let report = tokio::spawn(async move {
+        let report = async move {
             let report = this.write_report(&reported, time).await;
             if due == Due::Now && report == Report::Done {
                 tokio::spawn(this.report_ends(reported));
             }
             report
-        });
-        match timeout(REPORT_WAIT, report).await {
+        };
+        match timeout(REPORT_WAIT, tokio::spawn(report.in_current_span())).await {
             Ok(Ok(report)) => report,
             Ok(Err(_)) | Err(_) => Report::Done,
         }

@@ -1,12 +1,16 @@
 //! The observability of real replicas: metrics, traces, the self-check, and the reload of certificates.
 
 use crate::common::cluster::{Cluster, TIMEOUT, metrics};
-use crate::common::routing::{Inbound, routers};
+use crate::common::routing::{Inbound, TOKEN, builder, request, request_once, routers};
 use crate::common::webhook_client::{self, WebhookClient};
 use control_plane::{ControlPlane, Installation};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::Api;
 use kube::api::DeleteParams;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
@@ -128,31 +132,74 @@ fn single_replica_cluster() -> &'static (Cluster, Collector) {
 /// Receives OTLP requests until the process ends.
 struct Collector {
     address: SocketAddr,
-    bodies: Arc<Mutex<Vec<Vec<u8>>>>,
+    spans: Arc<Mutex<Vec<Span>>>,
 }
 
 impl Collector {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let collector = Self { address: listener.local_addr().unwrap(), bodies: Arc::default() };
-        let bodies = collector.bodies.clone();
+        let collector = Self { address: listener.local_addr().unwrap(), spans: Arc::default() };
+        let spans = collector.spans.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let bodies = bodies.clone();
-                std::thread::spawn(move || receive(stream, &bodies));
+                let spans = spans.clone();
+                std::thread::spawn(move || receive(stream, &spans));
             }
         });
         collector
     }
 
-    fn has(&self, parts: &[&[u8]]) -> bool {
-        let bodies = self.bodies.lock().unwrap();
-        bodies.iter().any(|body| parts.iter().all(|part| body.windows(part.len()).any(|window| window == *part)))
+    /// The spans of a trace so far.
+    fn trace(&self, id: u128) -> Vec<Span> {
+        let spans = self.spans.lock().unwrap();
+        spans.iter().filter(|span| span.trace_id == id.to_be_bytes()).cloned().collect()
+    }
+
+    /// Waits until a trace has a span of this name and outcome whose parent is `parent`, and a child of that span for each of `calls`, which
+    /// are the verb and the resource of requests to the API server.
+    async fn wait_for(&self, id: u128, parent: u64, (name, outcome): (&str, &str), calls: &[(&str, &str)]) {
+        let is_complete = || {
+            let spans = self.trace(id);
+            let is_root = |span: &&Span| span.parent_span_id == parent.to_be_bytes() && span.name == name;
+            let roots: Vec<_> = spans.iter().filter(is_root).filter(|span| texts(span).contains(&outcome)).collect();
+            let is_made = |(verb, resource): &(&str, &str)| {
+                spans.iter().any(|span| {
+                    span.name == "api_call"
+                        && roots.iter().any(|root| root.span_id == span.parent_span_id)
+                        && texts(span).contains(verb)
+                        && texts(span).contains(resource)
+                })
+            };
+            !roots.is_empty() && calls.iter().all(is_made)
+        };
+        let arrived = async {
+            while !is_complete() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let is_over = timeout(TIMEOUT, arrived).await.is_ok();
+        assert!(is_over, "no {name} with a span for each of {calls:?}: {:#?}", self.trace(id));
+    }
+
+    /// Whether a span has this text anywhere.
+    fn has(&self, text: &str) -> bool {
+        self.spans.lock().unwrap().iter().any(|span| format!("{span:?}").contains(text))
     }
 }
 
-/// Records the body of each request of a connection, and answers with an empty 200.
-fn receive(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
+/// The attributes of a span that are texts.
+fn texts(span: &Span) -> Vec<&str> {
+    let values = span.attributes.iter().filter_map(|attribute| attribute.value.as_ref()?.value.as_ref());
+    values
+        .filter_map(|value| match value {
+            Value::StringValue(text) => Some(text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Records the spans of each request of a connection, and answers with an empty 200.
+fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut length = 0;
@@ -170,7 +217,9 @@ fn receive(stream: TcpStream, bodies: &Mutex<Vec<Vec<u8>>>) -> Option<()> {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        bodies.lock().unwrap().push(body);
+        let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
+        let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+        spans.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
         reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok()?;
     }
 }
@@ -187,17 +236,37 @@ async fn callers_trace_continues_in_api_calls_and_is_exported() {
     let mut stream = webhook_client.connect(cluster.installation.replica(0).webhook_address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(webhook_client::answer(&mut stream).await.unwrap().code, 200);
-    let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes();
-    let parent = 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes();
-    let arrived = async {
-        while !collector.has(&[&trace, &parent, b"admission", b"allowed"])
-            || !collector.has(&[&trace, b"api_call", b"addressbindings"])
-        {
-            sleep(Duration::from_millis(50)).await;
-        }
+    let (trace, parent) = (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7);
+    collector.wait_for(trace, parent, ("admission", "allowed"), &[("create", "addressbindings")]).await;
+    assert!(!collector.has(&ns.contact), "the trace contains the address of the contact");
+}
+
+#[tokio::test]
+async fn senders_trace_continues_if_its_request_is_authenticated() {
+    let collector = Collector::start();
+    let inbound = Inbound::new(json!({})).await;
+    let router = builder("router-traced").flag(format!("--otlp-endpoint=http://{}", collector.address));
+    let router = router.start(&Cluster::shared().control_plane).unwrap();
+    let known = inbound.message("known").send_until_known(router.inbound_address()).await;
+    assert_eq!(known.status, 200);
+    let (stranger, sender, parent) =
+        (0x5bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128, 0x6bf9_2f35_u128 << 96, 0xf067_u64);
+    let status = async |trace: u128, token: &str, id: &str| {
+        let mut message = inbound.message(id);
+        message.data["contact"] = json!(inbound.ns.contact.replacen("+1555", "+1557", 1));
+        let mut request = request(router.inbound_address(), "gateway", token, &message.body());
+        let traceparent = format!("00-{trace:032x}-{parent:016x}-01");
+        request.headers_mut().insert("traceparent", traceparent.parse().unwrap());
+        request_once(request).await.unwrap().status
     };
-    timeout(TIMEOUT, arrived).await.expect("the spans of the review and of its API calls");
-    assert!(!collector.has(&[ns.contact.as_bytes()]), "the trace contains the address of the contact");
+    assert_eq!(status(stranger, "another token", "m").await, 403);
+    // The first one creates a conversation, and the second one reports its activity.
+    assert_eq!(status(sender, TOKEN, "m").await, 200);
+    assert_eq!(status(sender, TOKEN, "n").await, 200);
+    let calls = [("create", "conversations"), ("patch", "conversations/status")];
+    collector.wait_for(sender, parent, ("inbound", "accepted"), &calls).await;
+    assert!(collector.trace(stranger).is_empty(), "a stranger chooses what is traced");
+    assert!(!collector.has(&inbound.ns.contact[5..]), "the trace contains the address of the contact");
 }
 
 #[tokio::test]
