@@ -5,6 +5,7 @@ use super::signer::Signer;
 use crate::api::{Sink, SinkService};
 use crate::clock::Clock;
 use crate::telemetry::error_chain::ErrorChain;
+use crate::telemetry::traces;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, Uri};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::Span;
 
 /// How long an unused connection to a sink is kept. It is shorter than the 60 s after which many servers close one, so that a request is
 /// seldom sent on a connection that is about to be closed.
@@ -143,6 +145,7 @@ impl Sinks {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = sink.clone();
         *request.headers_mut() = headers;
+        traces::inject(&Span::current(), request.headers_mut());
         let response = self.client.request(request).await?;
         let status = response.status();
         // The connection can be used again only after the body. A sink that never ends it has answered all the same.

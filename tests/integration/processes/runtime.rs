@@ -265,6 +265,12 @@ async fn senders_trace_continues_if_its_request_is_authenticated() {
     assert_eq!(status(sender, TOKEN, "n").await, 200);
     let calls = [("create", "conversations"), ("patch", "conversations/status")];
     collector.wait_for(sender, parent, ("inbound", "accepted"), &calls).await;
+    let received = inbound.sink.accepted("received");
+    let continued = format!("00-{sender:032x}-");
+    for id in ["m", "n"] {
+        let event = received.iter().find(|event| event.attribute("id") == Some(id)).unwrap();
+        assert!(event.headers["traceparent"].to_str().unwrap().starts_with(&continued), "{event:?}");
+    }
     assert!(collector.trace(stranger).is_empty(), "a stranger chooses what is traced");
     assert!(!collector.has(&inbound.ns.contact[5..]), "the trace contains the address of the contact");
 }
