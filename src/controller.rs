@@ -33,6 +33,7 @@ use kube::Client;
 use plan::{Job, LeaderWork, Moment, Plan, plan_all, plan_claim, plan_conversation, plan_each};
 use proxy_addresses::{affected, plan_proxy_address};
 use queue::{Backoff, Queue};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
@@ -79,6 +80,8 @@ pub struct Controller {
     deadlines: Deadlines<NamespacedName>,
     worker: Worker,
     event_recorder: EventRecorder,
+    /// The conversations whose status may have been stored by a write that failed, until their task ends.
+    may_lack_events: HashSet<NamespacedName>,
     grace_period: Duration,
     /// Whether this replica was the leader at the last check. The queue of a standby is empty.
     is_leader: bool,
@@ -116,6 +119,7 @@ impl Controller {
             deadlines: Deadlines::default(),
             worker,
             event_recorder,
+            may_lack_events: HashSet::new(),
             grace_period,
             is_leader: false,
             earlier_writes_until: clock.monotonic(),
@@ -198,6 +202,7 @@ impl Controller {
         } else if was_leader && !self.is_leader {
             self.queue.clear();
             self.deadlines = Deadlines::default();
+            self.may_lack_events.clear();
         }
     }
 
@@ -345,6 +350,17 @@ impl Controller {
 
     fn mark_succeeded(&mut self, task: &Task) {
         self.queue.done(task);
+        self.forget_failures(task);
+    }
+
+    /// Forgets the failures of a task that has ended, and records the Events of a write that seemed to fail.
+    fn forget_failures(&mut self, task: &Task) {
+        if let Task::Conversation(key) = task
+            && self.may_lack_events.remove(key)
+        {
+            let since = self.clock.now().before(EVENT_BACKFILL_WINDOW);
+            self.event_recorder.backfill_since(key.clone(), since);
+        }
         self.queue.forget(task);
     }
 
@@ -355,6 +371,9 @@ impl Controller {
         }
         if let (Task::Conversation(key), JobOutcome::Outdated(version)) = (&task, &outcome) {
             self.index.status_outdated(key, version);
+        }
+        if let (Task::Conversation(key), JobOutcome::Retry { may_lack_events: true, .. }) = (&task, &outcome) {
+            self.may_lack_events.insert(key.clone());
         }
         if let (Task::Conversation(key), JobOutcome::Retry { failed_write: Some(failed), .. }) = (&task, &outcome) {
             let in_doubt_until = failed.is_in_doubt.then(|| self.clock.monotonic() + self.grace_period);
@@ -377,12 +396,12 @@ impl Controller {
             && !self.defaults_read(proxy, &outcome)
             && matches!(outcome, JobOutcome::Defaults(_))
         {
-            outcome = JobOutcome::Retry { backoff: Backoff::Transient, failed_write: None };
+            outcome = JobOutcome::Retry { backoff: Backoff::Transient, failed_write: None, may_lack_events: false };
         }
         if let JobOutcome::Retry { backoff, .. } = outcome {
             return self.queue.add_rate_limited(task, backoff, self.clock.monotonic());
         }
-        self.queue.forget(&task);
+        self.forget_failures(&task);
         match outcome {
             JobOutcome::Done
             | JobOutcome::Outdated(_)

@@ -36,19 +36,25 @@ pub fn read(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, Unreadable> {
         if name.starts_with('.') {
             continue;
         }
-        // The files are links to those of the current version. A key that has just been removed has a link for a moment longer.
-        let metadata = match std::fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            metadata => metadata.map_err(unreadable(&path))?,
-        };
-        if !metadata.is_file() {
-            continue;
+        match read_key(&path) {
+            Ok(Some(key)) => drop(files.insert(name, key)),
+            Ok(None) => {}
+            // The files are links to those of the current version. A key that has just been removed has a link for a moment longer.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unreadable(&path)(error)),
         }
-        if metadata.len() > MAX_KEY_BYTES {
-            let error = io::Error::other(format!("it is larger than {MAX_KEY_BYTES} bytes"));
-            return Err(Unreadable { path, source: error });
-        }
-        files.insert(name, std::fs::read(&path).map_err(unreadable(&path))?);
     }
     Ok(files)
+}
+
+/// `None` if it is not a file.
+fn read_key(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    if metadata.len() > MAX_KEY_BYTES {
+        return Err(io::Error::other(format!("it is larger than {MAX_KEY_BYTES} bytes")));
+    }
+    std::fs::read(path).map(Some)
 }

@@ -106,12 +106,21 @@ impl SigningSecrets {
     /// Takes up changed secrets until the process exits.
     pub async fn run(self) {
         let Some(directory) = self.directory else { return std::future::pending().await };
+        let mut failure = None;
         loop {
             sleep(POLL_INTERVAL).await;
             match signer(&directory) {
-                Ok(signer) => drop(self.signer.send_replace(Arc::new(signer))),
+                Ok(signer) => {
+                    failure = None;
+                    self.signer.send_replace(Arc::new(signer));
+                }
                 Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), "failed to load the signing secrets; the previous ones sign");
+                    let error = ErrorChain(&error).to_string();
+                    // Once, and not at each attempt.
+                    if failure.as_ref() != Some(&error) {
+                        tracing::warn!(error, "failed to load the signing secrets; the previous ones sign");
+                        failure = Some(error);
+                    }
                 }
             }
         }

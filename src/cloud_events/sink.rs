@@ -25,8 +25,8 @@ use tracing::Span;
 const IDLE: Duration = Duration::from_secs(30);
 /// The maximum number of unused connections to a sink.
 const MAX_IDLE: usize = 32;
-/// The first pause between two attempts. It doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The first delay between two attempts. It doubles each time.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// The maximum size of the body of a response that is read, in bytes, so that the connection can be used again. The content is not used.
 const RESPONSE_BYTES: usize = 64 << 10;
 /// The time in which it is read.
@@ -106,7 +106,7 @@ impl Sinks {
 
     /// Posts `event` to `sink` until it is accepted or refused, at the latest by `until`.
     pub async fn post(&self, sink: &Uri, event: &Event, until: Instant) -> Delivery {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = MIN_BACKOFF;
         loop {
             let failure = match self.try_post(sink, event, until).await {
                 Ok(Verdict::Accepted) => return Delivery::Accepted,
@@ -114,13 +114,13 @@ impl Sinks {
                 Err(failure) => failure,
             };
             let cause = ErrorChain(&failure).to_string();
-            if self.clock.monotonic() + pause >= until {
+            if self.clock.monotonic() + backoff >= until {
                 tracing::warn!(host = sink.host(), cause, "a sink did not accept an event");
                 return Delivery::Failed;
             }
             tracing::debug!(host = sink.host(), cause, "a sink did not accept an event; trying again");
-            sleep(pause).await;
-            pause *= 2;
+            sleep(backoff).await;
+            backoff *= 2;
         }
     }
 

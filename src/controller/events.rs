@@ -241,7 +241,8 @@ async fn record(publisher: &EventPublisher, pending_event: &PendingEvent) {
 /// The notices of a conversation since `since`.
 async fn find_since(client: &Client, key: &NamespacedName, since: Time) -> Vec<PendingEvent> {
     let conversations = Api::<Conversation>::namespaced(client.clone(), key.namespace());
-    match within_timeout(conversations.get_opt(key.name())).await {
+    let attempt = || within_timeout(conversations.get_opt(key.name()));
+    match attempt.retry(RETRY_BACKOFF).when(Error::is_transient).await {
         Ok(Some(conversation)) => {
             let uid = Uid::from(conversation.metadata.uid.as_deref().unwrap_or_default());
             let notices = conversation.status.as_ref().map(|status| notices_since(status, since));

@@ -84,6 +84,8 @@ pub enum JobOutcome {
         backoff: Backoff,
         /// The write of a status that failed.
         failed_write: Option<FailedWrite>,
+        /// Whether a status may be stored whose Events are not recorded.
+        may_lack_events: bool,
     },
 }
 
@@ -166,6 +168,11 @@ impl Worker {
             Job::Resolve(lookup) => Some(lookup.entry.version.clone()),
             Job::Delete(_) | Job::Release(_) | Job::WriteProxyAddress(_) | Job::ReadDefaults(_) => None,
         };
+        let has_events = match &job {
+            Job::WriteStatus(write) => !write.notices.is_empty(),
+            Job::Resolve(_) => true,
+            Job::Delete(_) | Job::Release(_) | Job::WriteProxyAddress(_) | Job::ReadDefaults(_) => false,
+        };
         let result = timeout(JOB_TIMEOUT, self.attempt(job)).await.unwrap_or(Err(Error::TimedOut));
         let kind = match &task {
             Task::Conversation(_) => TaskKind::Conversation,
@@ -185,7 +192,7 @@ impl Worker {
             } else {
                 bound_on.map(|version| FailedWrite { version, is_in_doubt: true })
             };
-            JobOutcome::Retry { backoff, failed_write }
+            JobOutcome::Retry { backoff, failed_write, may_lack_events: has_events && !error.is_refused_status() }
         });
         JobResult { task, outcome }
     }

@@ -1,5 +1,6 @@
-//! Traces. Each review has a span, whose parent is the API server's span if the request has a `traceparent`. Each request to the API server
-//! has a span too, and is sent with a `traceparent`. The spans are exported by OTLP (HTTP, protobuf) if an endpoint is set.
+//! Traces. Each review, and each authenticated request of a source, has a span, whose parent is the caller's span if the request has a
+//! `traceparent`. Each request to the API server has a span too; it and the events for sinks are sent with a `traceparent`. The spans are
+//! exported by OTLP (HTTP, protobuf) if an endpoint is set.
 //!
 //! Spans are named after the operation. They contain no address and no name of an object that users create.
 

@@ -26,10 +26,12 @@ const CONCURRENCY: usize = 8;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum size of the events that wait, in bytes. Further events are dropped.
 const MAX_BACKLOG_BYTES: usize = 16 << 20;
-/// The size of an event without its texts, in bytes, generously.
-const EVENT_BYTES: usize = 512;
+/// The size of an event without its texts, in bytes, rounded up.
+const EVENT_BYTES: usize = 1024;
 /// The age at which an event is dropped that the sink still does not accept.
 const MAX_AGE: Duration = Duration::from_hours(1);
+/// Why it is dropped.
+const TOO_OLD: &str = "the sink did not accept it for too long";
 /// The time in which the backlog is sent at a shutdown. The Lease is released after it.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The minimum interval between two warnings that the sink fails.
@@ -110,7 +112,7 @@ impl EventsSink {
         }
         tracing::warn!(
             events = self.backlog.len,
-            "the sink of the lifecycle events has not accepted all of them; the next leader sends those of the last two minutes again"
+            "the sink of the lifecycle events has not accepted all of them; the next leader sends those of the last two minutes that it can derive"
         );
         Ok(())
     }
@@ -120,6 +122,11 @@ impl EventsSink {
         while self.in_progress.len() < CONCURRENCY
             && let Some((uid, event)) = self.backlog.next(now)
         {
+            if self.backlog.is_too_old(&uid, now) {
+                self.backlog.finish(&uid);
+                self.dropped(&event, TOO_OLD);
+                continue;
+            }
             let Settings { uri, sinks } = self.settings.clone();
             self.in_progress.spawn(async move {
                 let result = sinks.try_post(&uri, &event.cloud_event(), now + REQUEST_TIMEOUT).await;
@@ -152,7 +159,7 @@ impl EventsSink {
                     tracing::warn!(host, events, %cause, "the sink of the lifecycle events fails; retrying");
                 }
                 match self.backlog.retry(uid, now) {
-                    Some(event) => self.dropped(&event, "the sink did not accept it for too long"),
+                    Some(event) => self.dropped(&event, TOO_OLD),
                     None => self.metrics.event_sent(EventOutcome::Retried),
                 }
             }
@@ -299,10 +306,15 @@ impl Backlog {
         Some(event)
     }
 
+    /// Whether the first event of this conversation has waited for too long.
+    fn is_too_old(&self, uid: &Uid, now: Instant) -> bool {
+        let first = self.events.get(uid).and_then(VecDeque::front);
+        first.is_some_and(|(since, _)| now.saturating_duration_since(*since) >= MAX_AGE)
+    }
+
     /// The event of this conversation that is in progress is taken again after its backoff. If it is too old, it is removed and returned.
     fn retry(&mut self, uid: &Uid, now: Instant) -> Option<Arc<LifecycleEvent>> {
-        let (since, _) = self.events.get(uid)?.front()?;
-        if now.saturating_duration_since(*since) >= MAX_AGE {
+        if self.is_too_old(uid, now) {
             return self.finish(uid);
         }
         self.queue.done(uid);
@@ -340,7 +352,7 @@ mod tests {
             contact: Some("+15558675310".to_owned()),
             proxy: "+15017122661".to_owned(),
         }));
-        let told = closed.cloud_event();
+        let closed = closed.cloud_event();
         let expected = json!({
             "conversation": {
                 "namespace": "sales", "name": "alice", "uid": "u1", "state": "Closed", "participants": ["agent-7"],
@@ -348,11 +360,11 @@ mod tests {
             "channel": "SMS", "contact": "+15558675310", "proxy": "+15017122661",
             "reason": "CloseTimer", "message": "It changed",
         });
-        assert_eq!(told.data, expected);
-        let attributes = format!("{:?}", Event { data: Value::Null, ..told.clone() });
+        assert_eq!(closed.data, expected);
+        let attributes = format!("{:?}", Event { data: Value::Null, ..closed.clone() });
         assert!(!attributes.contains("+15"), "{attributes}");
         assert_eq!(
-            (told.source.as_str(), told.id.as_str()),
+            (closed.source.as_str(), closed.id.as_str()),
             ("/conversations", "u1/Closed/1970-01-01T00:00:00Z"),
             "they are the same in each replica"
         );
@@ -408,7 +420,7 @@ mod tests {
         while backlog.add(event(&number.to_string(), NoticeReason::Closed), now).is_ok() {
             number += 1;
         }
-        assert!(backlog.bytes <= MAX_BACKLOG_BYTES && backlog.len > 20_000, "{} events", backlog.len);
+        assert!(backlog.bytes <= MAX_BACKLOG_BYTES && backlog.len > 10_000, "{} events", backlog.len);
         let (uid, _) = backlog.next(now).unwrap();
         backlog.finish(&uid);
         assert!(backlog.add(event("another", NoticeReason::Closed), now).is_ok());

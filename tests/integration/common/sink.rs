@@ -59,9 +59,11 @@ impl Received {
         let signed = [header("webhook-id"), header("webhook-timestamp"), ""].join(".").into_bytes();
         let secret = BASE64.decode(secret.strip_prefix("whsec_").unwrap().as_bytes()).unwrap();
         let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        let signature = header("webhook-signature").strip_prefix("v1,").unwrap();
-        let signature = BASE64.decode(signature.as_bytes()).unwrap();
-        hmac::verify(&key, &[signed, self.body.to_vec()].concat(), &signature).is_ok()
+        let signed = [signed, self.body.to_vec()].concat();
+        header("webhook-signature").split(' ').any(|signature| {
+            let signature = BASE64.decode(signature.strip_prefix("v1,").unwrap().as_bytes()).unwrap();
+            hmac::verify(&key, &signed, &signature).is_ok()
+        })
     }
 }
 

@@ -26,7 +26,7 @@ fn status(conversation: &Conversation) -> &ConversationStatus {
 }
 
 /// Matches the write by which the operator closes this conversation.
-fn closing(ns: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
+pub fn closing(ns: &TestNamespace, name: &str) -> impl Fn(&Call) -> bool + Send + 'static {
     let writes = status_write(ns, name);
     move |call| writes(call) && call.mentions("\"state\":\"Closed\"")
 }
