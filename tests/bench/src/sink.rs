@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 pub struct Accepted {
     /// Its ID.
     pub id: String,
-    /// When its answer was sent.
+    /// When its answer was ready.
     pub at: Instant,
 }
 

@@ -193,13 +193,18 @@ async fn granted_create_reads_no_proxy_address() {
     let cluster = exclusive_cluster().await;
     let (namespace, _) = cluster.checked_namespace().await;
     let namespace = with_own_proxy(namespace);
+    let other = format!("{}-other", namespace.namespace);
+    create_namespace(&namespace.client, &other).await;
+    let other = TestNamespace { namespace: other, contact: "+15550000002".to_owned(), ..namespace.clone() };
     declare(&namespace, own_name(&namespace)).await;
+    // Until the watch shows the ProxyAddress, every namespace may use the address, and no create reads.
+    until_denied(&other).await;
     // A watch has no field selector, and starts with a list of all namespaces.
     let is_read = |call: &Call| {
         let is_of_address = call.is("GET", "/proxyaddresses") && call.query.contains("fieldSelector=");
         is_of_address || (call.method == "GET" && call.path.starts_with("/api/v1/namespaces/test-"))
     };
-    // The first creates may come before the watch has shown the ProxyAddress.
+    // The first creates may come before the watch has shown the namespace.
     let passed = cluster.proxy.inject(Stage::Before, Fault::Pass, is_read);
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     let deadline = Instant::now() + TIMEOUT;
@@ -212,9 +217,6 @@ async fn granted_create_reads_no_proxy_address() {
         assert!(Instant::now() < deadline, "each create reads");
     }
     drop(passed);
-    let other = format!("{}-other", namespace.namespace);
-    create_namespace(&namespace.client, &other).await;
-    let other = TestNamespace { namespace: other, contact: "+15550000002".to_owned(), ..namespace.clone() };
     let reads = cluster.proxy.inject(Stage::Before, Fault::Answer(500), is_read);
     namespace.create("alice", json!({})).await.expect("it needs no read");
     assert_eq!(reads.count(), 0);

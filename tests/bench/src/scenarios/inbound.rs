@@ -37,7 +37,7 @@ const CLIENTS: usize = 16;
 /// The number of contacts whose conversations are known.
 const KNOWN: usize = 200;
 /// The number of first messages of one contact at once.
-const AT_ONCE: usize = 50;
+const BURST: usize = 50;
 
 /// Runs the measurements.
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -226,7 +226,7 @@ impl Run<'_> {
     /// Many first messages of one contact at once, through two routers.
     fn first_messages(&self, routers: &[Router]) -> Result<Vec<Row>> {
         let rounds = self.bench.options.pick(20, 2);
-        self.bench.progress.step(&format!("{rounds} rounds of {AT_ONCE} first messages"));
+        self.bench.progress.step(&format!("{rounds} rounds of {BURST} first messages"));
         let (mut milliseconds, mut opened) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             let contact = format!("+1777{:07}", serial());
@@ -237,7 +237,7 @@ impl Run<'_> {
             let (created, received): (Vec<_>, Vec<_>) =
                 self.sink.take().into_iter().partition(|event| event.id.ends_with("/created"));
             let delivered: HashMap<_, _> = received.iter().map(|event| (event.id.as_str(), event.at)).collect();
-            if created.len() != 1 || received.len() != AT_ONCE || delivered.len() != AT_ONCE {
+            if created.len() != 1 || received.len() != BURST || delivered.len() != BURST {
                 let counts = (created.len(), received.len(), delivered.len());
                 return Err(Error::Unexpected(format!("opened, delivered, of different messages: {counts:?}")));
             }
@@ -249,12 +249,7 @@ impl Run<'_> {
             opened.push(self.bench.runtime.block_on(stored(self.world, &contact))?);
         }
         Ok(vec![
-            Row::figures(
-                11,
-                format!("{AT_ONCE} first messages at once, two routers"),
-                Unit::Milliseconds,
-                &milliseconds,
-            ),
+            Row::figures(11, format!("{BURST} first messages at once, two routers"), Unit::Milliseconds, &milliseconds),
             Row::figures(11, "  conversations for them", Unit::Count, &opened).target(Target::AtMost(1.0)),
         ])
     }
@@ -333,7 +328,7 @@ async fn steadily(
 /// Sends messages of a contact at once, through each router in turn. Returns their IDs and when they were answered.
 async fn at_once(routers: &[Router], contact: &str) -> Result<Vec<(String, Instant)>> {
     let mut tasks = JoinSet::<Result<(String, Instant)>>::new();
-    for (number, router) in (0..AT_ONCE).zip(routers.iter().cycle()) {
+    for (number, router) in (0..BURST).zip(routers.iter().cycle()) {
         let (to, contact) = (router.inbound_address(), contact.to_owned());
         tasks.spawn(async move {
             let id = format!("SM-{contact}-{number}");
