@@ -90,7 +90,12 @@ impl Conversations {
         source: WaitingSource,
     ) -> Result<bool, kube::Error> {
         let watched = self.known.read().is_awaited(name, self.clock.monotonic());
-        if let Some(is_awaited) = watched.filter(|is_awaited| *is_awaited || source == WaitingSource::Watches) {
+        let is_believed = |is_awaited: &bool| match source {
+            WaitingSource::Watches => true,
+            WaitingSource::FreeByList => *is_awaited,
+            WaitingSource::List => false,
+        };
+        if let Some(is_awaited) = watched.filter(is_believed) {
             return Ok(is_awaited);
         }
         let [contact, proxy] = [binding.contact(), binding.proxy()].map(|address| escape(address.as_str()));

@@ -19,11 +19,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long a message waits for a hand-over of its binding.
+/// How long a message waits for a hand-over of its binding, before the last look.
 const HAND_OVER_TIME: Duration = Duration::from_secs(1);
-/// The first pause before another look. It doubles each time, up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_millis(160);
+/// The first delay before another attempt. It doubles each time, up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(10);
+const MAX_BACKOFF: Duration = Duration::from_millis(160);
 
 /// What the ways of all messages share.
 pub struct Ways {
@@ -117,7 +117,8 @@ impl Way<'_> {
         let mut routing = Routing::new(self.own.clone());
         let mut step =
             routing.next(RouteObservation::Watched(known.read().sight(&self.binding.name(), clock.monotonic())));
-        let (mut pause, mut handed_over_since, mut cause) = (MIN_PAUSE, None, None);
+        let (mut backoff, mut handed_over_since, mut cause) = (MIN_BACKOFF, None, None);
+        let mut waiting = WaitingSource::FreeByList;
         loop {
             let now = clock.monotonic();
             match step {
@@ -131,15 +132,18 @@ impl Way<'_> {
                 RouteStep::AwaitHandOver => {
                     let since = *handed_over_since.get_or_insert(now);
                     if now.saturating_duration_since(since) >= HAND_OVER_TIME {
-                        return End::GiveUp;
+                        if waiting == WaitingSource::List {
+                            return End::GiveUp;
+                        }
+                        waiting = WaitingSource::List;
                     }
                     true
                 }
                 _ => false,
             };
             if is_again {
-                sleep(pause).await;
-                pause = (pause * 2).min(MAX_PAUSE);
+                sleep(backoff).await;
+                backoff = (backoff * 2).min(MAX_BACKOFF);
             }
             let observation = match step {
                 RouteStep::Report(recipient) => {
@@ -157,8 +161,7 @@ impl Way<'_> {
                 }
                 // The ends were handled above.
                 RouteStep::AwaitHandOver | RouteStep::Deliver { .. } | RouteStep::Unroutable(_) => {
-                    let source = WaitingSource::List;
-                    RouteObservation::Live(conversations.sight(self.binding, source, self.deadline).await)
+                    RouteObservation::Live(conversations.sight(self.binding, waiting, self.deadline).await)
                 }
             };
             step = routing.next(observation);

@@ -39,6 +39,8 @@ pub enum WaitingSource {
     /// From the watches, if they show that nobody holds it either, or else by a list.
     Watches,
     /// From the watches, if they show a conversation that waits, or else by a list. They may not show yet one that a list has shown.
+    FreeByList,
+    /// By a list. The watches may not show yet that a conversation is closed.
     List,
 }
 
@@ -103,7 +105,8 @@ pub enum RouteStep {
     ReadLive(WaitingSource),
     /// The same, after a pause: it could not be found out.
     ReadLiveAgain(WaitingSource),
-    /// The same by a list, after a pause, but not for long: a hand-over of the binding is in progress.
+    /// The same, after a pause, but not for long: a hand-over of the binding is in progress. Only a list tells that nobody waits any more, and
+    /// the last look is by a list alone.
     AwaitHandOver,
     /// Report the activity of the recipient, where that is due.
     Report(Recipient),
@@ -156,7 +159,7 @@ impl Routing {
             }
             // If the waiting conversation were overtaken, it would wait for the one that the message creates.
             RouteObservation::Live(BindingStatus::Awaited) => {
-                self.waiting = WaitingSource::List;
+                self.waiting = WaitingSource::FreeByList;
                 RouteStep::AwaitHandOver
             }
             RouteObservation::Live(BindingStatus::Free) => {
@@ -261,9 +264,9 @@ mod tests {
         let awaited = [Watched(BindingStatus::Unknown), Live(BindingStatus::Awaited)];
         let then = |more: &[RouteObservation]| last(true, &[&awaited, more].concat());
         let unknown = then(&[Live(BindingStatus::Unknown)]);
-        assert_eq!(unknown, RouteStep::ReadLiveAgain(WaitingSource::List));
+        assert_eq!(unknown, RouteStep::ReadLiveAgain(WaitingSource::FreeByList));
         let gone = [Live(BindingStatus::Held(recipient("next"))), Reported(recipient("next"), Report::Gone)];
-        assert_eq!(then(&gone), RouteStep::ReadLive(WaitingSource::List));
+        assert_eq!(then(&gone), RouteStep::ReadLive(WaitingSource::FreeByList));
         assert_eq!(then(&[Live(BindingStatus::Free)]), RouteStep::Create);
     }
 

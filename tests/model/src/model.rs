@@ -841,17 +841,6 @@ impl Model for ClaimsModel {
                 !matches!(cluster.violation, Some(DeniedWithoutHolder | AllowedWithoutClaim | DryRunWrote))
             }),
             Property::always(REST, Self::comes_to_rest),
-            Property::always(ONE_CREATED, |model: &Self, cluster: &Cluster| {
-                let is_stored = |place| {
-                    let creates = cluster.attempts.iter().zip(&model.configuration.creates);
-                    let is_of_message = |(attempt, create): &(&Attempt, &Create)| {
-                        create.is_by_router && create.place == place && attempt.phase == Phase::Stored
-                    };
-                    creates.filter(is_of_message).count()
-                };
-                // After a deletion, nothing is left to tell that the message was sent before.
-                model.configuration.budget.deletions > 0 || [0, 1].into_iter().all(|place| is_stored(place) <= 1)
-            }),
             Property::always(RECIPIENT, |_, cluster: &Cluster| {
                 cluster.violation != Some(StepViolation::DeliveredToNoHolder)
             }),
@@ -877,8 +866,6 @@ pub const BOUND_RECORDED: &str = "a claim recorded the UID of each conversation 
 pub const NO_VIOLATION: &str = "I4 and I5: no decision without a live read, no write in a dry run";
 /// I2 and I3.
 pub const REST: &str = "I2 and I3: the leaders come to rest, and at rest claims and conversations agree";
-/// However often a message is sent.
-pub const ONE_CREATED: &str = "a message creates at most one conversation";
 /// Except for a holder that only the watches show, and whose activity is not reported.
 pub const RECIPIENT: &str = "a message goes to a conversation that has held the binding since the message was sent";
 /// With the same exception. That the message creates nothing follows from I1.

@@ -73,7 +73,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Sends one message each `interval` until [`stop`](Self::stop), as long as the answers take no longer than all clients together wait.
+    /// Sends one message each `interval` until [`stop`](Self::stop), if each answer takes less than four intervals; otherwise fewer.
     ///
     /// # Errors
     /// If the first node has no power.

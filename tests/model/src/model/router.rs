@@ -374,7 +374,7 @@ impl ClaimsModel {
         let way = &mut ways[index];
         way.stage = match decide(Arc::make_mut(&mut way.routing), observation, self.configuration.mutation) {
             RouteStep::ReadLive(source) | RouteStep::ReadLiveAgain(source) => Stage::ReadClaim(source),
-            RouteStep::AwaitHandOver => Stage::ReadClaim(WaitingSource::List),
+            RouteStep::AwaitHandOver => Stage::ReadClaim(WaitingSource::FreeByList),
             RouteStep::Report(recipient) => {
                 let (place, uid) = (abstraction::place(&recipient.conversation), abstraction::number(&recipient.uid));
                 Stage::Report { place, uid, is_watched }
