@@ -55,10 +55,10 @@ bench: require ## What it costs, against the same API server without it (three q
 	@"$(TARGET)/release/bench"
 	$(if $(QUICK),,cargo bench --locked --package bench)
 
-bench-check: require ## That each scenario of the benchmark works, with numbers too small to say anything (three minutes on two cores)
+bench-check: require ## That each scenario of the benchmark works, with numbers too small to say anything (four minutes on two cores)
 	cargo test --locked --package bench --test quick -- --ignored
 
-model: require ## The exhaustive check of the protocol and of messages, in its large configurations (five minutes on two cores, once compiled)
+model: require ## The exhaustive check of the protocol and of messages, in its large configurations (ten minutes on two cores, once compiled)
 	@echo "Visits every order in which things can happen, within bounds, and prints how many states that were."
 	cargo test --locked --package model -- --ignored --nocapture
 
