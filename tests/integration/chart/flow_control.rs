@@ -2,7 +2,8 @@
 //! wait for them.
 
 use crate::common::chart::NAMESPACE;
-use crate::common::cluster::{Cluster, TestNamespace};
+use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace, metrics};
+use crate::common::fault_cluster::POLL_INTERVAL;
 use crate::common::succeed;
 use control_plane::{ControlPlane, Installation};
 use futures::StreamExt;
@@ -11,7 +12,7 @@ use kube::{Client, Config};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Seats of all priority levels together. The level of the service accounts gets eight of them, and the operator's level gets one.
 const SEATS: usize = 20;
@@ -21,14 +22,25 @@ const CREATES: u32 = 1_000;
 /// The API server's answer to a request that got no seat in time.
 const NO_SEAT: &str = "Too many requests, please try again later.";
 
-/// A cluster with few seats.
-fn cluster(installation: &control_plane::InstallationBuilder) -> Cluster {
+/// A cluster with few seats. The operator's level may borrow none: how many it could borrow changes every ten seconds with the demand
+/// at the other levels, and at worst it is none.
+async fn cluster(installation: &control_plane::InstallationBuilder) -> Cluster {
     let control_plane = ControlPlane::builder()
         .api_server_flag(format!("--max-requests-inflight={}", SEATS / 2))
         .api_server_flag(format!("--max-mutating-requests-inflight={}", SEATS / 2))
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
-    Cluster::install(control_plane, installation)
+    let cluster = Cluster::install(control_plane, installation);
+    let no_borrowing = r#"{"spec": {"limited": {"borrowingLimitPercent": 0}}}"#;
+    let patch = ["patch", "prioritylevelconfiguration", "switchboard", "--type", "merge", "--patch", no_borrowing];
+    succeed(cluster.control_plane.kubectl().args(patch));
+    let has_one_seat = async {
+        while at_operator_level(&cluster, "apiserver_flowcontrol_current_limit_seats").1 != 1.0 {
+            sleep(POLL_INTERVAL).await;
+        }
+    };
+    timeout(TIMEOUT, has_one_seat).await.expect("the operator's level has one seat");
+    cluster
 }
 
 /// A client of a service account, given as `NAMESPACE:NAME`, that may create conversations in the test namespace by this role.
@@ -85,10 +97,30 @@ async fn assert_served_during_a_flood(cluster: &Cluster, flood: &TestNamespace) 
     assert!(count == 0.0, "the API server rejected requests of the operator: {rejections:?}");
 }
 
+/// A dry run of the operator occupies its seat until the operator has read the claim. At the operator's level, that read would wait for the
+/// seat, and so would the claims of all creates, for as long as a review may take.
+#[tokio::test]
+async fn self_check_occupies_no_seat_of_the_operator() {
+    let cluster = cluster(&Installation::builder(env!("CARGO_BIN_EXE_switchboard"))).await;
+    let namespace = cluster.test_namespace().await;
+    namespace.create("alice", json!({})).await.unwrap();
+    let replica = cluster.installation.replica(0);
+    let passed = async {
+        while !metrics(replica).await.contains("switchboard_webhook_in_force 1\n") {
+            assert!(
+                metrics(replica).await.contains("switchboard_self_check_failures_total 0\n"),
+                "a self-check failed"
+            );
+            sleep(POLL_INTERVAL).await;
+        }
+    };
+    timeout(TIMEOUT, passed).await.expect("the self-check passes");
+}
+
 /// Without the chart's priority level, the operator's requests would be in the same level as those of the account.
 #[tokio::test]
 async fn claims_are_served_during_a_flood_of_creates() {
-    let cluster = cluster(&Installation::builder(env!("CARGO_BIN_EXE_switchboard")));
+    let cluster = cluster(&Installation::builder(env!("CARGO_BIN_EXE_switchboard"))).await;
     let namespace = cluster.test_namespace().await;
     succeed(cluster.control_plane.kubectl().args([
         "create",
@@ -109,7 +141,7 @@ async fn claims_are_served_during_a_flood_of_the_router() {
         .set("router.enabled", "true")
         .set("router.sources.gateway.type", "CloudEvents")
         .set("router.sources.gateway.secretName", "gateway");
-    let cluster = cluster(&installation);
+    let cluster = cluster(&installation).await;
     let namespace = cluster.test_namespace().await;
     let account = format!("{NAMESPACE}:switchboard-router");
     let client = service_account(&cluster, &namespace, &account, "switchboard-router-create").await;

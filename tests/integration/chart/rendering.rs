@@ -552,15 +552,19 @@ fn autoscaler_alone_sets_the_number_of_routers() {
     }
 }
 
-/// A create of the router waits for the operator, so it must not occupy a seat that the operator needs for its answer.
+/// A create of the router or of the self-check waits for the operator, so it must not occupy a seat that the operator needs for its answer.
 #[test]
-fn router_and_operator_have_different_priority_levels() {
+fn creates_of_conversations_are_not_at_the_operators_priority_level() {
     for case in ["router", "everything"] {
         let objects = Case::named(case).objects();
         let schemas = objects.iter().filter(|object| object["kind"] == "FlowSchema");
         let levels = schemas.map(|schema| {
             let account = &schema["spec"]["rules"][0]["subjects"][0]["serviceAccount"]["name"];
             let level = &schema["spec"]["priorityLevelConfiguration"]["name"];
+            if schema["metadata"]["name"] == "switchboard-self-check" {
+                assert_eq!(schema["spec"]["rules"][0]["resourceRules"][0]["verbs"][0], "create");
+                return level.as_str().unwrap().to_owned();
+            }
             assert!(
                 objects
                     .iter()
@@ -569,7 +573,10 @@ fn router_and_operator_have_different_priority_levels() {
             assert_eq!(level, account, "{case}");
             level.as_str().unwrap().to_owned()
         });
-        assert_eq!(levels.collect::<BTreeSet<_>>(), ["switchboard", "switchboard-router"].map(str::to_owned).into());
+        assert_eq!(
+            levels.collect::<BTreeSet<_>>(),
+            ["switchboard", "switchboard-router", "workload-low"].map(str::to_owned).into()
+        );
     }
 }
 
