@@ -35,7 +35,7 @@ async fn cluster(installation: &control_plane::InstallationBuilder) -> Cluster {
     let patch = ["patch", "prioritylevelconfiguration", "switchboard", "--type", "merge", "--patch", no_borrowing];
     succeed(cluster.control_plane.kubectl().args(patch));
     let has_one_seat = async {
-        while at_operator_level(&cluster, "apiserver_flowcontrol_current_limit_seats").1 != 1.0 {
+        while at_operator_level(&cluster, "apiserver_flowcontrol_current_limit_seats").1 > 1.0 {
             sleep(POLL_INTERVAL).await;
         }
     };
