@@ -71,6 +71,21 @@ struct State {
     phase: Phase,
     since: Instant,
     is_evicted: bool,
+    /// When the task of the connection looks at the state next, if nobody wakes it.
+    next_look: Instant,
+}
+
+impl State {
+    /// When the connection must be closed, unless its phase changes, and why; `None` if the request decides.
+    fn deadline(&self, limits: &ConnectionLimits) -> Option<(Instant, ConnectionClose)> {
+        let (limit, reason) = match self.phase {
+            Phase::Handshake => (limits.read, ConnectionClose::HandshakeTimeout),
+            Phase::Idle => (limits.idle, ConnectionClose::IdleTimeout),
+            Phase::Header => (limits.read, ConnectionClose::HeaderTimeout),
+            Phase::Body | Phase::Request => return None,
+        };
+        Some((self.since + limit, reason))
+    }
 }
 
 struct Entry {
@@ -100,7 +115,8 @@ impl Connections {
 
     /// Adds a connection of `peer`, whose handshake begins. Evicts another one if there are too many.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Connection {
-        let state = State { phase: Phase::Handshake, since: self.clock.monotonic(), is_evicted: false };
+        let since = self.clock.monotonic();
+        let state = State { phase: Phase::Handshake, since, is_evicted: false, next_look: since };
         let state = watch::Sender::new(state);
         let mut open = self.lock();
         if open.entries.len() >= self.limits.count {
@@ -145,10 +161,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Begins a phase.
+    /// Begins a phase. It wakes the task of the connection only for a deadline that is earlier than its next look, because each request
+    /// passes all phases.
     pub fn enter(&self, phase: Phase) {
         let since = self.connections.clock.monotonic();
-        self.state.send_modify(|state| (state.phase, state.since) = (phase, since));
+        self.state.send_if_modified(|state| {
+            (state.phase, state.since) = (phase, since);
+            state.deadline(&self.connections.limits).is_some_and(|(deadline, _)| deadline < state.next_look)
+        });
     }
 
     /// Records that bytes have been received. On an idle connection, they are the beginning of a header.
@@ -168,23 +188,26 @@ impl Connection {
         let limits = &self.connections.limits;
         let mut states = self.state.subscribe();
         loop {
-            let state = *states.borrow_and_update();
-            if state.is_evicted {
-                return ConnectionClose::Evicted;
-            }
-            let (limit, reason) = match state.phase {
-                Phase::Handshake => (limits.read, ConnectionClose::HandshakeTimeout),
-                Phase::Idle => (limits.idle, ConnectionClose::IdleTimeout),
-                Phase::Header => (limits.read, ConnectionClose::HeaderTimeout),
-                Phase::Body | Phase::Request => {
-                    // This cannot fail, since `self` owns the sender.
-                    let _ = states.changed().await;
-                    continue;
-                }
-            };
-            if timeout_at(state.since + limit, states.changed()).await.is_err() {
+            states.mark_unchanged();
+            let now = self.connections.clock.monotonic();
+            let mut reason = None;
+            self.state.send_if_modified(|state| {
+                let deadline = state.deadline(limits);
+                reason = match deadline {
+                    _ if state.is_evicted => Some(ConnectionClose::Evicted),
+                    Some((deadline, reason)) => (deadline <= now).then_some(reason),
+                    None => None,
+                };
+                // During a request, it looks again when a header that follows could be too late at the earliest.
+                state.next_look = deadline.map_or(now + limits.read, |(deadline, _)| deadline);
+                false
+            });
+            if let Some(reason) = reason {
                 return reason;
             }
+            let next_look = self.state.borrow().next_look;
+            // Nobody but this task changes `next_look`. The channel is open, since `self` owns the sender.
+            let _ = timeout_at(next_look, states.changed()).await;
         }
     }
 }
@@ -250,6 +273,37 @@ mod tests {
         oldest.enter(Phase::Idle);
         let newcomer = open(&connections, [10, 0, 0, 4], Phase::Handshake).await;
         assert_eq!(evicted(&[&oldest, &second, &third, &newcomer]), [1]);
+    }
+
+    /// The task of a connection is not woken for each phase.
+    #[tokio::test(start_paused = true)]
+    async fn deadline_of_a_phase_holds_after_other_phases() {
+        let connections = connections(1);
+        let connection = Arc::new(open(&connections, API_SERVER, Phase::Idle).await);
+        let ended = tokio::spawn({
+            let connection = connection.clone();
+            async move { (connection.must_close().await, Instant::now()) }
+        });
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_mins(4)).await;
+            for phase in [Phase::Header, Phase::Body, Phase::Request, Phase::Idle, Phase::Header, Phase::Idle] {
+                connection.enter(phase);
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+        }
+        connection.enter(Phase::Request);
+        tokio::time::sleep(Duration::from_hours(1)).await;
+        connection.enter(Phase::Header);
+        let since = Instant::now();
+        let (reason, at) = ended.await.unwrap();
+        assert_eq!(reason, ConnectionClose::HeaderTimeout);
+        // The timers of tokio have a resolution of a millisecond.
+        assert!(at - since <= Duration::from_millis(5001), "{:?}", at - since);
+
+        connection.enter(Phase::Idle);
+        let since = Instant::now();
+        assert_eq!(connection.must_close().await, ConnectionClose::IdleTimeout);
+        assert!(since.elapsed() >= Duration::from_mins(5), "{:?}", since.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
