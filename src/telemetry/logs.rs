@@ -32,11 +32,22 @@ pub fn init(
     filter: &str,
     exporter: Option<&Exporter>,
 ) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let quotes_no_object = filter_fn(|metadata| !metadata.target().starts_with("kube_client"));
-    let logs = lines(format).with_filter(EnvFilter::try_new(filter)?.and(quotes_no_object));
-    tracing_subscriber::registry().with(logs).with(exporter.map(Exporter::layer)).init();
+    subscriber(format, filter, exporter)?.init();
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Writes logs, and sends spans to `exporter`. Without one, nobody asks for spans, so that they cost nothing: the logs have none, and the list
+/// of layers has no empty place, which would ask for all.
+fn subscriber(
+    format: Format,
+    filter: &str,
+    exporter: Option<&Exporter>,
+) -> Result<impl Subscriber + Send + Sync + use<>, tracing_subscriber::filter::ParseError> {
+    let is_logged = filter_fn(|metadata| !metadata.is_span() && !metadata.target().starts_with("kube_client"));
+    let mut layers = vec![lines(format).with_filter(EnvFilter::try_new(filter)?.and(is_logged)).boxed()];
+    layers.extend(exporter.map(|exporter| exporter.layer().boxed()));
+    Ok(tracing_subscriber::registry().with(layers))
 }
 
 /// Logs why the process exits, as one line in the same format. The filter does not apply, and [`init`] need not have been called.
@@ -62,4 +73,18 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = panic.payload_as_str().unwrap_or("no message");
     let location = panic.location().map(ToString::to_string);
     tracing::error!(location, panic = message, "panicked");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_is_disabled_without_an_exporter() {
+        let subscriber = subscriber(Format::Json, "info", None).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            assert!(tracing::enabled!(tracing::Level::INFO));
+            assert!(tracing::info_span!("span").is_disabled());
+        });
+    }
 }

@@ -63,6 +63,9 @@ impl Exporter {
 
 /// Sets the parent of `span` to the caller's span in `headers`.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let caller = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
     // This fails if there is no exporter.
     let _ = span.set_parent(caller);
@@ -70,5 +73,8 @@ pub fn set_parent(span: &Span, headers: &HeaderMap) {
 
 /// Adds `span` to `headers` as the parent of the receiver's spans.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
 }
