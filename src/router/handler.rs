@@ -167,30 +167,37 @@ impl Handler {
 
     /// Routes messages until `end`, those of one binding one after the other. The outcome is that of the worst.
     async fn route(&self, origin: Origin<'_>, messages: Vec<InboundMessage>, end: Instant) -> RequestOutcome {
+        // Most requests have one message, which needs no room for others.
+        if messages.len() == 1 {
+            return RequestOutcome::of(self.route_in_order(origin, &messages, end).await);
+        }
         let mut of_binding = BTreeMap::<_, Vec<InboundMessage>>::new();
         for message in messages {
             let binding = (message.channel, message.contact.clone(), message.proxy.clone());
             of_binding.entry(binding).or_default().push(message);
         }
-        let outcomes = stream::iter(of_binding.into_values()).map(async |messages| {
-            let mut worst = MessageOutcome::Delivered;
-            for message in messages {
-                if self.clock.monotonic() >= end {
-                    return MessageOutcome::Failed;
-                }
-                let limits = Deadlines { end, routing: self.limits.routing };
-                worst = worst.max(self.messages.route(origin, &message, limits).await);
-                if worst == MessageOutcome::Failed {
-                    // Those after it would overtake it.
-                    break;
-                }
-            }
-            worst
-        });
-        let worst = outcomes
+        let worst = stream::iter(of_binding.into_values())
+            .map(async |messages| self.route_in_order(origin, &messages, end).await)
             .buffer_unordered(self.limits.batch_concurrency)
             .fold(MessageOutcome::Delivered, async |worst, outcome| worst.max(outcome));
         RequestOutcome::of(worst.await)
+    }
+
+    /// Routes the messages of one binding until `end`. The outcome is the worst.
+    async fn route_in_order(&self, origin: Origin<'_>, messages: &[InboundMessage], end: Instant) -> MessageOutcome {
+        let mut worst = MessageOutcome::Delivered;
+        for message in messages {
+            if self.clock.monotonic() >= end {
+                return MessageOutcome::Failed;
+            }
+            let limits = Deadlines { end, routing: self.limits.routing };
+            worst = worst.max(self.messages.route(origin, message, limits).await);
+            if worst == MessageOutcome::Failed {
+                // Those after it would overtake it.
+                break;
+            }
+        }
+        worst
     }
 }
 
