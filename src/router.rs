@@ -3,7 +3,7 @@
 //!
 //! - `handler` is the HTTP interface, on the transport of [`server`](crate::server); `outcome` has the outcomes and their HTTP status;
 //! - [`source`] authenticates and parses requests; `sources` has the configured ones with their keys;
-//! - `messages` delivers messages; `lanes` keeps the order of messages of one binding, and `delivered` recognises repeated ones;
+//! - `messages` delivers messages, and `data` has what their events say; `lanes` keeps the order of messages of one binding, and `delivered` recognises repeated ones;
 //! - `way` executes the way of a message to its conversation, which [`inbound`](crate::core::inbound) decides;
 //! - `known` has what the watches have shown, and `watcher` runs them;
 //! - `conversations` reads, creates and reports the activity of conversations; `activity` tells when that is due.
@@ -12,6 +12,7 @@
 
 mod activity;
 mod conversations;
+mod data;
 mod delivered;
 mod handler;
 mod known;

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::telemetry::error_chain::ErrorChain;
 use crate::telemetry::traces;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -139,20 +139,22 @@ impl Sinks {
     async fn request(&self, sink: &Uri, event: &Event) -> Result<StatusCode, hyper_util::client::legacy::Error> {
         // The semaphore is never closed.
         let permit = self.requests.clone().acquire_owned().await;
-        let (signer, body) = (self.signer.borrow().clone(), Bytes::from(event.body()));
-        let headers = event.headers(&body, &signer, self.clock.now());
-        let mut request = Request::new(Full::from(body));
+        let signer = self.signer.borrow().clone();
+        let headers = event.headers(&signer, self.clock.now());
+        let mut request = Request::new(Full::from(event.data.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = sink.clone();
         *request.headers_mut() = headers;
         traces::inject(&Span::current(), request.headers_mut());
         let response = self.client.request(request).await?;
         let status = response.status();
-        // The connection can be used again only after the body. A sink that never ends it has answered all the same.
-        tokio::spawn(async move {
-            let _permit = permit;
-            let _ = timeout(RESPONSE_TIMEOUT, Limited::new(response.into_body(), RESPONSE_BYTES).collect()).await;
-        });
+        if !response.body().is_end_stream() {
+            // The connection can be used again only after the body. A sink that never ends it has answered all the same.
+            tokio::spawn(async move {
+                let _permit = permit;
+                let _ = timeout(RESPONSE_TIMEOUT, Limited::new(response.into_body(), RESPONSE_BYTES).collect()).await;
+            });
+        }
         Ok(status)
     }
 }

@@ -11,7 +11,7 @@ pub use route::{
     BindingStatus, Creation, OwnConversation, Recipient, Report, RouteObservation, RouteStep, Routing, WaitingSource,
 };
 
-use super::binding::Binding;
+use super::binding::BindingName;
 use data_encoding::BASE32_NOPAD;
 use ring::digest;
 use strum::{IntoStaticStr, VariantArray};
@@ -66,10 +66,10 @@ impl MessageKey<'_> {
     /// SHA-256 over the name of the source, the `source` of the event (or nothing), ID, kind and the name of the binding, each preceded by
     /// its length in bytes as a 64-bit big-endian integer. So a repeated message cannot create a second conversation.
     #[must_use]
-    pub fn conversation_name(&self, binding: &Binding) -> String {
+    pub fn conversation_name(&self, binding: &BindingName) -> String {
         let mut hash = digest::Context::new(&digest::SHA256);
         let event_source = self.event_source.unwrap_or_default();
-        for part in [self.source, event_source, self.id, self.kind, binding.name().as_str()] {
+        for part in [self.source, event_source, self.id, self.kind, binding.as_str()] {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
@@ -83,13 +83,14 @@ impl MessageKey<'_> {
 mod tests {
     use super::*;
     use crate::api::Channel;
+    use crate::core::binding::Binding;
     use std::collections::HashSet;
 
     #[test]
     fn conversation_name_depends_on_each_part_and_nothing_else() {
         let binding = |contact| Binding::parse(Channel::Sms, contact, "+15017122661").unwrap();
         let name = |source, id, kind, contact| {
-            MessageKey { source, event_source: None, id, kind }.conversation_name(&binding(contact))
+            MessageKey { source, event_source: None, id, kind }.conversation_name(&binding(contact).name())
         };
         let alice = "+15558675310";
         let names = [
@@ -100,7 +101,7 @@ mod tests {
             name("twilio", "SM1", "message", "+15558675311"),
             name("twilioSM", "1", "message", alice),
             MessageKey { source: "twilio", event_source: Some("twilio"), id: "SM1", kind: "message" }
-                .conversation_name(&binding(alice)),
+                .conversation_name(&binding(alice).name()),
         ];
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
         assert_eq!(names[0], name("twilio", "SM1", "message", alice));

@@ -1,6 +1,7 @@
 //! Delivers messages: finds the ProxyAddress of each, lets `way` find its conversation, and hands it to the sinks, or tells them why no
 //! conversation gets it.
 
+use super::data;
 use super::delivered::Delivered;
 use super::lanes::Lanes;
 use super::metrics::RouterMetrics;
@@ -17,7 +18,6 @@ use crate::telemetry::error_chain::ErrorChain;
 use hyper::Uri;
 use kube::{Client, ResourceExt};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -151,16 +151,17 @@ impl Messages {
         let Ok(binding) = Binding::parse(message.channel, &message.contact, &message.proxy) else {
             return self.unroutable(&receivers, message, Unroutable::InvalidAddress, None).await;
         };
+        let name = binding.name();
         let key = MessageKey {
             source: origin.source,
             event_source: message.source.as_deref(),
             id: &message.id,
             kind: &message.kind,
         };
-        let conversation_name = key.conversation_name(&binding);
+        let conversation_name = key.conversation_name(&name);
         // What happens to a message later opens no conversation.
         let autocreate = accepting.autocreate.as_ref().filter(|_| message.opens());
-        let Ok(Some(_turn)) = timeout_at(end, self.lanes.enter(binding.name())).await else {
+        let Ok(Some(_turn)) = timeout_at(end, self.lanes.enter(name.clone())).await else {
             return self.give_up(origin, &receivers, message).await;
         };
         if self.delivered.contains(&conversation_name, self.clock.monotonic()) {
@@ -169,6 +170,7 @@ impl Messages {
         let way = Way {
             ways: &self.ways,
             binding: &binding,
+            name: &name,
             own: autocreate.map(|autocreate| ConversationReference {
                 namespace: autocreate.namespace.clone(),
                 name: conversation_name.clone(),
@@ -256,32 +258,22 @@ impl Messages {
         let now = self.clock.monotonic();
         let end = now + DELIVERY_TIME;
         let sink_end = if receivers.dead_letter.is_some() { end - DEAD_LETTER_TIME } else { end };
-        let data = |is_created: bool| {
-            let Recipient { conversation: ConversationReference { namespace, name }, uid, state, participants } =
-                recipient;
-            json!({
-                "conversation": {
-                    "namespace": namespace, "name": name, "uid": uid, "state": state, "participants": participants,
-                    "created": is_created,
-                },
-                "kind": message.kind, "channel": message.channel, "contact": message.contact, "proxy": message.proxy,
-                "raw": message.raw,
-            })
+        // The schema admits no sink without a URL. The data have no key but texts, so they are JSON.
+        let (Some(sink), Ok(data)) = (&receivers.sink, data::received(message, recipient, is_created)) else {
+            return MessageOutcome::Failed;
         };
-        let event = |type_, suffix: &str, data: Value| Event {
+        let event = |type_, suffix: &str| Event {
             type_,
             source: receivers.event_source.clone(),
             id: format!("{}{suffix}", message.id),
             subject: Some(recipient.conversation.to_string()),
             time: message.time,
             partition_key: Some(recipient.uid.clone()),
-            data,
+            data: data.clone(),
         };
-        // The schema admits no sink without a URL.
-        let Some(sink) = &receivers.sink else { return MessageOutcome::Failed };
         // Whoever assigns conversations usually learns of one before its first message.
-        let created = is_created.then(|| event(EventType::Created, "/created", data(true)));
-        let received = event(EventType::Received, "", data(is_created));
+        let created = is_created.then(|| event(EventType::Created, "/created"));
+        let received = event(EventType::Received, "");
         let post = async |sink, until| {
             for event in created.iter().chain([&received]) {
                 match self.sinks.post(sink, event, until).await {
@@ -314,6 +306,7 @@ impl Messages {
         cause: Option<String>,
     ) -> MessageOutcome {
         self.metrics.unroutable(reason);
+        let Ok(data) = data::unroutable(message, reason, cause.as_deref()) else { return MessageOutcome::Failed };
         let event = Event {
             type_: EventType::Unroutable,
             source: receivers.event_source.clone(),
@@ -321,10 +314,7 @@ impl Messages {
             subject: None,
             time: message.time,
             partition_key: None,
-            data: json!({
-                "reason": reason.as_str(), "message": cause, "kind": message.kind, "channel": message.channel,
-                "contact": message.contact, "proxy": message.proxy, "raw": message.raw,
-            }),
+            data,
         };
         let end = self.clock.monotonic() + DELIVERY_TIME;
         let sinks: Vec<_> = receivers.dead_letter.iter().chain(&receivers.sink).collect();

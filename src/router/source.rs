@@ -5,11 +5,13 @@
 //! None of them reads a message before the request is authenticated.
 
 mod cloud_events;
+mod json;
 mod keys;
 mod meta;
 mod public_url;
 mod twilio;
 
+pub use json::Json;
 pub use keys::{InvalidKeys, Keys};
 pub use public_url::InvalidPublicUrl;
 
@@ -20,7 +22,6 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use keys::KeysOfType;
 use public_url::PublicUrl;
 use serde::Deserialize;
-use serde_json::Value;
 
 /// The maximum number of messages in one request, as in Meta's batches.
 pub const MAX_MESSAGES: usize = 1000;
@@ -137,7 +138,7 @@ pub struct InboundMessage {
     /// When the message was sent, according to the provider.
     pub time: Option<Time>,
     /// The message as the provider sent it.
-    pub raw: Value,
+    pub raw: Json,
 }
 
 impl InboundMessage {

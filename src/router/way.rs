@@ -6,7 +6,7 @@ use super::metrics::RouterMetrics;
 use super::watcher::SharedKnown;
 use crate::api::{Autocreate, ConversationReference, ProxyAddress};
 use crate::clock::Clock;
-use crate::core::binding::Binding;
+use crate::core::binding::{Binding, BindingName};
 use crate::core::inbound::{
     Creation, OwnConversation, RateLimit, Recipient, RouteObservation, RouteStep, Routing, Unroutable, WaitingSource,
     conversation,
@@ -100,6 +100,8 @@ pub struct Way<'a> {
     pub ways: &'a Ways,
     /// The binding of the message.
     pub binding: &'a Binding,
+    /// The name of its claim.
+    pub name: &'a BindingName,
     /// The conversation that it may create.
     pub own: Option<ConversationReference>,
     /// How that is created.
@@ -115,8 +117,7 @@ impl Way<'_> {
     pub async fn end(&self) -> End {
         let Ways { clock, known, conversations, .. } = self.ways;
         let mut routing = Routing::new(self.own.clone());
-        let mut step =
-            routing.next(RouteObservation::Watched(known.read().sight(&self.binding.name(), clock.monotonic())));
+        let mut step = routing.next(RouteObservation::Watched(known.read().sight(self.name, clock.monotonic())));
         let (mut backoff, mut handed_over_since, mut cause) = (MIN_BACKOFF, None, None);
         let mut waiting = WaitingSource::FreeByList;
         loop {

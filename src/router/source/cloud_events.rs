@@ -6,7 +6,7 @@
 
 use super::keys::Token;
 use super::{
-    InboundMessage, MAX_MESSAGES, MESSAGE, Parsed, Rejection, SourceRequest, essence, header, is_id, media_type,
+    InboundMessage, Json, MAX_MESSAGES, MESSAGE, Parsed, Rejection, SourceRequest, essence, header, is_id, media_type,
 };
 use crate::api::Channel;
 use data_encoding::BASE64;
@@ -155,7 +155,8 @@ fn message(
     let routing = Some(&raw).filter(|raw| raw.is_object()).and_then(|raw| Routing::deserialize(raw).ok());
     let Routing { channel, contact, proxy } =
         routing.ok_or(Rejection::Malformed("data must have a channel, a contact and a proxy"))?;
-    Ok(Some(InboundMessage { source: Some(source), id, kind: MESSAGE.to_owned(), channel, contact, proxy, time, raw }))
+    let (kind, raw) = (MESSAGE.to_owned(), Json::of(&raw)?);
+    Ok(Some(InboundMessage { source: Some(source), id, kind, channel, contact, proxy, time, raw }))
 }
 
 #[cfg(test)]

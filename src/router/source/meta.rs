@@ -10,7 +10,7 @@
 //! dead letter sink receives.
 
 use super::keys::Token;
-use super::{InboundMessage, MAX_MESSAGES, MESSAGE, Parsed, Rejection, SourceRequest, header, is_id, media_type};
+use super::{InboundMessage, Json, MAX_MESSAGES, MESSAGE, Parsed, Rejection, SourceRequest, header, is_id, media_type};
 use crate::api::address_format::SEPARATORS;
 use crate::api::{Channel, Time};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
@@ -118,23 +118,23 @@ impl Batch {
     }
 
     /// Adds a part of the batch that cannot be read.
-    fn push_malformed(&mut self, raw: Value) -> Result<(), Rejection> {
+    fn push_malformed(&mut self, raw: &Value) -> Result<(), Rejection> {
         self.push(InboundMessage {
             source: None,
-            id: digest_id(&raw),
+            id: digest_id(raw),
             kind: "malformed".to_owned(),
             channel: self.channel,
             contact: String::new(),
             proxy: String::new(),
             time: None,
-            raw,
+            raw: Json::of(raw)?,
         })
     }
 
     fn read_entry_of_whatsapp(&mut self, mut entry: Value) -> Result<(), Rejection> {
         let changes = match entry.get_mut("changes") {
             Some(Value::Array(changes)) => std::mem::take(changes),
-            _ => return self.push_malformed(entry),
+            _ => return self.push_malformed(&entry),
         };
         changes.into_iter().try_for_each(|change| self.read_change(change))
     }
@@ -145,16 +145,16 @@ impl Batch {
         match change.get("field").and_then(Value::as_str) {
             Some("messages") => {}
             Some(_) => return Ok(()),
-            None => return self.push_malformed(change),
+            None => return self.push_malformed(&change),
         }
         let mut value = match change.get_mut("value") {
             Some(Value::Object(value)) if is_readable(value) => std::mem::take(value),
-            _ => return self.push_malformed(change),
+            _ => return self.push_malformed(&change),
         };
         let Some(Value::Array(messages)) = value.remove("messages") else { return Ok(()) };
         let context = Context::of(value);
         messages.into_iter().try_for_each(|message| {
-            if message.is_object() { self.push(context.message(message)) } else { self.push_malformed(message) }
+            if message.is_object() { self.push(context.message(message)?) } else { self.push_malformed(&message) }
         })
     }
 
@@ -166,13 +166,13 @@ impl Batch {
         let events = match entry.get_mut("messaging") {
             Some(Value::Array(events)) => std::mem::take(events),
             None if is_object => return Ok(()),
-            _ => return self.push_malformed(entry),
+            _ => return self.push_malformed(&entry),
         };
-        events.into_iter().try_for_each(|event| self.read_event(business.as_deref(), event))
+        events.iter().try_for_each(|event| self.read_event(business.as_deref(), event))
     }
 
     /// Reads an event of Messenger or Instagram of the account `business`. Echoes of messages that the business sent are ignored.
-    fn read_event(&mut self, business: Option<&str>, event: Value) -> Result<(), Rejection> {
+    fn read_event(&mut self, business: Option<&str>, event: &Value) -> Result<(), Rejection> {
         if !event.is_object() {
             return self.push_malformed(event);
         }
@@ -186,7 +186,7 @@ impl Batch {
             return Ok(());
         }
         let kind = if field == "message" && is_true("is_deleted") { "deletion" } else { kind };
-        let milliseconds = integer(&event, "timestamp");
+        let milliseconds = integer(event, "timestamp");
         // Events about a message have its ID, and a contact can react to one several times.
         let id = text(content, "mid").map(|id| match (kind, milliseconds) {
             (MESSAGE, _) => id.to_owned(),
@@ -195,13 +195,13 @@ impl Batch {
         });
         self.push(InboundMessage {
             source: None,
-            id: id.filter(|id| is_id(id)).unwrap_or_else(|| digest_id(&event)),
+            id: id.filter(|id| is_id(id)).unwrap_or_else(|| digest_id(event)),
             kind: kind.to_owned(),
             channel: self.channel,
             contact: contact.unwrap_or_default().to_owned(),
             proxy: text(&event["recipient"], "id").unwrap_or_default().to_owned(),
             time: milliseconds.and_then(|time| Timestamp::from_millisecond(time).ok()).map(Time::new),
-            raw: event,
+            raw: Json::of(event)?,
         })
     }
 }
@@ -247,7 +247,7 @@ impl Context {
 
     /// The message `message` with its context as Meta would have sent it alone. A message in a group does not belong to the conversation
     /// of its sender, so it has no contact.
-    fn message(&self, message: Value) -> InboundMessage {
+    fn message(&self, message: Value) -> Result<InboundMessage, Rejection> {
         let contact = self.contact(&message);
         let is_in_group = message.get("group_id").is_some_and(|id| !id.is_null());
         let address = if is_in_group { None } else { address(&message, contact) };
@@ -264,7 +264,7 @@ impl Context {
         let mut raw = self.members.clone();
         raw.extend(contact.map(|contact| ("contacts".to_owned(), json!([contact]))));
         raw.insert("messages".to_owned(), Value::Array(vec![message]));
-        InboundMessage {
+        Ok(InboundMessage {
             source: None,
             id,
             kind: kind.to_owned(),
@@ -272,8 +272,8 @@ impl Context {
             contact: address.unwrap_or_default(),
             proxy: self.proxy.clone(),
             time: seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).map(Time::new),
-            raw: Value::Object(raw),
-        }
+            raw: Json::of(&raw)?,
+        })
     }
 
     /// The contact that sent `message`: the one with its number or user ID. The number can differ from the one in `contacts` in some

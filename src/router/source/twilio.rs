@@ -8,16 +8,17 @@
 
 use super::keys::SharedKey;
 use super::public_url::PublicUrl;
-use super::{InboundMessage, MESSAGE, Parsed, Rejection, SourceRequest, header, is_id, media_type};
+use super::{InboundMessage, Json, MESSAGE, Parsed, Rejection, SourceRequest, header, is_id, media_type};
 use crate::api::Channel;
 use crate::api::address_format::own_schemes;
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
 use hyper::Method;
 use hyper::header::HeaderMap;
 use ring::{digest, hmac};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use strum::VariantArray;
 
 /// The maximum size of a form, in bytes. It bounds the work before the signature is verified. Twilio's are some kilobytes: the text of a
@@ -52,15 +53,16 @@ pub(super) fn parse(
         "application/x-www-form-urlencoded" => {
             let parameters = decode(&request.body)?;
             authenticate(&signed_text(&parameters))?;
-            message(to_json(parameters))
+            message(|name| parameter(&parameters, name), || Json::of(&Form(&parameters)))
         }
         "application/json" => {
             authenticate("")?;
             if !has_hash(query.unwrap_or_default(), &request.body) {
                 return Err(Rejection::Unauthenticated);
             }
-            let body = serde_json::from_slice(&request.body);
-            message(body.map_err(|_| Rejection::Malformed("the body is not a JSON object"))?)
+            let body = serde_json::from_slice::<Map<String, Value>>(&request.body);
+            let body = body.map_err(|_| Rejection::Malformed("the body is not a JSON object"))?;
+            message(|name| body.get(name).and_then(Value::as_str), || Json::of(&body))
         }
         _ => Err(Rejection::MediaType),
     }
@@ -113,8 +115,16 @@ fn decode(body: &[u8]) -> Result<Parameters<'_>, Rejection> {
 /// The part of the signed text that follows the URL: names and values in the order of the names, the values of one name in their own
 /// order, and equal ones once.
 fn signed_text(parameters: &Parameters) -> String {
-    let sorted: BTreeSet<_> = parameters.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+    let mut sorted: Vec<_> = parameters.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
     sorted.into_iter().flat_map(|(name, value)| [name, value]).collect()
+}
+
+/// The value of the parameter `name`, unless it is repeated.
+fn parameter<'a>(parameters: &'a Parameters, name: &str) -> Option<&'a str> {
+    let mut values = parameters.iter().filter(|(of, _)| of == name).map(|(_, value)| value.as_ref());
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// Whether `query` has the SHA-256 of `body`. The query is part of the signed URL, which is how Twilio signs a body of JSON.
@@ -125,24 +135,40 @@ fn has_hash(query: &str, body: &[u8]) -> bool {
 }
 
 /// The parameters as a JSON object. A repeated one is an array.
-fn to_json(parameters: Parameters) -> Map<String, Value> {
-    let mut object = Map::new();
-    for (name, value) in parameters {
-        let value = Value::String(value.into_owned());
-        match object.get_mut(name.as_ref()) {
-            None => {
-                object.insert(name.into_owned(), value);
+struct Form<'a>(&'a Parameters<'a>);
+
+impl Serialize for Form<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sorted: Vec<_> = self.0.iter().collect();
+        // The sort is stable, so the values of one name stay in their order.
+        sorted.sort_by_key(|(name, _)| name.as_ref());
+        let mut object = serializer.serialize_map(None)?;
+        for same in sorted.chunk_by(|(one, _), (other, _)| one == other) {
+            match same {
+                [(name, value)] => object.serialize_entry(name, value)?,
+                [(name, _), ..] => object.serialize_entry(name, &Values(same))?,
+                [] => {}
             }
-            Some(Value::Array(values)) => values.push(value),
-            Some(first) => *first = Value::Array(vec![first.take(), value]),
         }
+        object.end()
     }
-    object
 }
 
-/// The message in `parameters`; none, if they are the status of a message that the business sent.
-fn message(parameters: Map<String, Value>) -> Result<Parsed, Rejection> {
-    let text = |name| parameters.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+/// The values of parameters of one name.
+struct Values<'a>(&'a [&'a (Cow<'a, str>, Cow<'a, str>)]);
+
+impl Serialize for Values<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|(_, value)| value))
+    }
+}
+
+/// The message in the parameters that `parameter` has; none, if they are the status of a message that the business sent.
+fn message<'a>(
+    parameter: impl Fn(&'static str) -> Option<&'a str>,
+    raw: impl FnOnce() -> Result<Json, Rejection>,
+) -> Result<Parsed, Rejection> {
+    let text = |name| parameter(name).filter(|text| !text.is_empty());
     let status = text("MessageStatus").or_else(|| text("SmsStatus"));
     if status.is_some_and(|status| status != "received" && status != "receiving") {
         return Ok(Parsed::Messages(Vec::new()));
@@ -167,7 +193,7 @@ fn message(parameters: Map<String, Value>) -> Result<Parsed, Rejection> {
         contact: contact.to_owned(),
         proxy: proxy.to_owned(),
         time: None,
-        raw: Value::Object(parameters),
+        raw: raw()?,
     }]))
 }
 

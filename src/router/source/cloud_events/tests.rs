@@ -80,7 +80,7 @@ fn expected() -> InboundMessage {
         contact: "+14158675309".to_owned(),
         proxy: "+18005551212".to_owned(),
         time: Some("2026-11-27T10:00:00Z".parse().unwrap()),
-        raw: data(),
+        raw: Json::of(&data()).unwrap(),
     }
 }
 
