@@ -6,6 +6,7 @@ use crate::common::chart::{CHART, assert_generated, documents, helm, title};
 use crate::common::succeed;
 use control_plane::tools::{self, Tool};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -125,16 +126,16 @@ fn values_in_the_guides_render() {
     }
 }
 
-/// The commands of the book for this program, with their places, without comments and without what follows in a pipeline.
-fn commands(program: &str) -> Vec<(String, String)> {
+/// The commands of the book for this program, each with a place, without comments and without what follows in a pipeline.
+fn commands(program: &str) -> BTreeMap<String, String> {
     let alone = |command: &str| {
         let ends = [" | ", " > ", " && ", " <<", " # ", "; "];
         ends.iter().fold(command.to_owned(), |command, end| command.split(end).next().unwrap_or_default().to_owned())
     };
     let commands = book::pages().into_iter().flat_map(|page| page.commands());
     commands
-        .map(|(place, command)| (place, alone(&command)))
-        .filter(|(_, command)| command.split(' ').count() > 1 && command.split(' ').next() == Some(program))
+        .map(|(place, command)| (alone(&command), place))
+        .filter(|(command, _)| command.split(' ').count() > 1 && command.split(' ').next() == Some(program))
         .collect()
 }
 
@@ -143,10 +144,10 @@ fn commands(program: &str) -> Vec<(String, String)> {
 fn commands_of_the_book_use_existing_flags() {
     let [kubectl, helm] = tools::ensure([Tool::Kubectl, Tool::Helm]).unwrap_or_else(|error| panic!("{error}"));
     let switchboard = Path::new(env!("CARGO_BIN_EXE_switchboard")).to_owned();
-    for (program, path, least) in [("kubectl", kubectl, 40), ("helm", helm, 12), ("switchboard", switchboard, 2)] {
+    for (program, path, least) in [("kubectl", kubectl, 25), ("helm", helm, 10), ("switchboard", switchboard, 2)] {
         let commands = commands(program);
         assert!(commands.len() >= least, "{commands:?}");
-        for (place, command) in commands {
+        for (command, place) in commands {
             let arguments = command.split_once(' ').unwrap().1;
             let output =
                 Command::new("sh").args(["-c", &format!("{} {arguments} --help", path.display())]).output().unwrap();
@@ -161,7 +162,7 @@ fn commands_of_the_book_use_existing_flags() {
 #[test]
 fn commands_of_the_book_that_install_render() {
     let mut rendered = 0;
-    for (place, command) in commands("helm") {
+    for (command, place) in commands("helm") {
         // `helm template` has no release whose values it could reuse.
         let mut words = command.split_whitespace().skip(1).filter(|word| *word != "--reset-then-reuse-values");
         if matches!(words.next(), Some("install" | "upgrade")) && command.contains("chart") {

@@ -25,7 +25,7 @@ impl Typed {
 
     /// Whether the page shows that the command fails.
     fn must_fail(&self) -> bool {
-        self.shown.lines().any(|line| line.starts_with("Error from server"))
+        self.shown.lines().any(|line| line.starts_with("Error from server") || line.starts_with("error: "))
     }
 }
 

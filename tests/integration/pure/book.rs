@@ -1,6 +1,8 @@
 //! The book: its summary, its links, and the reference of the error codes. Tier: pure.
 
 use crate::common::book::{pages, paths};
+use crate::common::chart::documents;
+use crate::testdata::examples::assert_is_typed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -24,6 +26,21 @@ fn summary_lists_each_page_once() {
     for page in files("docs", &["md"]) {
         assert!(page == "docs/SUMMARY.md" || unique.contains(&page), "docs/SUMMARY.md lacks {page}");
     }
+}
+
+/// Users copy the manifests. Those of transcripts are created on an API server.
+#[test]
+fn manifests_of_the_book_have_no_unknown_field() {
+    let mut kinds = Vec::new();
+    for block in pages().iter().flat_map(|page| page.blocks()).filter(|block| block.language == "yaml") {
+        for manifest in documents(&block.text) {
+            if let Some(kind) = manifest["kind"].as_str() {
+                assert_is_typed(&block.place, &manifest);
+                kinds.push(kind.to_owned());
+            }
+        }
+    }
+    assert_eq!(kinds, ["Conversation"]);
 }
 
 #[test]
