@@ -1,6 +1,6 @@
 //! The book: its summary, its links, and the reference of the error codes. Tier: pure.
 
-use crate::common::book::{pages, paths};
+use crate::common::book::{Page, pages, paths};
 use crate::common::chart::documents;
 use crate::testdata::examples::assert_is_typed;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ fn summary_lists_each_page_once() {
 #[test]
 fn manifests_of_the_book_have_no_unknown_field() {
     let mut kinds = Vec::new();
-    for block in pages().iter().flat_map(|page| page.blocks()).filter(|block| block.language == "yaml") {
+    for block in pages().iter().flat_map(Page::blocks).filter(|block| block.language == "yaml") {
         for manifest in documents(&block.text) {
             if let Some(kind) = manifest["kind"].as_str() {
                 assert_is_typed(&block.place, &manifest);
