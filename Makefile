@@ -1,7 +1,7 @@
 # What can be done here; `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-versions e2e model soak fuzz bench bench-check generate api-docs image fmt clean-cache require
+.PHONY: help run test test-versions e2e model soak fuzz bench bench-check generate api-docs image book fmt clean-cache require
 
 # What is built or fetched for development stays here, outside the repository: the control plane, tools of cargo's.
 export SWITCHBOARD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/switchboard
@@ -30,6 +30,7 @@ test: require ## Everything that must hold: format, spelling, lints, docs, tests
 	$(call stage,spelling,.ci/cargo-tool typos)
 	$(call stage,lints,cargo clippy --locked --workspace --all-targets -- -D warnings)
 	$(call stage,docs,RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --locked --no-deps --workspace --document-private-items)
+	$(call stage,book,docs/build)
 	$(call stage,compile,cargo test --locked --workspace --no-run)
 	$(call stage,control plane,"$(TARGET)/debug/build-control-plane")
 	$(call stage,tests,cargo test --locked --workspace --no-fail-fast)
@@ -84,11 +85,14 @@ api-docs: require ## Write docs/api.md, the reference of the API, from the Rust 
 image: ## The container image, with buildah or podman: static, from scratch, reproducible, with its SBOM (IMAGE=registry.example/switchboard)
 	@image/build
 
+book: ## The documentation as a book, in the directory `book` of cargo's target directory (open index.html there)
+	@docs/build
+
 fmt: ## Format the code
 	cargo fmt --all
 
 clean-cache: ## Remove what was built and fetched into the cache directory
-	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/typos-* "$(SWITCHBOARD_CACHE)"/target-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
+	rm -rf "$(SWITCHBOARD_CACHE)"/tools-* "$(SWITCHBOARD_CACHE)"/cargo-* "$(SWITCHBOARD_CACHE)"/typos-* "$(SWITCHBOARD_CACHE)"/mdbook-* "$(SWITCHBOARD_CACHE)"/target-* "$(SWITCHBOARD_CACHE)"/bench-* "$(SWITCHBOARD_CACHE)"/ports
 
 # Before anything is compiled, so that nobody waits for minutes to read what is missing.
 require:

@@ -1,5 +1,6 @@
 //! Helpers for the tests that need a real API server.
 
+pub mod book;
 pub mod chart;
 pub mod cluster;
 pub mod creates;

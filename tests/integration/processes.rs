@@ -30,6 +30,7 @@ mod same_name;
 mod shutdown;
 mod start;
 mod test_cluster;
+mod transcripts;
 mod transitions;
 mod upgrade;
 mod waiting;

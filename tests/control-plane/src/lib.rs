@@ -310,6 +310,17 @@ impl ControlPlane {
         Ok(self.client.command(&helm))
     }
 
+    /// A shell that runs `line` as a user types it: `kubectl` is the one of this control plane, and the administrator uses it.
+    #[must_use]
+    pub fn shell(&self, line: &str) -> Command {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let directories = self.kubectl.parent().map(PathBuf::from).into_iter().chain(env::split_paths(&path));
+        let directories = env::join_paths(directories).unwrap_or(path);
+        let mut shell = self.client.command(Path::new("sh"));
+        shell.args(["-c", line]).env("PATH", directories);
+        shell
+    }
+
     /// The directory of its data and its logs.
     #[must_use]
     pub fn data_dir(&self) -> &Path {

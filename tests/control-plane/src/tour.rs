@@ -256,7 +256,9 @@ impl<'a> Guide<'a> {
 
     fn run(&self, typed: &Typed) -> Result<(), Error> {
         print(&format!("\n{}\n", self.bold(&format!("$ {}", typed.line))))?;
-        let output = process::output(&mut self.shell(typed.line))?;
+        let mut shell = self.control_plane.shell(typed.line);
+        shell.current_dir(&self.root).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let output = process::output(&mut shell)?;
         let answer = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         print(&answer)?;
         let outcome = if output.status.success() { Outcome::Done } else { Outcome::Refused };
@@ -270,24 +272,6 @@ impl<'a> Guide<'a> {
         };
         let output_lacks = missing.map(|text| format!(" and to print {text:?}")).unwrap_or_default();
         Err(Error::Tour(format!("`{}` {wanted}{output_lacks}; it ended with {}", typed.line, output.status)))
-    }
-
-    /// Runs the unchanged line in a shell with our kubectl and its kubeconfig.
-    fn shell(&self, line: &str) -> Command {
-        let kubectl = self.control_plane.kubectl();
-        let directories = Path::new(kubectl.get_program()).parent().map(PathBuf::from).into_iter();
-        let path = env::var_os("PATH").unwrap_or_default();
-        let path = env::join_paths(directories.chain(env::split_paths(&path))).unwrap_or(path);
-        let mut shell = Command::new("sh");
-        shell.args(["-c", line]).current_dir(&self.root);
-        for (name, value) in kubectl.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell.env("PATH", path).envs(self.variables.iter().map(|(name, value)| (name, value)));
-        shell
     }
 
     fn bold(&self, text: &str) -> String {

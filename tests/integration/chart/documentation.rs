@@ -1,10 +1,12 @@
 //! The comments in the chart's values are the only source of its documentation. The tests compare README and schema with them, and
 //! `make generate` writes both.
 
+use crate::common::book;
 use crate::common::chart::{CHART, assert_generated, documents, helm, title};
 use crate::common::succeed;
 use control_plane::tools::{self, Tool};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -122,6 +124,54 @@ fn values_in_the_guides_render() {
             assert!(objects.iter().any(|rendered| title(rendered) == object), "{values}");
         }
     }
+}
+
+/// The commands of the book for this program, each with a place, without comments and without what follows in a pipeline.
+fn commands(program: &str) -> BTreeMap<String, String> {
+    let alone = |command: &str| {
+        let ends = [" | ", " > ", " && ", " <<", " # ", "; "];
+        ends.iter().fold(command.to_owned(), |command, end| command.split(end).next().unwrap_or_default().to_owned())
+    };
+    let commands = book::pages().into_iter().flat_map(|page| page.commands());
+    commands
+        .map(|(place, command)| (alone(&command), place))
+        .filter(|(command, _)| command.split(' ').count() > 1 && command.split(' ').next() == Some(program))
+        .collect()
+}
+
+/// Help is printed only after the flags in front of `--help` were found to exist. After an unknown subcommand it is that of the group.
+#[test]
+fn commands_of_the_book_use_existing_flags() {
+    let [kubectl, helm] = tools::ensure([Tool::Kubectl, Tool::Helm]).unwrap_or_else(|error| panic!("{error}"));
+    let switchboard = Path::new(env!("CARGO_BIN_EXE_switchboard")).to_owned();
+    for (program, path, least) in [("kubectl", kubectl, 25), ("helm", helm, 10), ("switchboard", switchboard, 2)] {
+        let commands = commands(program);
+        assert!(commands.len() >= least, "{commands:?}");
+        for (command, place) in commands {
+            let arguments = command.split_once(' ').unwrap().1;
+            let output =
+                Command::new("sh").args(["-c", &format!("{} {arguments} --help", path.display())]).output().unwrap();
+            assert!(output.status.success(), "{place}: {command}: {}", String::from_utf8_lossy(&output.stderr));
+            let printed = String::from_utf8_lossy(&output.stdout);
+            let is_group = [" [command]\n", " SUBCOMMAND "].iter().any(|usage| printed.contains(usage));
+            assert!(!is_group, "{place}: {command}: unknown subcommand");
+        }
+    }
+}
+
+#[test]
+fn commands_of_the_book_that_install_render() {
+    let mut rendered = 0;
+    for (command, place) in commands("helm") {
+        // `helm template` has no release whose values it could reuse.
+        let mut words = command.split_whitespace().skip(1).filter(|word| *word != "--reset-then-reuse-values");
+        if matches!(words.next(), Some("install" | "upgrade")) && command.contains("chart") {
+            let output = helm().arg("template").args(words).output().unwrap();
+            assert!(output.status.success(), "{place}: {command}: {}", String::from_utf8_lossy(&output.stderr));
+            rendered += 1;
+        }
+    }
+    assert!(rendered >= 6, "{rendered}");
 }
 
 /// An object that allows any key accepts a mistyped value without an error.
