@@ -1,6 +1,7 @@
 //! The requests of the plugin, as the user of the kubeconfig or the one that it impersonates.
 
 use super::error::{Error, is_unknown_kind};
+use super::target::Target;
 use crate::api::{Condition, ConditionType, Conversation, ConversationReference};
 use crate::kube_error::ErrorClass;
 use clap::Args;
@@ -9,12 +10,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ApiResource;
 use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// The flags by which kubectl chooses a cluster, a user and a namespace.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Cluster")]
 pub struct Connection {
+    /// Namespace of the conversations [default: that of the context]
+    #[arg(long, short, global = true)]
+    namespace: Option<String>,
     /// Context of the kubeconfig [default: the current one]
     #[arg(long, global = true)]
     context: Option<String>,
@@ -29,15 +34,21 @@ pub struct Connection {
     as_group: Vec<String>,
 }
 
-/// A cluster.
+/// A cluster, and the namespace of names without one.
 pub struct Cluster {
     /// The client.
     pub client: Client,
+    /// The namespace of `--namespace`, or that of the context.
+    pub namespace: String,
+    /// Whether `--namespace` is set.
+    is_namespace_set: bool,
 }
 
 /// A stored conversation.
 #[derive(Clone, Debug)]
 pub struct Stored {
+    /// As the API server sent it, so that no field is lost that this version does not know.
+    pub object: Value,
     /// Its typed form.
     pub conversation: Conversation,
 }
@@ -61,11 +72,28 @@ impl Connection {
         } else if !self.as_group.is_empty() {
             return Err(Error::Usage("--as-group needs --as: only a user can be in a group".to_owned()));
         }
-        Ok(Cluster { client: Client::try_from(config).map_err(Error::BadConfig)? })
+        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let is_namespace_set = self.namespace.is_some();
+        Ok(Cluster { client: Client::try_from(config).map_err(Error::BadConfig)?, namespace, is_namespace_set })
     }
 }
 
 impl Cluster {
+    /// The place of a conversation that the command line names.
+    ///
+    /// # Errors
+    /// If it contradicts `--namespace`.
+    pub fn place(&self, target: &Target) -> Result<ConversationReference, Error> {
+        let namespace = target.namespace.as_ref().unwrap_or(&self.namespace);
+        if self.is_namespace_set && *namespace != self.namespace {
+            return Err(Error::Usage(format!(
+                "{namespace}/{} is not in the namespace {} of --namespace; omit one of them",
+                target.name, self.namespace
+            )));
+        }
+        Ok(ConversationReference { namespace: namespace.clone(), name: target.name.clone() })
+    }
+
     /// The conversations of a namespace, or of all namespaces.
     pub fn conversations(&self, namespace: Option<&str>) -> Api<DynamicObject> {
         let resource = ApiResource::erase::<Conversation>(&());
@@ -73,6 +101,14 @@ impl Cluster {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
         }
+    }
+
+    /// Reads a conversation.
+    ///
+    /// # Errors
+    /// If it does not exist, or cannot be read.
+    pub async fn read(&self, place: &ConversationReference) -> Result<Stored, Error> {
+        self.read_opt(place).await?.ok_or_else(|| Error::NotFound(place.to_string()))
     }
 
     /// Reads a conversation that may not exist.
@@ -107,8 +143,9 @@ impl Stored {
     pub fn of(object: DynamicObject) -> Result<Self, Error> {
         let (namespace, name) = (object.metadata.namespace.as_deref(), object.metadata.name.as_deref());
         let what = format!("conversation {}/{}", namespace.unwrap_or_default(), name.unwrap_or_default());
-        match serde_json::from_value(serde_json::to_value(object)?) {
-            Ok(conversation) => Ok(Self { conversation }),
+        let object = serde_json::to_value(object)?;
+        match serde_json::from_value(object.clone()) {
+            Ok(conversation) => Ok(Self { object, conversation }),
             Err(cause) => Err(Error::Undecodable { what, cause }),
         }
     }
@@ -127,4 +164,13 @@ impl Stored {
             name: metadata.name.unwrap_or_default(),
         }
     }
+}
+
+/// An object as kubectl prints it: without the managed fields, which are long.
+pub fn without_managed_fields(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    object
 }

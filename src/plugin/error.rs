@@ -1,5 +1,7 @@
 //! Why a command failed, with the next step, and the exit code.
 
+use super::change::Refused;
+use crate::core::binding::InvalidBinding;
 use crate::kube_error::ErrorClass;
 use crate::telemetry::error_chain::ErrorChain;
 use kube::config::{InferConfigError, KubeconfigError};
@@ -9,7 +11,7 @@ use std::process::ExitCode;
 pub const FAILED: u8 = 1;
 /// The exit code of an invalid command line, as clap's.
 pub const INVALID_USAGE: u8 = 2;
-/// The exit code if no conversation holds the binding.
+/// The exit code if the conversation does not exist, or no conversation holds the binding.
 pub const NOT_FOUND: u8 = 3;
 
 /// Why a command failed.
@@ -35,6 +37,21 @@ pub enum Error {
         /// The error.
         source: kube::Error,
     },
+    /// The conversation does not exist.
+    #[error(
+        "there is no conversation {0}. `kubectl switchboard list --all-namespaces` lists the open ones. If its create was refused, the \
+         refusal starts with a code, which `kubectl switchboard explain CODE` explains"
+    )]
+    NotFound(String),
+    /// The conversation has changed since it was read.
+    #[error(
+        "conversation {0} has changed since it was read, so the API server refused this change. Run the command again: it starts from \
+         the current state"
+    )]
+    Conflict(String),
+    /// The change is not possible.
+    #[error("{0}")]
+    Refused(#[from] Refused),
     /// An object cannot be decoded.
     #[error(
         "{what} cannot be decoded: {cause}; the plugin may be older than the installation: `kubectl switchboard --version`"
@@ -44,6 +61,14 @@ pub enum Error {
         what: String,
         /// The error.
         cause: serde_json::Error,
+    },
+    /// A stored conversation is invalid, because somebody bypassed the schema.
+    #[error("conversation {place} is invalid: {cause}")]
+    Invalid {
+        /// The conversation.
+        place: String,
+        /// The error.
+        cause: InvalidBinding,
     },
     /// Another object stands in the way.
     #[error("{0}")]
@@ -70,6 +95,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => INVALID_USAGE,
+            Self::NotFound(_) => NOT_FOUND,
             _ => FAILED,
         }
         .into()

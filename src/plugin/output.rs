@@ -43,7 +43,7 @@ impl Styles {
     pub const FADED: Style = Style::new().dimmed();
 
     /// Colours only on a terminal that has them, unless the user opts out: see <https://no-color.org>.
-    fn of(is_terminal: bool, no_color: Option<OsString>, terminal: Option<OsString>) -> Self {
+    pub fn of(is_terminal: bool, no_color: Option<OsString>, terminal: Option<OsString>) -> Self {
         let opts_out = no_color.is_some_and(|value| !value.is_empty());
         Self { is_colored: is_terminal && !opts_out && terminal.is_none_or(|name| name != "dumb") }
     }

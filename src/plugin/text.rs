@@ -7,6 +7,9 @@ use std::time::Duration;
 /// The text for nothing, as kubectl writes it.
 pub const NONE: &str = "<none>";
 
+/// The width of paragraphs.
+const WIDTH: usize = 100;
+
 /// A cell of a table. Its style does not count towards its width.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
@@ -35,13 +38,12 @@ pub fn columns(rows: &[Vec<Cell>]) -> String {
     };
     let widths: Vec<_> = (0..rows.iter().map(Vec::len).max().unwrap_or_default()).map(width).collect();
     let line = |row: &Vec<Cell>| {
-        let mut line = String::new();
-        for (index, Cell { text, style }) in row.iter().enumerate() {
+        let cells = row.iter().zip(&widths).enumerate().map(|(index, (Cell { text, style }, width))| {
             let is_last = index + 1 == row.len();
-            let padding = if is_last { 0 } else { widths[index] + 3 - text.chars().count() };
-            line.push_str(&format!("{style}{text}{style:#}{:padding$}", ""));
-        }
-        line + "\n"
+            let padding = if is_last { 0 } else { width + 3 - text.chars().count() };
+            format!("{style}{text}{style:#}{:padding$}", "")
+        });
+        cells.chain(["\n".to_owned()]).collect::<String>()
     };
     rows.iter().map(line).collect()
 }
@@ -50,6 +52,20 @@ pub fn columns(rows: &[Vec<Cell>]) -> String {
 pub fn fields(fields: Vec<(&str, Cell)>) -> String {
     let label = |label: &str| if label.is_empty() { Cell::default() } else { format!("{label}:").into() };
     columns(&fields.into_iter().map(|(name, value)| vec![label(name), value]).collect::<Vec<_>>())
+}
+
+/// A paragraph in lines of at most [`WIDTH`] characters, as far as its words allow. Its first line starts with `first`, the others with as
+/// many spaces.
+pub fn paragraph(first: &str, text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            None => lines.push(format!("{first}{word}")),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => line.extend([" ", word]),
+            Some(_) => lines.push(" ".repeat(first.len()) + word),
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A duration in its largest unit that leaves at least two of it: `90s`, `29m`, `47h`, `12d`.
@@ -83,7 +99,8 @@ pub fn moment(time: Time, now: Time) -> String {
 }
 
 /// The items, separated by commas, or [`NONE`].
-pub fn listed(items: &[String]) -> String {
+pub fn listed(items: &[impl AsRef<str>]) -> String {
+    let items: Vec<_> = items.iter().map(AsRef::as_ref).collect();
     if items.is_empty() { NONE.to_owned() } else { items.join(", ") }
 }
 
@@ -103,6 +120,13 @@ mod tests {
     }
 
     #[test]
+    fn paragraph_is_wrapped_between_words_and_indented() {
+        let long = "x".repeat(WIDTH);
+        assert_eq!(paragraph("- ", &format!("a b {long} c")), format!("- a b\n  {long}\n  c\n"));
+        assert_eq!(paragraph("", &format!("{} a", &long[2..])), format!("{} a\n", &long[2..]));
+    }
+
+    #[test]
     fn durations_are_short_and_rounded_down() {
         for (seconds, expected) in
             [(0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (86_400, "24h"), (172_800, "2d")]
@@ -114,7 +138,7 @@ mod tests {
     #[test]
     fn moment_says_whether_it_is_past() {
         let now: Time = "2026-11-24T10:00:00.5Z".parse().unwrap();
-        assert_eq!(moment(now.after(Duration::from_secs(60)), now), "2026-11-24T10:01:00Z (in 60s)");
-        assert_eq!(moment(now.before(Duration::from_secs(3_600)), now), "2026-11-24T09:00:00Z (60m ago)");
+        assert_eq!(moment(now.after(Duration::from_mins(1)), now), "2026-11-24T10:01:00Z (in 60s)");
+        assert_eq!(moment(now.before(Duration::from_hours(1)), now), "2026-11-24T09:00:00Z (60m ago)");
     }
 }

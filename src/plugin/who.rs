@@ -2,15 +2,16 @@
 //!
 //! One GET of the claim by its computed name, one GET of the conversation that it names, and one LIST by field selector.
 
-use super::cluster::{Cluster, Stored, existing};
+use super::claim::{Claimed, read_claim};
+use super::cluster::{Cluster, Connection, Stored};
 use super::error::Error;
+use super::list::OPEN;
 use super::output::{Format, Styles, json, note, warn, yaml};
 use super::text::{Cell, NONE, fields as fields_text, listed, moment};
 use crate::api::{
-    AddressBinding, Channel, ConditionReason, ConditionType, Contact, Conversation, ConversationReference, Deadlines,
-    State, Time, TimersInEffect,
+    Channel, ConditionReason, ConditionType, Contact, Conversation, ConversationReference, Deadlines, State, Time,
+    TimersInEffect,
 };
-use crate::claims::{self, claim_of};
 use crate::clock::Clock;
 use crate::core::address::{Address, InvalidAddress, Role};
 use crate::core::binding::{Binding, InvalidBinding};
@@ -19,7 +20,6 @@ use crate::core::denial::invalid_binding;
 use crate::kube_error::ErrorClass;
 use crate::proxy_addresses::escape;
 use clap::Args;
-use kube::Api;
 use kube::api::ListParams;
 use serde::Serialize;
 use strum::VariantArray;
@@ -30,7 +30,7 @@ const NAMED: usize = 10;
 /// The binding to look up.
 #[derive(Args, Debug)]
 pub struct Who {
-    /// Channel: SMS, WhatsApp, RCS, Messenger, Instagram, AppleMessages, Email or Chat, in any case
+    /// Channel, such as SMS or Email, in any case
     #[arg(value_parser = channel)]
     channel: Channel,
     /// Address of the contact. A spelling such as "+1 (555) 867-5310" is made canonical if it is clear
@@ -78,7 +78,7 @@ enum Status {
     Held,
     /// The AddressBinding names a conversation that the user may not read.
     Claimed,
-    /// The AddressBinding names a conversation that does not hold it: it is being created or released.
+    /// The AddressBinding names a conversation that does not hold it: a create or a release is in progress.
     Undecided,
     /// There is no AddressBinding.
     Free,
@@ -124,18 +124,18 @@ impl Who {
     ///
     /// # Errors
     /// If an address is invalid, or the claim cannot be read.
-    pub async fn run(&self, cluster: &Cluster) -> Result<(String, bool), Error> {
+    pub async fn run(&self, connection: &Connection) -> Result<(String, bool), Error> {
         let binding = self.binding()?;
-        let report = Report::read(cluster, &binding).await?;
+        let report = Report::read(&connection.connect().await?, &binding).await?;
+        let is_held = matches!(report.status, Status::Held | Status::Claimed);
         let text = match self.output {
             Format::Json => json(&report)?,
             Format::Yaml => yaml(&report)?,
-            Format::Name => {
-                report.holder.iter().map(|holder| format!("{}/{}\n", holder.namespace, holder.name)).collect()
-            }
+            Format::Name if is_held => report.place() + "\n",
+            Format::Name => String::new(),
             format => report.text(format == Format::Wide, Styles::of_stdout(), Clock.now()),
         };
-        Ok((text, matches!(report.status, Status::Held | Status::Claimed)))
+        Ok((text, is_held))
     }
 
     fn binding(&self) -> Result<Binding, Error> {
@@ -155,18 +155,14 @@ impl Who {
 
 impl Report {
     async fn read(cluster: &Cluster, binding: &Binding) -> Result<Self, Error> {
-        let name = binding.name();
-        let claims = Api::<AddressBinding>::all(cluster.client.clone());
-        let claim = existing(&claims, name.as_str(), &format!("read AddressBinding {name}")).await?;
-        let claim = claim.map(|object| claim_of(&object).ok_or_else(|| claims::Error::NameMismatch(name.clone())));
-        let claim = claim.transpose()?;
+        let claim = read_claim(cluster, binding).await?;
         let (status, holder) = match &claim {
             None => (Status::Free, None),
             Some(claim) => Self::holder(cluster, claim).await?,
         };
         let waiting = Self::waiting(cluster, binding, claim.as_ref()).await?;
         Ok(Self {
-            address_binding: name.to_string(),
+            address_binding: binding.name().to_string(),
             channel: binding.channel(),
             contact_address: binding.contact().to_string(),
             proxy_address: binding.proxy().to_string(),
@@ -178,19 +174,19 @@ impl Report {
 
     async fn holder(cluster: &Cluster, claim: &Claim) -> Result<(Status, Option<Holder>), Error> {
         let ConversationReference { namespace, name } = claim.holder.clone();
-        let stored = match cluster.read_opt(&claim.holder).await {
-            Err(Error::Request { source, .. }) if ErrorClass::of(&source) == ErrorClass::Forbidden => {
+        let stored = match Claimed::read(cluster, claim).await? {
+            Claimed::Unreadable => {
                 warn(&format!(
                     "you may not read conversations in the namespace {namespace}, so nothing else is known about {name} there"
                 ));
                 return Ok((Status::Claimed, Some(Holder { namespace, name, details: None })));
             }
-            stored => stored?,
+            Claimed::Absent => return Ok((Status::Undecided, Some(Holder { namespace, name, details: None }))),
+            Claimed::Stored(stored) => stored,
         };
-        let live = stored.as_ref().map(|stored| LiveConversation::of(&stored.conversation));
-        let is_held = live.as_ref().is_some_and(|live| claim.is_held_by(live));
-        let details = stored.zip(live).map(|(stored, live)| Details::of(&stored.conversation, live));
-        let status = if is_held { Status::Held } else { Status::Undecided };
+        let live = LiveConversation::of(&stored.conversation);
+        let status = if claim.is_held_by(&live) { Status::Held } else { Status::Undecided };
+        let details = Some(Details::of(&stored.conversation, live));
         Ok((status, Some(Holder { namespace, name, details })))
     }
 
@@ -202,7 +198,7 @@ impl Report {
     ) -> Result<Option<Vec<Waiting>>, Error> {
         let [contact, proxy] = [binding.contact(), binding.proxy()].map(|address| escape(address.as_str()));
         let selector = format!(
-            "spec.channel={},spec.contact.address={contact},spec.proxy.address={proxy},status.state!=Closed",
+            "spec.channel={},spec.contact.address={contact},spec.proxy.address={proxy},{OPEN}",
             binding.channel()
         );
         let list = match cluster.conversations(None).list(&ListParams::default().fields(&selector)).await {
@@ -231,10 +227,14 @@ impl Report {
         Ok(Some(waiting))
     }
 
+    /// The conversation that the AddressBinding names.
+    fn place(&self) -> String {
+        self.holder.as_ref().map(|holder| format!("{}/{}", holder.namespace, holder.name)).unwrap_or_default()
+    }
+
     fn text(&self, is_wide: bool, styles: Styles, now: Time) -> String {
         let mut fields: Vec<(&str, Cell)> = Vec::new();
-        let place = self.holder.as_ref().map(|holder| format!("{}/{}", holder.namespace, holder.name));
-        let place = place.unwrap_or_default();
+        let place = self.place();
         let holder = match self.status {
             Status::Held | Status::Claimed => Cell::styled(place, styles.choose(Styles::HEADER)),
             Status::Undecided => {
@@ -306,5 +306,51 @@ fn lines(waiting: &[Waiting], now: Time) -> Vec<String> {
     match waiting {
         [] => vec![NONE.to_owned()],
         waiting => waiting.iter().take(NAMED).map(line).chain(more).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    /// A report without a holder that was read.
+    fn report(status: Status, waiting: usize) -> Report {
+        let waiting = (1..=waiting).map(|number| Waiting {
+            namespace: "sales".to_owned(),
+            name: format!("bob-{number}"),
+            creation_time: None,
+            reason: None,
+        });
+        let holder = Holder { namespace: "sales".to_owned(), name: "alice".to_owned(), details: None };
+        Report {
+            address_binding: "chat-1".to_owned(),
+            channel: Channel::Chat,
+            contact_address: "alice".to_owned(),
+            proxy_address: "desk".to_owned(),
+            status,
+            holder: Some(holder).filter(|_| status != Status::Free),
+            waiting: Some(waiting.collect()),
+        }
+    }
+
+    fn text(report: &Report) -> String {
+        report.text(false, Styles::of(false, None::<OsString>, None), Time::EPOCH)
+    }
+
+    #[test]
+    fn claim_without_a_holder_is_undecided() {
+        let expected = "Holder:           <none>, but sales/alice is being created, or its binding is being released\n\
+                        Waiting:          <none>\n\
+                        Binding:          Chat alice desk\n\
+                        AddressBinding:   chat-1\n";
+        assert_eq!(text(&report(Status::Undecided, 0)), expected);
+    }
+
+    #[test]
+    fn conversations_that_wait_are_counted_beyond_ten() {
+        let shown = text(&report(Status::Claimed, 12));
+        assert!(shown.contains("Waiting:          sales/bob-1\n                  sales/bob-2\n"), "{shown}");
+        assert!(shown.contains("sales/bob-10\n                  and 2 more\n"), "{shown}");
     }
 }

@@ -1,6 +1,11 @@
 //! Tests of `kubectl switchboard` as users type it, on a real control plane with the chart installed.
 
+mod change;
+mod documentation;
+mod explain;
+mod list;
 mod start;
+mod watch;
 mod who;
 
 use crate::common::cluster::{Cluster, TIMEOUT, TestNamespace};
@@ -43,6 +48,11 @@ fn stable(text: &str) -> String {
         }
     };
     text.split('\n').map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n")
+}
+
+/// `text` with one space between its words, however it is aligned and wrapped.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Gives `user` these rights: in all namespaces, and in the one of the test. Waits until they are in force.

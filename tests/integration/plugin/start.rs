@@ -18,7 +18,8 @@ fn kubeconfig(name: &str) -> PathBuf {
     path
 }
 
-fn unconfigured(arguments: &[&str]) -> Command {
+/// The plugin without a kubeconfig.
+pub fn unconfigured(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-switchboard"));
     command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
     command
@@ -58,7 +59,7 @@ fn help_documents_exit_codes_and_every_flag() {
 }
 
 /// Runs a command on a terminal. Python has one in its library.
-fn on_a_terminal(command: &Command) -> Command {
+pub fn on_a_terminal(command: &Command) -> Command {
     let mut python = Command::new("python3");
     let script = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     python.args(["-c", script]).arg(command.get_program()).args(command.get_args()).env("TERM", "xterm");
