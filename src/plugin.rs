@@ -8,6 +8,7 @@ mod claim;
 mod cli;
 mod cluster;
 mod codes;
+mod complete;
 mod edit;
 mod error;
 mod explain;
@@ -20,3 +21,18 @@ mod watch;
 mod who;
 
 pub use cli::Cli;
+
+use clap::Parser;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Runs the plugin or, under the name that kubectl expects of it, its completion.
+#[must_use]
+pub fn run() -> ExitCode {
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    if Path::new(&program).file_stem().is_some_and(|name| name == complete::PROGRAM) {
+        return cli::run(complete::run(&arguments.collect::<Vec<_>>()));
+    }
+    Cli::parse().run()
+}

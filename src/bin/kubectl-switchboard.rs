@@ -1,7 +1,5 @@
-//! The kubectl plugin: parses the command line and runs it, nothing else.
-
-use clap::Parser;
+//! The kubectl plugin: nothing but its entry.
 
 fn main() -> std::process::ExitCode {
-    switchboard::plugin::Cli::parse().run()
+    switchboard::plugin::run()
 }

@@ -1,6 +1,7 @@
 //! Tests of `kubectl switchboard` as users type it, on a real control plane with the chart installed.
 
 mod change;
+mod complete;
 mod documentation;
 mod explain;
 mod list;
