@@ -15,6 +15,7 @@
 //! - [`proxy_addresses`] watches the ProxyAddresses and the labels of the namespaces;
 //! - [`leader`] elects a leader, and [`self_check`] checks by a dry run that the webhook is in force;
 //! - [`export`] writes conversations as manifests, for a backup;
+//! - [`plugin`] is `kubectl switchboard`, a program of its own, which the operator does not contain;
 //! - [`certificates`] issues or loads the serving certificate, [`admin`] serves probes and metrics, and `listener` accepts connections;
 //! - `secret_files` reads mounted Secrets;
 //! - [`telemetry`] has the registry of metrics, logs and traces, and [`clock`] reads the time;
@@ -39,6 +40,7 @@ mod index;
 pub mod kube_error;
 pub mod leader;
 mod listener;
+pub mod plugin;
 pub mod proxy_addresses;
 pub mod router;
 pub mod run;

@@ -1,0 +1,5 @@
+//! The kubectl plugin: nothing but its entry.
+
+fn main() -> std::process::ExitCode {
+    switchboard::plugin::run()
+}
