@@ -144,13 +144,17 @@ fn commands(program: &str) -> BTreeMap<String, String> {
 fn commands_of_the_book_use_existing_flags() {
     let [kubectl, helm] = tools::ensure([Tool::Kubectl, Tool::Helm]).unwrap_or_else(|error| panic!("{error}"));
     let switchboard = Path::new(env!("CARGO_BIN_EXE_switchboard")).to_owned();
+    let binaries = Path::new(env!("CARGO_BIN_EXE_kubectl-switchboard")).parent().unwrap();
     for (program, path, least) in [("kubectl", kubectl, 25), ("helm", helm, 10), ("switchboard", switchboard, 2)] {
         let commands = commands(program);
         assert!(commands.len() >= least, "{commands:?}");
         for (command, place) in commands {
             let arguments = command.split_once(' ').unwrap().1;
-            let output =
-                Command::new("sh").args(["-c", &format!("{} {arguments} --help", path.display())]).output().unwrap();
+            let mut shell = Command::new("sh");
+            // kubectl finds its plugin there.
+            let path_of_plugins = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
+            let shell = shell.args(["-c", &format!("{} {arguments} --help", path.display())]);
+            let output = shell.env("PATH", path_of_plugins).output().unwrap();
             assert!(output.status.success(), "{place}: {command}: {}", String::from_utf8_lossy(&output.stderr));
             let printed = String::from_utf8_lossy(&output.stdout);
             let is_group = [" [command]\n", " SUBCOMMAND "].iter().any(|usage| printed.contains(usage));

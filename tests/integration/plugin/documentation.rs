@@ -9,10 +9,10 @@ use switchboard::api::{ConditionStatus, ConditionType};
 
 const GUIDE: &str = "docs/cli.md";
 
-/// The conversations of the guide, in the namespace `sales`: alice holds the binding for which bob waits, carol is unassigned.
+/// The conversations of the guide, in the namespace `helpdesk`: alice holds the binding for which bob waits, carol is unassigned.
 async fn desk(cluster: &Cluster) -> TestNamespace {
     let namespace = TestNamespace {
-        namespace: "sales".to_owned(),
+        namespace: "helpdesk".to_owned(),
         contact: "+15557654321".to_owned(),
         ..cluster.test_namespace().await
     };

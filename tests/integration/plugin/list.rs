@@ -15,7 +15,8 @@ async fn desk(cluster: &Cluster) -> TestNamespace {
     namespace.bound("alice").await;
     namespace.create("bob", json!({"onConflict": "Wait", "participants": [{"identity": "agent-9"}]})).await.unwrap();
     namespace.wait_for_condition("bob", ConditionType::Bound, ConditionStatus::False).await;
-    let carol = json!({"proxy": {"address": "Desk"}, "participants": null, "timers": {"closeUnassignedAfter": "4h"}});
+    let carol =
+        json!({"proxy": {"address": "Helpline"}, "participants": null, "timers": {"closeUnassignedAfter": "4h"}});
     namespace.create("carol", carol).await.unwrap();
     namespace.bound("carol").await;
     namespace
@@ -41,7 +42,7 @@ async fn open_conversations_are_listed_as_a_table() {
         header.to_owned(),
         format!("alice SMS {contact} +15017122661 Active agent-7 True in AGE AGE"),
         format!("bob SMS {contact} +15017122661 Active agent-9 False <none> AGE"),
-        format!("carol SMS {contact} Desk Active <none> True in AGE AGE"),
+        format!("carol SMS {contact} Helpline Active <none> True in AGE AGE"),
     ];
     assert_eq!((code, rows(&stdout), stderr.as_str()), (Some(0), expected.to_vec(), ""));
 
