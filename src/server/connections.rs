@@ -71,8 +71,8 @@ struct State {
     phase: Phase,
     since: Instant,
     is_evicted: bool,
-    /// When the task of the connection looks at the state next, if nobody wakes it.
-    next_look: Instant,
+    /// When the task of the connection checks the state next, if nobody wakes it.
+    next_check: Instant,
 }
 
 impl State {
@@ -116,7 +116,7 @@ impl Connections {
     /// Adds a connection of `peer`, whose handshake begins. Evicts another one if there are too many.
     pub fn open(self: &Arc<Self>, peer: IpAddr) -> Connection {
         let since = self.clock.monotonic();
-        let state = State { phase: Phase::Handshake, since, is_evicted: false, next_look: since };
+        let state = State { phase: Phase::Handshake, since, is_evicted: false, next_check: since };
         let state = watch::Sender::new(state);
         let mut open = self.lock();
         if open.entries.len() >= self.limits.count {
@@ -161,13 +161,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Begins a phase. It wakes the task of the connection only for a deadline that is earlier than its next look, because each request
-    /// passes all phases.
+    /// Begins a phase. Wakes the task of the connection only if the deadline is earlier than its next check, because each request passes all
+    /// phases.
     pub fn enter(&self, phase: Phase) {
         let since = self.connections.clock.monotonic();
         self.state.send_if_modified(|state| {
             (state.phase, state.since) = (phase, since);
-            state.deadline(&self.connections.limits).is_some_and(|(deadline, _)| deadline < state.next_look)
+            state.deadline(&self.connections.limits).is_some_and(|(deadline, _)| deadline < state.next_check)
         });
     }
 
@@ -190,7 +190,7 @@ impl Connection {
         loop {
             states.mark_unchanged();
             let now = self.connections.clock.monotonic();
-            let mut reason = None;
+            let (mut reason, mut next_check) = (None, now);
             self.state.send_if_modified(|state| {
                 let deadline = state.deadline(limits);
                 reason = match deadline {
@@ -198,16 +198,16 @@ impl Connection {
                     Some((deadline, reason)) => (deadline <= now).then_some(reason),
                     None => None,
                 };
-                // During a request, it looks again when a header that follows could be too late at the earliest.
-                state.next_look = deadline.map_or(now + limits.read, |(deadline, _)| deadline);
+                // A request in progress has no deadline. The earliest possible one is that of a header that begins now.
+                next_check = deadline.map_or(now + limits.read, |(deadline, _)| deadline);
+                state.next_check = next_check;
                 false
             });
             if let Some(reason) = reason {
                 return reason;
             }
-            let next_look = self.state.borrow().next_look;
-            // Nobody but this task changes `next_look`. The channel is open, since `self` owns the sender.
-            let _ = timeout_at(next_look, states.changed()).await;
+            // The channel is open, since `self` owns the sender.
+            let _ = timeout_at(next_check, states.changed()).await;
         }
     }
 }
@@ -275,7 +275,27 @@ mod tests {
         assert_eq!(evicted(&[&oldest, &second, &third, &newcomer]), [1]);
     }
 
-    /// The task of a connection is not woken for each phase.
+    #[tokio::test(start_paused = true)]
+    async fn connection_is_woken_only_for_an_earlier_deadline() {
+        let connections = connections(1);
+        let connection = open(&connections, API_SERVER, Phase::Idle).await;
+        let mut closes = std::pin::pin!(connection.must_close());
+        assert!(closes.as_mut().now_or_never().is_none());
+        let states = connection.state.subscribe();
+        connection.enter(Phase::Header);
+        assert!(states.has_changed().unwrap(), "a header has an earlier deadline");
+        assert!(closes.as_mut().now_or_never().is_none());
+        let states = connection.state.subscribe();
+        for phase in [Phase::Body, Phase::Request, Phase::Idle, Phase::Header, Phase::Body, Phase::Request] {
+            connection.enter(phase);
+        }
+        assert!(!states.has_changed().unwrap(), "no phase of a request does");
+        connection.enter(Phase::Header);
+        let since = Instant::now();
+        assert_eq!(closes.await, ConnectionClose::HeaderTimeout);
+        assert!(since.elapsed() <= Duration::from_millis(5001), "{:?}", since.elapsed());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn deadline_of_a_phase_holds_after_other_phases() {
         let connections = connections(1);
@@ -303,7 +323,8 @@ mod tests {
         connection.enter(Phase::Idle);
         let since = Instant::now();
         assert_eq!(connection.must_close().await, ConnectionClose::IdleTimeout);
-        assert!(since.elapsed() >= Duration::from_mins(5), "{:?}", since.elapsed());
+        let idle = Duration::from_mins(5);
+        assert!((idle..=idle + Duration::from_millis(1)).contains(&since.elapsed()), "{:?}", since.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
