@@ -96,9 +96,7 @@ impl Event {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        if signer.signs() {
-            headers.extend(signer.headers(&self.webhook_id(), &self.data, now));
-        }
+        headers.extend(signer.headers(|| self.webhook_id(), &self.data, now));
         headers
     }
 

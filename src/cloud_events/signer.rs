@@ -42,19 +42,19 @@ impl Signer {
         Ok(Self(secrets.into_iter().map(key).collect::<Result<_, _>>()?))
     }
 
-    /// Whether it has a secret.
-    pub(super) fn signs(&self) -> bool {
-        !self.0.is_empty()
-    }
-
-    /// The headers that sign `body` at `now` as that of the webhook `id`.
-    pub(super) fn headers(&self, id: &str, body: &[u8], now: Time) -> HeaderMap {
+    /// The headers that sign `body` at `now` as that of the webhook `id`, which is computed only for them.
+    pub(super) fn headers(&self, id: impl FnOnce() -> String, body: &[u8], now: Time) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        if self.0.is_empty() {
+            return headers;
+        }
+        let id = id();
         let timestamp = now.timestamp().as_second().to_string();
         let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
         let signature = |key| format!("v1,{}", BASE64.encode(hmac::sign(key, &signed).as_ref()));
         let signatures = self.0.iter().map(signature).collect::<Vec<_>>().join(" ");
-        for (name, value) in [("webhook-id", id), ("webhook-timestamp", &timestamp), ("webhook-signature", &signatures)]
+        for (name, value) in
+            [("webhook-id", &id), ("webhook-timestamp", &timestamp), ("webhook-signature", &signatures)]
         {
             if let Ok(value) = value.parse() {
                 headers.insert(HeaderName::from_static(name), value);
@@ -147,7 +147,7 @@ mod tests {
         let signer = Signer::new([&b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n"[..]]).unwrap();
         let body = br#"{"test": 2432232314}"#;
         let at = Time::new(k8s_openapi::jiff::Timestamp::from_second(1_614_265_330).unwrap());
-        let headers = signer.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", body, at);
+        let headers = signer.headers(|| "msg_p5jXN8AQM9LWM0D4loKWxJek".to_owned(), body, at);
         assert_eq!(headers["webhook-signature"], "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
         assert_eq!(headers["webhook-timestamp"], "1614265330");
     }
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn each_secret_signs_and_an_invalid_one_is_an_error() {
         let secrets = [&b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"[..], b"whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX"];
-        let headers = Signer::new(secrets).unwrap().headers("msg_a", b"{}", Time::EPOCH);
+        let headers = Signer::new(secrets).unwrap().headers(|| "msg_a".to_owned(), b"{}", Time::EPOCH);
         assert_eq!(headers["webhook-signature"].to_str().unwrap().split(' ').count(), 2);
         assert_eq!(headers["webhook-id"], "msg_a");
         for invalid in ["", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_", "whsec_AAEC", "whsec_?"] {

@@ -17,7 +17,7 @@ struct Conversation<'a> {
 }
 
 #[derive(Serialize)]
-struct Received<'a> {
+struct ReceivedData<'a> {
     conversation: Conversation<'a>,
     kind: &'a str,
     channel: Channel,
@@ -27,7 +27,7 @@ struct Received<'a> {
 }
 
 #[derive(Serialize)]
-struct NotRoutable<'a> {
+struct UnroutableData<'a> {
     reason: &'a str,
     message: Option<&'a str>,
     kind: &'a str,
@@ -40,26 +40,26 @@ struct NotRoutable<'a> {
 /// The data of the event about a message that a conversation gets. `is_created` tells whether the message created it.
 ///
 /// # Errors
-/// Never: each key is a text.
+/// It cannot fail, since every key is a string.
 pub fn received(message: &InboundMessage, recipient: &Recipient, is_created: bool) -> Result<Bytes, serde_json::Error> {
     let Recipient { conversation, uid, state, participants } = recipient;
     let (namespace, name) = (conversation.namespace.as_str(), conversation.name.as_str());
     let conversation = Conversation { namespace, name, uid, state: *state, participants, created: is_created };
     let InboundMessage { kind, channel, contact, proxy, raw, .. } = message;
-    let data = Received { conversation, kind, channel: *channel, contact, proxy, raw };
+    let data = ReceivedData { conversation, kind, channel: *channel, contact, proxy, raw };
     serde_json::to_vec(&data).map(Bytes::from)
 }
 
 /// The data of the event about a message that no conversation gets, for this `reason`. The text `cause` is the API server's.
 ///
 /// # Errors
-/// Never: each key is a text.
+/// It cannot fail, since every key is a string.
 pub fn unroutable(
     message: &InboundMessage,
     reason: Unroutable,
     cause: Option<&str>,
 ) -> Result<Bytes, serde_json::Error> {
     let InboundMessage { kind, channel, contact, proxy, raw, .. } = message;
-    let data = NotRoutable { reason: reason.as_str(), message: cause, kind, channel: *channel, contact, proxy, raw };
+    let data = UnroutableData { reason: reason.as_str(), message: cause, kind, channel: *channel, contact, proxy, raw };
     serde_json::to_vec(&data).map(Bytes::from)
 }

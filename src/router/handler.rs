@@ -28,7 +28,8 @@ const PREFIX: &str = "/v1/sources/";
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// Limits on what a stranger can use. If all are reached at the same time by requests that are authenticated and crafted for this, the memory
-/// is about 250 MiB: JSON takes up to twelve times its size when it is parsed, and is copied once; the connections take 20 MiB.
+/// is about 250 MiB: JSON takes up to twelve times its size while it is parsed, and each message and its event keep it as text; the
+/// connections take 20 MiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The maximum size of a body, in bytes. Meta's batches reach 3 MiB.
@@ -167,7 +168,7 @@ impl Handler {
 
     /// Routes messages until `end`, those of one binding one after the other. The outcome is that of the worst.
     async fn route(&self, origin: Origin<'_>, messages: Vec<InboundMessage>, end: Instant) -> RequestOutcome {
-        // Most requests have one message, which needs no room for others.
+        // Most requests have one message, which needs no grouping by binding.
         if messages.len() == 1 {
             return RequestOutcome::of(self.route_in_order(origin, &messages, end).await);
         }

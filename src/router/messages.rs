@@ -258,7 +258,7 @@ impl Messages {
         let now = self.clock.monotonic();
         let end = now + DELIVERY_TIME;
         let sink_end = if receivers.dead_letter.is_some() { end - DEAD_LETTER_TIME } else { end };
-        // The schema admits no sink without a URL. The data have no key but texts, so they are JSON.
+        // The schema admits no sink without a URL, and the data can always be written.
         let (Some(sink), Ok(data)) = (&receivers.sink, data::received(message, recipient, is_created)) else {
             return MessageOutcome::Failed;
         };

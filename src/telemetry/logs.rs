@@ -23,7 +23,7 @@ pub enum Format {
 }
 
 /// Starts logging to stderr, including panics, and sends spans to `exporter`, if there is one. `filter` is a level, or directives in the
-/// syntax of `tracing_subscriber::EnvFilter`.
+/// syntax of `tracing_subscriber::EnvFilter`; those for spans have no effect.
 ///
 /// # Errors
 /// If `filter` is not valid.
@@ -37,8 +37,8 @@ pub fn init(
     Ok(())
 }
 
-/// Writes logs, and sends spans to `exporter`. Without one, nobody asks for spans, so that they cost nothing: the logs have none, and the list
-/// of layers has no empty place, which would ask for all.
+/// Writes logs, and sends spans to `exporter`. Without one, spans are disabled, so that they cost nothing: the filter of the logs rejects them.
+/// The layers are a list, because an `Option` of a layer that is `None` would enable all spans.
 fn subscriber(
     format: Format,
     filter: &str,

@@ -63,11 +63,12 @@ impl Exporter {
 
 /// Sets the parent of `span` to the caller's span in `headers`.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
+    // Without an exporter, spans are disabled.
     if span.is_disabled() {
         return;
     }
     let caller = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
-    // This fails if there is no exporter.
+    // It fails only for a span that has begun already.
     let _ = span.set_parent(caller);
 }
 

@@ -4,7 +4,7 @@ use super::Rejection;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-/// A text in JSON.
+/// A value that is encoded as JSON already. Two are equal if their texts are.
 #[derive(Clone, Debug, Serialize)]
 pub struct Json(Box<RawValue>);
 
