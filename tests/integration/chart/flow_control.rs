@@ -35,7 +35,11 @@ async fn cluster(installation: &control_plane::InstallationBuilder) -> Cluster {
     let patch = ["patch", "prioritylevelconfiguration", "switchboard", "--type", "merge", "--patch", no_borrowing];
     succeed(cluster.control_plane.kubectl().args(patch));
     let has_one_seat = async {
-        while at_operator_level(&cluster, "apiserver_flowcontrol_current_limit_seats").1 > 1.0 {
+        loop {
+            let (lines, seats) = at_operator_level(&cluster, "apiserver_flowcontrol_current_limit_seats");
+            if lines.len() == 1 && seats <= 1.0 {
+                break;
+            }
             sleep(POLL_INTERVAL).await;
         }
     };

@@ -562,7 +562,17 @@ fn creates_of_conversations_are_not_at_the_operators_priority_level() {
             let account = &schema["spec"]["rules"][0]["subjects"][0]["serviceAccount"]["name"];
             let level = &schema["spec"]["priorityLevelConfiguration"]["name"];
             if schema["metadata"]["name"] == "switchboard-self-check" {
-                assert_eq!(schema["spec"]["rules"][0]["resourceRules"][0]["verbs"][0], "create");
+                let operator = objects.iter().find(|object| title(object) == "FlowSchema/switchboard").unwrap();
+                let precedence = |schema: &Value| schema["spec"]["matchingPrecedence"].as_i64().unwrap();
+                assert!(precedence(schema) < precedence(operator), "{case}: it must be matched first");
+                let [of_check, of_operator] = [schema, operator].map(|schema| &schema["spec"]["rules"][0]);
+                assert_eq!(of_check["subjects"], of_operator["subjects"], "{case}");
+                let rule = &of_check["resourceRules"][0];
+                assert_eq!((&rule["resources"][0], &rule["verbs"][0]), (&"conversations".into(), &"create".into()));
+                assert_eq!(
+                    rule["namespaces"][0],
+                    operator["spec"]["rules"][0]["subjects"][0]["serviceAccount"]["namespace"]
+                );
                 return level.as_str().unwrap().to_owned();
             }
             assert!(
