@@ -70,7 +70,9 @@ impl Cluster {
                 );
                 return Self { kubeconfig, own: None };
             }
-            let control_plane = ControlPlane::builder().api_servers(2).user("outsider", &[]);
+            // Some tests read the whole history, however late in the run they start.
+            let control_plane = ControlPlane::builder().api_server_flag("--etcd-compaction-interval=0");
+            let control_plane = control_plane.api_servers(2).user("outsider", &[]);
             let control_plane = control_plane.start().unwrap_or_else(|error| panic!("{error}"));
             Self::install(control_plane, &installation_with_router().replicas(2))
         };
