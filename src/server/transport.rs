@@ -17,12 +17,13 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::io::InspectReader;
@@ -178,8 +179,14 @@ impl<S: Service> Server<S> {
                     return;
                 }
                 let was_receiving = connection.phase() == Phase::Body;
-                served.as_mut().graceful_shutdown();
-                match served.as_mut().now_or_never() {
+                let ended = match poll_arrived(served.as_mut()).await {
+                    Some(ended) => Some(ended),
+                    None => {
+                        served.as_mut().graceful_shutdown();
+                        served.as_mut().now_or_never()
+                    }
+                };
+                match ended {
                     Some(ended) => ended,
                     // A request, or the rest of its body, has just arrived.
                     None if connection.phase() == Phase::Request => served.await,
@@ -188,14 +195,17 @@ impl<S: Service> Server<S> {
                     None => return,
                 }
             }
-            () = self.shutdown.closing.cancelled() => {
-                served.as_mut().graceful_shutdown();
-                tokio::select! {
-                    biased;
-                    ended = served.as_mut() => ended,
-                    reason = connection.must_close() => return self.closes(reason),
+            () = self.shutdown.closing.cancelled() => match poll_arrived(served.as_mut()).await {
+                Some(ended) => ended,
+                None => {
+                    served.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        biased;
+                        ended = served.as_mut() => ended,
+                        reason = connection.must_close() => return self.closes(reason),
+                    }
                 }
-            }
+            },
         };
         if let Err(error) = ended {
             tracing::debug!(error = %ErrorChain(&error), "connection failed");
@@ -214,4 +224,11 @@ impl<S: Service> Server<S> {
         }
         response
     }
+}
+
+/// Polls a connection with all that has arrived. A shutdown closes an idle connection without another look at its socket, and the runtime may
+/// not have learned yet of a request there: it does before it runs a task again that has yielded.
+async fn poll_arrived<C: Future>(mut connection: Pin<&mut C>) -> Option<C::Output> {
+    yield_now().await;
+    connection.as_mut().now_or_never()
 }

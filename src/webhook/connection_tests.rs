@@ -87,6 +87,24 @@ async fn connection_above_the_limit_is_accepted_and_idle_one_closed() {
     assert!(all(&mut in_flight).await.starts_with("HTTP/1.1 200 "), "the request in flight is answered");
 }
 
+/// The API server does not repeat a request whose connection is closed. The runtime learns of its bytes later than of the shutdown.
+#[tokio::test]
+async fn request_that_arrived_before_the_close_is_answered() {
+    let served = TestServer::start(Limits::default()).await;
+    let (mut used, mut unused) = (served.connect().await, served.connect().await);
+    send(&mut used, request("else").as_bytes()).await;
+    next(&mut used).await;
+    served.until_counted("switchboard_webhook_connections 2").await;
+    for idle in [&mut used, &mut unused] {
+        send(idle, request("else").as_bytes()).await;
+    }
+    served.shutdown.closing.cancel();
+    for idle in [&mut used, &mut unused] {
+        let answer = all(idle).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("fine"), "{answer:?}");
+    }
+}
+
 #[tokio::test]
 async fn every_answer_while_draining_closes_its_connection() {
     let served = TestServer::start(Limits::default()).await;
