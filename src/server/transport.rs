@@ -179,13 +179,11 @@ impl<S: Service> Server<S> {
                     return;
                 }
                 let was_receiving = connection.phase() == Phase::Body;
-                let ended = match poll_arrived(served.as_mut()).await {
-                    Some(ended) => Some(ended),
-                    None => {
-                        served.as_mut().graceful_shutdown();
-                        served.as_mut().now_or_never()
-                    }
-                };
+                let mut ended = poll_arrived(served.as_mut()).await;
+                if ended.is_none() {
+                    served.as_mut().graceful_shutdown();
+                    ended = served.as_mut().now_or_never();
+                }
                 match ended {
                     Some(ended) => ended,
                     // A request, or the rest of its body, has just arrived.
@@ -195,9 +193,10 @@ impl<S: Service> Server<S> {
                     None => return,
                 }
             }
-            () = self.shutdown.closing.cancelled() => match poll_arrived(served.as_mut()).await {
-                Some(ended) => ended,
-                None => {
+            () = self.shutdown.closing.cancelled() => {
+                if let Some(ended) = poll_arrived(served.as_mut()).await {
+                    ended
+                } else {
                     served.as_mut().graceful_shutdown();
                     tokio::select! {
                         biased;
@@ -205,7 +204,7 @@ impl<S: Service> Server<S> {
                         reason = connection.must_close() => return self.closes(reason),
                     }
                 }
-            },
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(error = %ErrorChain(&error), "connection failed");
